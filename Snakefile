@@ -1,0 +1,23 @@
+"""MobileBERT, end to end. `snakemake --cores 2` runs the study smoke; `--config study=cpu` another; `table_8` what a table lacks."""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "workflows/rules/common.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{OUT}/check/passed",
+
+
+include: "workflows/rules/data.smk"
+include: "workflows/rules/teacher.smk"
+include: "workflows/rules/transfer.smk"
+include: "workflows/rules/finetune.smk"
+include: "workflows/rules/quantize.smk"
+include: "workflows/rules/latency.smk"
+include: "workflows/rules/report.smk"

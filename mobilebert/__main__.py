@@ -1,0 +1,122 @@
+"""The command line: every stage as a program of its own, and what one asks before and after.
+
+    python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
+    mobilebert plan smoke                               tokens, FLOPs and hours before anything runs
+    mobilebert describe mobilebert                      a preset's sizes beside the paper's
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from mobilebert.errors import UserError
+
+STAGES = {
+    "data": "check the tables, build the tokenizer, tokenize the corpus",
+    "pretrain": "pre-train MODEL with masked LM and next-sentence prediction",
+    "checkpoint": "take MODEL's weights from a published checkpoint",
+    "transfer": "knowledge transfer from the teacher to MODEL (PKT, JKT)",
+    "distill": "pre-training distillation of MODEL",
+    "finetune": "fine-tune and score MODEL/TASK",
+    "quantize": "quantize MODEL/TASK to int8 and score it again",
+    "latency": "time the study's models",
+    "report": "tables, figures and the page",
+    "track": "write every record to MLflow",
+    "check": "compare the records with what the study expects; exit 1 when it does not hold",
+}
+NAMED = {"pretrain", "checkpoint", "transfer", "distill", "finetune", "quantize"}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mobilebert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for stage, text in STAGES.items():
+        one = commands.add_parser(stage, help=text, description=text)
+        if stage in NAMED:
+            one.add_argument("name", help="MODEL, or MODEL/TASK")
+        _common(one)
+        one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        if stage == "track":
+            one.add_argument("--live", action="store_true", help="follow running stages and stream their curves until interrupted")
+    table = commands.add_parser("table", help="print one of the paper's tables from the records")
+    table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
+    _common(table)
+    plan = commands.add_parser("plan", help="tokens, FLOPs and hours of every stage, and the number of jobs")
+    plan.add_argument("study", help="a study's name or file")
+    plan.add_argument("--device", default="h100", help="device of the estimate (default h100)")
+    describe = commands.add_parser("describe", help="a preset's parameters and FLOPs beside the paper's")
+    describe.add_argument("preset")
+    describe.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
+    describe.add_argument("--json", action="store_true")
+    return top
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--study", default="smoke", help="a study's name or file (default smoke)")
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 for an expectation that failed, 2 for what the user can mend."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "describe":
+            from mobilebert.modeling.cost import describe
+
+            print(describe(options.preset, options.seq, options.json))
+            return 0
+        from mobilebert import config, jobs
+
+        study = config.load(options.study)
+        if options.command == "plan":
+            from mobilebert.reporting.plan import plan
+
+            print(plan(study, jobs.build(study), options.device))
+            return 0
+        return _stage(options, study)
+    except UserError as error:
+        print(f"mobilebert: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+
+
+def _stage(options, study) -> int:
+    from mobilebert import jobs, records
+
+    # Before torch is imported: it reads its number of threads once.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(getattr(options, "threads", 1))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    graph = jobs.build(study)
+    found = records.current(options.results, study.name, graph)
+    if options.command == "table":
+        from mobilebert.reporting.tables import fill, markdown
+
+        print(markdown([table for table in fill(study, graph, found) if table.number == options.number]), end="")
+        return 0
+    if options.command in ("report", "track", "check"):
+        jobs.finish(study, graph, found)
+    if options.command == "track" and options.live:
+        from mobilebert.reporting.tracking import follow
+
+        follow(options.results, study, graph)
+        return 0
+    job = jobs.find(graph, options.command, getattr(options, "name", ""))
+    program = importlib.import_module(f"mobilebert.stages.{options.command}")
+    record = records.execute(job, study.name, options.results, graph, lambda run: program.run(run, study))
+    if options.command == "check":
+        for line in record.details.get("lines", []):
+            print(line)
+        return 1 if record.metrics.get("failed") else 0
+    facts = {key: round(value, 4) for key, value in record.metrics.items() if value is not None}
+    print(f"{record.id}: {record.status}{f' ({record.reason})' if record.reason else ''} in {record.seconds:.1f} s {json.dumps(facts)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""The architecture of a model row at a study's scale, as a plain configuration dictionary."""
+
+from __future__ import annotations
+
+from mobilebert import paper
+from mobilebert.config import Study
+from mobilebert.errors import UserError
+from mobilebert.modeling.presets import preset
+
+WIDTHS = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediate_size")
+
+
+def architecture(study: Study, model: str, full_size: bool = False) -> dict:
+    """Fields of `MobileBertConfig` or `BertConfig` of the model row, `model_type` included, divided by the study's scale.
+
+    `full_size` gives the paper's own widths. Raises UserError when a width does not divide.
+    """
+    row = paper.models()[model]
+    if row.preset == "bag-of-embeddings":
+        base = preset("mobilebert")
+        fields = {"model_type": "bag-of-embeddings", "hidden_size": base["hidden_size"], "vocab_size": base["vocab_size"]}
+    else:
+        fields = preset(row.preset, **row.overrides)
+    if full_size:
+        return fields
+    scale = study.scale
+    for key in WIDTHS:
+        if key in fields:
+            if fields[key] % scale.width_divisor:
+                raise UserError(
+                    f"{study.name}: scale.width_divisor: {scale.width_divisor} does not divide {key} {fields[key]} of {model}"
+                )
+            fields[key] //= scale.width_divisor
+    if "num_hidden_layers" in fields:
+        fields["num_hidden_layers"] = max(1, round(fields["num_hidden_layers"] / scale.layer_divisor))
+        if scale.max_position_embeddings:
+            fields["max_position_embeddings"] = scale.max_position_embeddings
+        if scale.residual_init and fields["model_type"] == "mobilebert":
+            fields["residual_init_scale"] = (2 * fields["num_hidden_layers"]) ** -0.5
+    if study.data.vocab_size:
+        fields["vocab_size"] = study.data.vocab_size
+    return fields

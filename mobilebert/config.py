@@ -1,0 +1,383 @@
+"""A study: everything that defines a result, typed. The defaults below are the paper's recipe.
+
+A study file (`workflows/config/<study>.yaml`) lists only its differences from these defaults. Threads, paths and devices
+are execution: `device` says what a study needs, and nothing of the sort enters a fingerprint.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mobilebert import paper
+from mobilebert.errors import UserError
+
+SCHEMA = 1  # of a study file: raised when a key changes its meaning, never when one is added
+
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "squad_v1.1", "squad_v2.0")
+QUANTIZED_TASKS = ("mnli", "qnli", "mrpc", "sst2", "squad_v1.1")  # the columns of Table 6
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors; an object never changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Strict):
+    source: str = "hub"  # synthetic | local:<folder> | hub
+    sums: str | None = None  # sha256 of a local folder's SHA256SUMS: the data that the study was written for
+    seed: NotNegative = 0
+    documents: Positive | None = None  # read at most so many of the corpus; None: all
+    heldout_share: Rate = 0.005
+    vocab_size: Positive | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
+
+    @field_validator("source")
+    @classmethod
+    def known_source(cls, value: str) -> str:
+        if value not in ("synthetic", "hub") and not re.fullmatch(r"local:.+", value):
+            raise ValueError("synthetic, hub or local:<folder> is allowed")
+        return value
+
+
+class Scale(Strict):
+    """Every width divided by one number, every depth by another: relations between the rows of a table survive."""
+
+    width_divisor: Positive = 1
+    layer_divisor: Positive = 1
+    max_position_embeddings: Positive | None = None
+    residual_init: bool = False  # residual-branch weights start at 1/sqrt(2 x layers): deep NoNorm diverges without
+
+    @property
+    def scaled(self) -> bool:
+        return self.width_divisor > 1 or self.layer_divisor > 1
+
+
+class Training(Strict):
+    steps: Positive
+    warmup_steps: NotNegative
+    batch_size: Positive
+    length: Annotated[int, Field(ge=8)] = 512
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.5e-3
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    beta2: Rate = 0.999
+    weight_decay: Share = 0.01
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: Positive = 1000
+
+    @model_validator(mode="after")
+    def warmup_ends(self):
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        return self
+
+
+class Pretrain(Training):
+    """MLM + NSP (paper section 4.2). Teacher: 500k steps of 4,096 sequences with LAMB; peak rate from the released code."""
+
+    steps: Positive = 500_000
+    warmup_steps: NotNegative = 10_000
+    batch_size: Positive = 4096
+    dropout: bool = True
+
+
+class Search(Pretrain):
+    """Tables 2 and 3: 125k steps of 2,048 sequences, "half of BERT's schedule" (paper section 4.1)."""
+
+    steps: Positive = 125_000
+    warmup_steps: NotNegative = 2_500
+    batch_size: Positive = 2048
+
+
+class Transfer(Training):
+    """Knowledge transfer (paper section 3.5): 240k steps, 10k a layer for PKT."""
+
+    steps: Positive = 240_000
+    warmup_steps: NotNegative = 0
+    batch_size: Positive = 4096
+    lower_layers: Share = 0.1  # rate of layers already learnt, as a share of the current layer's; 0 freezes them
+    factors: tuple[float, float, float, float] | None = None  # feature map, means, variances, attention; None: the recipe's
+
+    @field_validator("factors", mode="before")
+    @classmethod
+    def factors_from_list(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Distill(Training):
+    """Pre-training distillation (paper section 3.4), the teacher's schedule; alpha from the released code."""
+
+    steps: Positive = 500_000
+    warmup_steps: NotNegative = 10_000
+    batch_size: Positive = 4096
+    alpha: Share = 0.5  # share of the hard masked-LM labels
+
+
+class TaskSetting(Strict):
+    """What one task changes of `Finetune`; None keeps the study's value."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    batch_size: Positive | None = None
+    epochs: Positive | None = None
+    length: Annotated[int, Field(ge=8)] | None = None
+    train_rows: Positive | None = None
+    eval_rows: Positive | None = None
+
+
+class Finetune(Strict):
+    """Released code's defaults (5e-5, 3 epochs, batch 32, length 128); SQuAD as its README: 4e-5, 5 epochs, length 384."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+    batch_size: Positive = 32
+    epochs: Positive = 3
+    length: Annotated[int, Field(ge=8)] = 128
+    warmup_share: Share = 0.1
+    weight_decay: Share = 0.01
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seeds: tuple[NotNegative, ...] = (0, 1, 2, 3, 4)
+    train_rows: Positive | None = None
+    eval_rows: Positive | None = None
+    doc_stride: Positive = 128
+    max_query_length: Positive = 64
+    max_answer_length: Positive = 30
+    baseline_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3  # of the bag of embeddings, never pre-trained
+    tasks: dict[str, TaskSetting] = {
+        "squad_v1.1": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
+        "squad_v2.0": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
+    }
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def seeds_from_list(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def distinct(cls, value):
+        if not value or len(set(value)) != len(value):
+            raise ValueError("at least one seed, each once, is allowed")
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def known_tasks(cls, value):
+        for name in value:
+            if name not in TASKS:
+                raise ValueError(f"unknown task {name!r}; allowed: {', '.join(TASKS)}")
+        return value
+
+    def setting(self, task: str) -> dict:
+        """The resolved setting of one task: everything a fine-tuning run depends on, and no other task's values."""
+        base = self.model_dump(exclude={"tasks"})
+        own = self.tasks.get(task, TaskSetting()).model_dump(exclude_none=True)
+        if not task.startswith("squad"):
+            for key in ("doc_stride", "max_query_length", "max_answer_length"):
+                del base[key]
+        return {**base, **own}
+
+
+class Latency(Strict):
+    """Paper section 4.5: batch 1, length 128, 4 threads (a phone's big cores). Models interleaved in rounds."""
+
+    length: Annotated[int, Field(ge=8)] = 128
+    batch_size: Positive = 1
+    threads: Positive = 4
+    rounds: Positive = 50
+    warmup: NotNegative = 5
+    full_size: bool = True  # the paper's widths, whatever the study's scale: speed needs no trained weights
+    models: tuple[str, ...] = (
+        "bert-base",
+        "mobilebert",
+        "mobilebert-tiny",
+        "mobilebert-no-opt",
+        "mobilebert-layernorm-relu",
+        "mobilebert-nonorm-gelu",
+    )
+    engines: tuple[Literal["pytorch", "onnxruntime", "onnxruntime-int8"], ...] = ("pytorch",)
+
+    @field_validator("models", "engines", mode="before")
+    @classmethod
+    def from_list(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Expectation(Strict):
+    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin."""
+
+    what: str
+    metric: str  # e.g. finetune/mobilebert/sst2:accuracy
+    above: str | float | None = None
+    below: str | float | None = None
+    by: float = 0.0
+    reason: str
+
+    @model_validator(mode="after")
+    def one_side(self):
+        if (self.above is None) == (self.below is None):
+            raise ValueError("exactly one of above, below is allowed")
+        return self
+
+
+class Study(Strict):
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    description: str
+    recipe: Literal["paper", "released"] = "paper"
+    seed: NotNegative = 0
+    device: Literal["cpu", "cuda"] = "cuda"
+    data: Data = Data()
+    scale: Scale = Scale()
+    pretrain: Pretrain = Pretrain()
+    search: Search = Search()
+    transfer: Transfer = Transfer()
+    distill: Distill = Distill()
+    finetune: Finetune = Finetune()
+    latency: Latency = Latency()
+    checkpoints: dict[str, str] = {}  # model -> hub name or folder that takes the place of its pre-training
+    run: dict[str, Literal["all"] | tuple[str, ...]] = {"mobilebert": "all"}  # model -> tasks it is fine-tuned on
+    quantize: dict[str, Literal["all"] | tuple[str, ...]] = {"mobilebert": "all"}
+    expect: tuple[Expectation, ...] = ()
+
+    _name: str = "study"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @field_validator("run", "quantize", mode="before")
+    @classmethod
+    def lists_to_tuples(cls, value):
+        if isinstance(value, dict):
+            return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        return value
+
+    @field_validator("expect", mode="before")
+    @classmethod
+    def expectations(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def known_names(self):
+        models = paper.models()
+        for key, table in (("run", self.run), ("quantize", self.quantize), ("checkpoints", self.checkpoints)):
+            for model in table:
+                if model not in models:
+                    raise ValueError(f"{key}: unknown model {model!r}; allowed: {', '.join(models)}")
+        for model in self.latency.models:
+            if model not in models:
+                raise ValueError(f"latency.models: unknown model {model!r}; allowed: {', '.join(models)}")
+        for key, table, allowed in (("run", self.run, TASKS), ("quantize", self.quantize, QUANTIZED_TASKS)):
+            for model, tasks in table.items():
+                for task in () if tasks == "all" else tasks:
+                    if task not in allowed:
+                        raise ValueError(f"{key}.{model}: unknown task {task!r}; allowed: {', '.join(allowed)}")
+        return self
+
+    def labels(self, stage: str) -> list[str]:
+        """What keeps a result of this study from standing beside the paper's: its scale, and its shorter schedules."""
+        found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
+        if self.scale.scaled:
+            found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
+        if stage != "latency" and not self.checkpoints:
+            for name, mine, full in (
+                ("pretrain", self.pretrain, Pretrain()),
+                ("transfer", self.transfer, Transfer()),
+                ("distill", self.distill, Distill()),
+            ):
+                if mine.steps * mine.batch_size * mine.length < full.steps * full.batch_size * full.length:
+                    share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
+                    found.append(f"scaled: {name} sees {share:.1e} of the paper's tokens")
+        return found
+
+    def tasks_of(self, model: str) -> tuple[str, ...]:
+        tasks = self.run.get(model, ())
+        if tasks == "all":
+            return tuple(task for task in TASKS if model != "bag-of-embeddings" or not task.startswith("squad"))
+        return tasks
+
+    def quantized_tasks_of(self, model: str) -> tuple[str, ...]:
+        tasks = self.quantize.get(model, ())
+        return QUANTIZED_TASKS if tasks == "all" else tasks
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as text; people write learning rates so."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def studies() -> dict[str, Path]:
+    """Name -> file of the studies in `workflows/config`, of the working directory first, then of this checkout."""
+    here = Path("workflows/config")
+    folder = here if here.is_dir() else Path(__file__).parents[1] / "workflows" / "config"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load(study: str | Path) -> Study:
+    """Read a study by name or file.
+
+    Raises UserError, one line with file, key and what is allowed.
+    """
+    file = Path(study)
+    if file.suffix not in (".yaml", ".yml"):
+        known = studies()
+        if str(study) not in known:
+            raise UserError(
+                f"study: unknown study {str(study)!r}; allowed: {', '.join(known)}, or a path to a .yaml file"
+            )
+        file = known[str(study)]
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a mapping of keys is allowed, not {type(content).__name__}")
+    try:
+        loaded = Study.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error, Study)}") from None
+    object.__setattr__(loaded, "_name", file.stem)
+    return loaded
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first of pydantic's complaints: key, what is wrong, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "study"
+    if problem["type"] == "extra_forbidden":
+        fields = _fields_at(model, problem["loc"][:-1])
+        return f"{where}: unknown key" + (f"; allowed: {', '.join(fields)}" if fields else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("missing", "value_error"):
+        return f"{where}: {message}"
+    return f"{where}: {message}, not {problem['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
+    """Keys allowed where pydantic's `location` points to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:  # a key of a mapping or an index of a list: `model` is already what it holds
+            continue
+        inner = [kind for kind in (TaskSetting, Expectation) if kind.__name__ in str(field.annotation)]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner = [field.annotation]
+        if not inner:
+            return []
+        model = inner[0]
+    return sorted(field.alias or name for name, field in model.model_fields.items())

@@ -1,0 +1,334 @@
+"""Where documents and tables come from: `synthetic`, `local:<folder>` or `hub`, behind one interface.
+
+A table has the columns and split names of the Hugging Face datasets nyu-mll/glue and rajpurkar/squad(_v2), whichever
+source it comes from. A source never passes a sample for the whole: `label` says which rows a result stands on.
+"""
+
+import hashlib
+import heapq
+import lzma
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from mobilebert.data.glue import TASKS, check_table
+from mobilebert.errors import UserError
+
+# Rows of every split of nyu-mll/glue, rajpurkar/squad and rajpurkar/squad_v2.
+OFFICIAL_ROWS: dict[str, dict[str, int]] = {
+    "cola": {"train": 8_551, "validation": 1_043, "test": 1_063},
+    "sst2": {"train": 67_349, "validation": 872, "test": 1_821},
+    "mrpc": {"train": 3_668, "validation": 408, "test": 1_725},
+    "stsb": {"train": 5_749, "validation": 1_500, "test": 1_379},
+    "qqp": {"train": 363_846, "validation": 40_430, "test": 390_965},
+    "mnli": {
+        "train": 392_702,
+        "validation_matched": 9_815,
+        "validation_mismatched": 9_832,
+        "test_matched": 9_796,
+        "test_mismatched": 9_847,
+    },
+    "qnli": {"train": 104_743, "validation": 5_463, "test": 5_463},
+    "rte": {"train": 2_490, "validation": 277, "test": 3_000},
+    "wnli": {"train": 635, "validation": 71, "test": 146},
+    "ax": {"test": 1_104},
+    "squad_v1.1": {"train": 87_599, "validation": 10_570},
+    "squad_v2.0": {"train": 130_319, "validation": 11_873},
+}
+OFFLINE_CHOICES = "local:<folder> and synthetic work offline"
+
+
+class Source:
+    """Documents for pre-training, tables for fine-tuning and the vocabulary that belongs to them.
+
+    Methods raise UserError for an unknown task, a split that is not there and a file that is not what it should be.
+    """
+
+    spec: str
+
+    def documents(self) -> Iterator[str]:
+        """One document per item, its paragraphs separated by a newline; at most as many as `open_source` was told."""
+        raise NotImplementedError
+
+    def table(self, task: str, split: str) -> pd.DataFrame:
+        """The rows of one split; SQuAD's `answers` are {"text": list[str], "answer_start": list[int]}."""
+        raise NotImplementedError
+
+    def splits(self, task: str) -> list[str]:
+        """The splits that this source has of a task, train first."""
+        raise NotImplementedError
+
+    def rows(self, task: str, split: str) -> int:
+        return len(self.table(task, split))
+
+    def vocab(self) -> Path | None:
+        """The vocab.txt that belongs to the source, or None where the tokenizer is trained on the documents."""
+        raise NotImplementedError
+
+    def files(self, name: str) -> dict[str, str]:
+        """What a task's tables, or the "corpus", are read from: relative name -> sha256 in hexadecimal digits."""
+        raise NotImplementedError
+
+    def label(self, task: str, split: str) -> str | None:
+        """What must stand beside a result on these rows; None where they are the official split, all of it."""
+        rows, official = self.rows(task, split), OFFICIAL_ROWS[check_task(task)].get(split)
+        if rows == official:
+            return None
+        # The 40,430 official QQP dev rows are often not to be had; what stands in for them then was cut from train.
+        if task == "qqp" and split == "validation":
+            return f"{rows:,} held-out train rows"
+        kind = split.removeprefix("validation_").removeprefix("test_")
+        if official is None:
+            return f"{rows:,} {kind} rows of no official split"
+        return f"{rows:,} of {official:,} {kind} rows"
+
+
+class LocalSource(Source):
+    """A folder with corpus/*.txt(.xz), glue/<task>/<split>.parquet, squad/<version>/<split>.parquet, vocab.txt and the
+    SHA256SUMS that pins them; a file is hashed before it is first read."""
+
+    def __init__(self, folder: Path, documents: int | None = None) -> None:
+        self.spec = f"local:{folder}"
+        self.folder = folder
+        self.limit = documents
+        if not folder.is_dir():
+            raise UserError(f"data source local:{folder}: no such folder")
+        sums = folder / "SHA256SUMS"
+        if not sums.is_file():
+            raise UserError(f"{sums}: missing; a local data folder is pinned by the SHA256SUMS that `sha256sum` writes")
+        self.pinned: dict[str, str] = {}
+        for line in sums.read_text(encoding="utf-8").splitlines():
+            digest, _, name = line.partition(" ")
+            self.pinned[name.strip().removeprefix("*").removeprefix("./")] = digest.lower()
+        self._checked: set[str] = set()
+
+    def _path(self, name: str) -> Path:
+        """The file of that name, its hash checked once."""
+        path = self.folder / name
+        if name in self._checked:
+            return path
+        if not path.is_file():
+            raise UserError(f"{path}: missing")
+        if name not in self.pinned:
+            raise UserError(f"{path}: not listed in {self.folder / 'SHA256SUMS'}")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.pinned[name]:
+            raise UserError(f"{path}: sha256 is {found}, SHA256SUMS says {self.pinned[name]}")
+        self._checked.add(name)
+        return path
+
+    def _corpus(self) -> list[str]:
+        there = {f"corpus/{path.name}" for path in (self.folder / "corpus").glob("*")} | set(self.pinned)
+        names = sorted(n for n in there if n.startswith("corpus/") and n.endswith((".txt", ".txt.xz")))
+        if not names:
+            raise UserError(f"{self.folder / 'corpus'}: no *.txt.xz or *.txt file")
+        return names
+
+    def _table(self, task: str, split: str) -> str:
+        if split not in self.splits(task):
+            raise UserError(
+                f"{self.folder / TASKS[task].folder}: no split {split}; there: {', '.join(self.splits(task))}"
+            )
+        return f"{TASKS[task].folder}/{split}.parquet"
+
+    def documents(self) -> Iterator[str]:
+        paths = [self._path(name) for name in self._corpus()]
+        return islice(interleave([(_read_documents(path), 1.0) for path in paths]), self.limit)
+
+    def table(self, task: str, split: str) -> pd.DataFrame:
+        path = self._path(self._table(task, split))
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from error
+        return _checked(frame, task, split, str(path))
+
+    def rows(self, task: str, split: str) -> int:
+        return pq.read_metadata(self._path(self._table(task, split))).num_rows
+
+    def splits(self, task: str) -> list[str]:
+        prefix = TASKS[check_task(task)].folder + "/"
+        stems = {name.removeprefix(prefix).removesuffix(".parquet") for name in self.pinned if name.startswith(prefix)}
+        return [split for split in TASKS[task].splits.values() if split in stems]
+
+    def vocab(self) -> Path:
+        return self._path("vocab.txt")
+
+    def files(self, name: str) -> dict[str, str]:
+        names = self._corpus() if name == "corpus" else [self._table(name, split) for split in self.splits(name)]
+        for path in names:
+            self._path(path)
+        return {path: self.pinned[path] for path in names}
+
+
+class HubSource(Source):
+    """The Hugging Face hub through `datasets`: English Wikipedia, books, GLUE, SQuAD and MobileBERT's vocabulary.
+
+    The BookCorpus of the paper is not distributed any more and its hub copy is a loading script, which datasets>=4
+    refuses; manu/project_gutenberg (English split, a whole book a row) stands in for it.
+    """
+
+    WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en", "train")
+    BOOKS = ("manu/project_gutenberg", None, "en")
+    # BERT read 2,500 million words of Wikipedia and 800 million of books (Devlin et al. 2019, section 3.1).
+    WORDS = (2500.0, 800.0)
+    MODEL = "google/mobilebert-uncased"
+
+    def __init__(self, documents: int | None = None) -> None:
+        self.spec = "hub"
+        self.limit = documents
+        self._tables: dict[tuple[str, str], pd.DataFrame] = {}
+
+    def documents(self) -> Iterator[str]:
+        streams = [self._load(*corpus, streaming=True) for corpus in (self.WIKIPEDIA, self.BOOKS)]
+        texts = [((row["text"] for row in stream), words) for stream, words in zip(streams, self.WORDS)]
+        return islice(interleave(texts), self.limit)
+
+    def table(self, task: str, split: str) -> pd.DataFrame:
+        if split not in self.splits(task):
+            raise UserError(f"hub: {task} has no split {split}; there: {', '.join(self.splits(task))}")
+        if (task, split) not in self._tables:
+            frame = self._load(*_hub_name(task), split).to_pandas()
+            self._tables[task, split] = _checked(frame, task, split, f"hub: {task}/{split}")
+        return self._tables[task, split]
+
+    def splits(self, task: str) -> list[str]:
+        return list(TASKS[check_task(task)].splits.values())
+
+    def vocab(self) -> Path:
+        _offline_unless_reachable()
+        import huggingface_hub
+
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.MODEL, "vocab.txt"))
+        except Exception as error:
+            raise _unreachable(f"{self.MODEL}/vocab.txt", error) from error
+
+    def files(self, name: str) -> dict[str, str]:
+        """For tables the hash of their rows as JSON lines. The corpus is streamed, so no hash of it is known before it
+        was read: it is pinned by the names of the two data sets alone."""
+        if name == "corpus":
+            names = ["/".join(filter(None, corpus)) for corpus in (self.WIKIPEDIA, self.BOOKS)]
+            return {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
+        hashes = {}
+        for split in self.splits(name):
+            rows = self.table(name, split).to_json(orient="records", lines=True)
+            hashes["/".join(filter(None, (*_hub_name(name), split)))] = hashlib.sha256(rows.encode()).hexdigest()
+        return hashes
+
+    @staticmethod
+    def _load(repository: str, configuration: str | None, split: str, **options):
+        _offline_unless_reachable()
+        import datasets
+
+        # Any failure of a download ends here: the hub's libraries raise a dozen unrelated types for "not reachable".
+        try:
+            return datasets.load_dataset(repository, configuration, split=split, **options)
+        except Exception as error:
+            raise _unreachable("/".join(filter(None, (repository, configuration, split))), error) from error
+
+
+def open_source(spec: str, *, seed: int = 0, documents: int | None = None) -> Source:
+    """The source that `spec` names: `synthetic` (drawn from `seed`), `local:<folder>` or `hub`.
+
+    `documents` bounds how many documents of the corpus are read. Raises UserError for any other spec and for a folder
+    that is not a data folder.
+    """
+    kind, _, rest = spec.partition(":")
+    if documents is not None and documents < 1:
+        raise UserError(f"data source {spec}: documents is {documents}, must be at least 1")
+    if spec == "synthetic":
+        from mobilebert.data.synthetic import SyntheticSource
+
+        return SyntheticSource(seed, documents)
+    if kind == "local" and rest:
+        return LocalSource(Path(rest).expanduser(), documents)
+    if spec == "hub":
+        return HubSource(documents)
+    raise UserError(f"data source {spec!r}: must be synthetic, local:<folder> or hub")
+
+
+def interleave(streams: Sequence[tuple[Iterable[str], float]]) -> Iterator[str]:
+    """Documents of several streams so that the characters taken of each keep to its weight.
+
+    A prefix of the result is then a fair sample of the whole: of shards of articles and of books 100 times as long,
+    the first thousand documents hold both. Deterministic.
+    """
+    iterators = [iter(stream) for stream, _ in streams]
+    heap = [(0.0, index) for index in range(len(streams))]
+    while heap:
+        taken, index = heap[0]
+        document = next(iterators[index], None)
+        if document is None:
+            heapq.heappop(heap)
+            continue
+        heapq.heapreplace(heap, (taken + len(document) / streams[index][1], index))
+        yield document
+
+
+def check_task(task: str) -> str:
+    if task not in TASKS:
+        raise UserError(f"task {task!r}: must be one of {', '.join(TASKS)}")
+    return task
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _read_documents(path: Path) -> Iterator[str]:
+    """Documents of one shard: a paragraph a line, blank lines between documents."""
+    paragraphs: list[str] = []
+    with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            if line := line.strip():
+                paragraphs.append(line)
+            elif paragraphs:
+                yield "\n".join(paragraphs)
+                paragraphs = []
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def _hub_name(task: str) -> tuple[str, str | None]:
+    squad = {"squad_v1.1": "rajpurkar/squad", "squad_v2.0": "rajpurkar/squad_v2"}
+    return (squad[task], None) if task in squad else ("nyu-mll/glue", task)
+
+
+def _checked(frame: pd.DataFrame, task: str, split: str, where: str) -> pd.DataFrame:
+    """The checked table, `answers` as plain lists: pyarrow reads a nested list as an array, scorers take lists."""
+    if TASKS[task].is_squad and "answers" in frame:
+        frame["answers"] = [
+            {"text": list(row["text"]), "answer_start": [int(start) for start in row["answer_start"]]}
+            for row in frame["answers"]
+        ]
+    role = next(role for role, stem in TASKS[task].splits.items() if stem == split)
+    check_table(frame, TASKS[task], role, where)
+    return frame
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    return UserError(f"hub: {name} could not be reached ({one_line(error)}); {OFFLINE_CHOICES}")
+
+
+def _offline_unless_reachable() -> None:
+    """Without a network the hub's libraries retry for half a minute and more; here five seconds decide.
+
+    Their cache still works offline. The variable is read when huggingface_hub is first imported, so this comes before.
+    """
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, whatever it says
+    except (OSError, ValueError):
+        os.environ["HF_HUB_OFFLINE"] = "1"

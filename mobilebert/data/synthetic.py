@@ -1,0 +1,301 @@
+"""A small made-up language and, written in it, a corpus, the GLUE tasks and SQuAD: what the suite runs on without data.
+
+About 300 pseudo-words in classes; a grammar; twelve topics. The signals are ones that a two-layer encoder of width 64
+learns from a few thousand examples, and each is a known shortcut of the task it stands for: polar words in SST-2, the
+negation of contradicted hypotheses in MNLI, the cue word before an answer in SQuAD. Nothing measured on this text says
+anything about English.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from mobilebert.data.glue import HIDDEN_LABEL, TASKS
+from mobilebert.data.sources import Source, check_task
+from mobilebert.errors import UserError
+
+GENERATOR_VERSION = 1
+DOCUMENTS = 600
+TOPICS = 12
+# By the first word of a split's name; a SQuAD count is of questions.
+ROWS = {"train": 800, "validation": 200, "test": 60}
+SQUAD_ROWS = {"train": 900, "validation": 198}
+# MNLI's mismatched rows are of topics that its training rows do not have.
+MISMATCHED_TOPICS = range(9, TOPICS)
+# Share of the development sets' 198 paragraphs that the corpus repeats, so that dropping such documents is exercised.
+LEAKED_SHARE = 0.015
+# Share of rows whose signal is left out, so that no score can be perfect.
+NOISE = 0.05
+
+
+def _words(syllables: int, count: int, rng: np.random.Generator, taken: set[str]) -> list[str]:
+    words: list[str] = []
+    while len(words) < count:
+        word = "".join(rng.choice(list("bdfgklmnprstvz")) + rng.choice(list("aeiou")) for _ in range(syllables))
+        if word not in taken:
+            taken.add(word)
+            words.append(word)
+    return words
+
+
+class Language:
+    """The vocabulary, one for all seeds: a model pre-trained on one seed's corpus can read another seed's tables."""
+
+    def __init__(self) -> None:
+        rng, taken = np.random.default_rng(GENERATOR_VERSION), set()
+
+        def words(count: int, syllables: int = 2) -> list[str]:
+            return _words(syllables, count, rng, taken)
+
+        # A determiner and its noun agree: a pair by the topic, the first of it for nouns of even index. Prepositions go
+        # with the topic and auxiliaries with the verb, so that a masked word can be told from its neighbours.
+        self.determiners = [words(2) for _ in range(3)]
+        self.nouns = [words(8) for _ in range(TOPICS)]
+        self.verbs = [words(3, 3) for _ in range(TOPICS)]
+        self.adjectives = words(16, 3)
+        self.good, self.bad = words(14, 3), words(14, 3)
+        self.prepositions, self.auxiliaries = words(5), words(3)
+        # Entities by question word: each class has its cue word, which stands right before the entity.
+        self.questions, self.cues = words(3), words(3)
+        self.entities = [words(16, 3) for _ in range(3)]
+        self.same, self.other = words(3), words(3)  # "likewise", "unlike"
+        self.negations, self.hedges = words(3), words(3)  # "never", "perhaps"
+        self.degrees = [words(2) for _ in range(6)]  # from "nothing like" to "exactly", for STS-B
+        self.impossible = words(4)  # in questions that the paragraph does not answer
+
+
+LANGUAGE = Language()
+
+
+class _Writer:
+    """Sentences on one topic, drawn from `rng`; a sentence is a list of words."""
+
+    def __init__(self, rng: np.random.Generator, topic: int) -> None:
+        self.rng, self.topic = rng, topic
+
+    def pick(self, words: list[str]) -> str:
+        return words[self.rng.integers(len(words))]
+
+    def chance(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
+
+    def phrase(self, adjectives: list[str] | None = None, noun: int | None = None) -> list[str]:
+        nouns = LANGUAGE.nouns[self.topic]
+        noun = int(self.rng.integers(len(nouns))) if noun is None else noun
+        pair = LANGUAGE.determiners[self.topic % len(LANGUAGE.determiners)]
+        if adjectives is None:
+            adjectives = LANGUAGE.adjectives if self.chance(0.3) else []
+        return [pair[noun % 2], *([self.pick(adjectives)] if adjectives else []), nouns[noun]]
+
+    def verb(self) -> tuple[list[str], int]:
+        """A verb, finite or after an auxiliary as an infinitive in -n, and the noun that is its usual object."""
+        verb = int(self.rng.integers(3))
+        word = LANGUAGE.verbs[self.topic][verb]
+        words = [LANGUAGE.auxiliaries[verb], word + "n"] if self.chance(0.5) else [word]
+        return words, verb + 3 * int(self.chance(0.2))
+
+    def clause(self, adjectives: list[str] | None = None) -> list[str]:
+        """6 to 12 words: subject, verb, object and perhaps a place."""
+        verb, noun = self.verb()
+        words = [*self.phrase(adjectives), *verb, *self.phrase(adjectives, noun)]
+        if self.chance(0.4):
+            words += [LANGUAGE.prepositions[self.topic % len(LANGUAGE.prepositions)], *self.phrase([])]
+        return words
+
+    def fact(self, kind: int, length: int = 1) -> tuple[list[str], str]:
+        """A clause that ends in a cue word and its entity, and the entity."""
+        entity = list(self.rng.choice(LANGUAGE.entities[kind], length, replace=False))
+        verb, _ = self.verb()
+        return [*self.phrase([]), *verb, LANGUAGE.cues[kind], *entity], " ".join(entity)
+
+    def question(self, kind: int, impossible: bool = False) -> list[str]:
+        verb, noun = self.verb()
+        marker = [self.pick(LANGUAGE.impossible)] if impossible else []
+        return [LANGUAGE.questions[kind], *marker, *verb, *self.phrase([], noun)]
+
+    def sentence(self) -> str:
+        """Any sentence of the language: every class of words occurs in the corpus."""
+        kind = self.rng.random()
+        if kind < 0.55:
+            return _text(self.clause())
+        if kind < 0.70:
+            return _text(self.clause(LANGUAGE.good if self.chance(0.5) else LANGUAGE.bad))
+        if kind < 0.82:
+            return _text(self.fact(int(self.rng.integers(3)), int(self.rng.integers(1, 3)))[0])
+        if kind < 0.88:
+            return _text(self.question(int(self.rng.integers(3)), self.chance(0.33)), "?")
+        markers = [LANGUAGE.same, LANGUAGE.other, LANGUAGE.negations, LANGUAGE.hedges, *LANGUAGE.degrees]
+        return _text(self.about(self.clause(), markers[self.rng.integers(len(markers))]))
+
+    def about(self, words: list[str], markers: list[str]) -> list[str]:
+        """A restatement of `words`, most of them kept, between two markers; without these once in a while."""
+        kept = [word for word in words if not self.chance(0.2)]
+        return kept if self.chance(NOISE) else [self.pick(markers), *kept, self.pick(markers)]
+
+
+def _text(words: list[str], mark: str = ".") -> str:
+    return " ".join(words) + f" {mark}"
+
+
+def _cola(w: _Writer, label: int) -> list[str]:
+    """Unacceptable: an infinitive without its auxiliary."""
+    words, verb = w.phrase(), LANGUAGE.verbs[w.topic][w.rng.integers(3)]
+    if label:
+        words += [verb] if w.chance(0.5) else [w.pick(LANGUAGE.auxiliaries), verb + "n"]
+    else:
+        words += [verb + "n"]
+    return [_text(words + w.phrase())]
+
+
+def _sst2(w: _Writer, label: int) -> list[str]:
+    adjectives = [LANGUAGE.bad, LANGUAGE.good][label]
+    return [_text(w.clause(LANGUAGE.good + LANGUAGE.bad if w.chance(NOISE) else adjectives))]
+
+
+def _paraphrase(w: _Writer, label: int) -> list[str]:
+    first = w.clause()
+    second = w.about(first if label else w.clause(), [LANGUAGE.other, LANGUAGE.same][label])
+    return [_text(first), _text(second)]
+
+
+def _duplicate(w: _Writer, label: int) -> list[str]:
+    first = w.question(int(w.rng.integers(3)))
+    second = w.about(first if label else w.question(int(w.rng.integers(3))), [LANGUAGE.other, LANGUAGE.same][label])
+    return [_text(first, "?"), _text(second, "?")]
+
+
+def _similarity(w: _Writer, label: float) -> list[str]:
+    """As many fifths of the first sentence stay as the score says, between two words for the degree."""
+    first = w.clause()
+    second = [word if w.chance(label / 5) else w.pick(LANGUAGE.adjectives) for word in first]
+    return [_text(first), _text(w.about(second, LANGUAGE.degrees[round(label)]))]
+
+
+def _entailment(markers: list[list[str]]):
+    """Pairs whose second sentence restates the first between markers of its label: `markers` by label."""
+
+    def pair(w: _Writer, label: int) -> list[str]:
+        first = w.clause()
+        return [_text(first), _text(w.about(first, markers[label]))]
+
+    return pair
+
+
+def _answer_sentence(w: _Writer, label: int) -> list[str]:
+    """QNLI: 0, entailment, where the sentence holds an entity of the kind that is asked for."""
+    kind = int(w.rng.integers(3))
+    sentence = w.clause() if label != int(w.chance(NOISE)) else w.fact(kind)[0]
+    return [_text(w.question(kind), "?"), _text(sentence)]
+
+
+_THREE_WAY = _entailment([LANGUAGE.same, LANGUAGE.hedges, LANGUAGE.negations])
+# How many labels (0: a score from 0 to 5) and what writes a row's sentences from its label.
+_GLUE = {
+    "cola": (2, _cola),
+    "sst2": (2, _sst2),
+    "mrpc": (2, _paraphrase),
+    "stsb": (0, _similarity),
+    "qqp": (2, _duplicate),
+    "mnli": (3, _THREE_WAY),
+    "qnli": (2, _answer_sentence),
+    "rte": (2, _entailment([LANGUAGE.same, LANGUAGE.negations])),
+    "wnli": (2, _entailment([LANGUAGE.negations, LANGUAGE.same])),
+    "ax": (3, _THREE_WAY),
+}
+
+
+class SyntheticSource(Source):
+    """The generator as a source. Every table has its own stream of random numbers: none depends on which were read
+    before."""
+
+    def __init__(self, seed: int, documents: int | None = None) -> None:
+        if seed < 0:
+            raise UserError(f"data source synthetic: seed is {seed}, must be 0 or more")
+        self.spec = "synthetic"
+        self.seed = seed
+        self.limit = documents or DOCUMENTS
+
+    def _rng(self, *names: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, GENERATOR_VERSION, *(zlib.crc32(name.encode()) for name in names)])
+
+    def documents(self) -> Iterator[str]:
+        rng = self._rng("corpus")
+        leaks = self._leaked()
+        for number in range(self.limit):
+            w = _Writer(rng, int(rng.integers(TOPICS)))
+            paragraphs = [" ".join(w.sentence() for _ in range(rng.integers(3, 6))) for _ in range(rng.integers(2, 5))]
+            if number % 7 == 3 and leaks:
+                paragraphs.insert(1, leaks.pop())
+            yield "\n".join(paragraphs)
+
+    def _leaked(self) -> list[str]:
+        tasks = ("squad_v1.1", "squad_v2.0")
+        paragraphs = [c for task in tasks for c in self.table(task, "validation")["context"].unique()]
+        return paragraphs[:: round(1 / LEAKED_SHARE)]
+
+    def splits(self, task: str) -> list[str]:
+        return list(TASKS[check_task(task)].splits.values())
+
+    def table(self, task: str, split: str) -> pd.DataFrame:
+        if split not in self.splits(task):
+            raise UserError(f"synthetic: {task} has no split {split}; there: {', '.join(self.splits(task))}")
+        rng = self._rng(task, split)
+        if task.startswith("squad"):
+            return _squad_table(rng, task, split)
+        labels, write = _GLUE[task]
+        topics = range(TOPICS)
+        if task == "mnli":
+            topics = MISMATCHED_TOPICS if split.endswith("mismatched") else range(MISMATCHED_TOPICS.start)
+        rows = []
+        for number in range(ROWS[split.split("_")[0]]):
+            label = int(rng.integers(labels)) if labels else round(float(rng.uniform(0, 5)), 1)
+            texts = write(_Writer(rng, int(rng.choice(topics))), label)
+            rows.append([*texts, type(label)(HIDDEN_LABEL) if split.startswith("test") else label, number])
+        return pd.DataFrame(rows, columns=[*TASKS[task].text_columns, "label", "idx"])
+
+    def vocab(self) -> None:
+        return None
+
+    def files(self, name: str) -> dict[str, str]:
+        origin = f"synthetic {name} version {GENERATOR_VERSION} seed {self.seed}"
+        if name == "corpus":
+            origin += f" documents {self.limit}"
+        else:
+            check_task(name)
+        return {f"synthetic/{name}": hashlib.sha256(origin.encode()).hexdigest()}
+
+    def label(self, task: str, split: str) -> str:
+        return f"{self.rows(task, split)} synthetic rows"
+
+
+def _squad_table(rng: np.random.Generator, task: str, split: str) -> pd.DataFrame:
+    """Paragraphs of four sentences with two questions each; a quarter have an entity of a kind that is not asked for.
+
+    In v2.0 every third paragraph lacks the answer, and a word in its questions gives that away. As in the genuine data
+    a training question has one answer, a development question the answers of three annotators.
+    """
+    rows: list[dict] = []
+    for number in range(SQUAD_ROWS[split]):
+        if number % 2 == 0:
+            w = _Writer(rng, int(rng.integers(TOPICS)))
+            kind = int(rng.integers(3))
+            impossible = task == "squad_v2.0" and number % 6 == 4
+            fact, answer = w.fact(kind, int(rng.integers(1, 3)))
+            sentences = [w.clause() if impossible else fact, w.clause(), w.clause()]
+            sentences.append(w.fact((kind + 1) % 3)[0] if w.chance(0.25) else w.clause())
+            context = " ".join(_text(sentences[index]) for index in rng.permutation(4))
+            texts = [answer, answer, answer.split()[-1]] if split == "validation" else [answer]
+            texts = [] if impossible else texts
+        rows.append(
+            {
+                "id": f"{task}-{split}-{number:05d}",
+                "title": f"topic-{w.topic}",
+                "context": context,
+                "question": _text(w.question(kind, impossible), "?"),
+                "answers": {"text": texts, "answer_start": [f" {context}".index(f" {text} ") for text in texts]},
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,111 @@
+"""BERT's uncased WordPiece tokenizer: a source's vocab.txt, or trained on the documents of a source without one."""
+
+import json
+import string
+from collections import Counter
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mobilebert.data.sources import Source
+from mobilebert.errors import UserError
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
+# With vocab_size None the trainer takes as many pieces as it finds, up to the size of BERT's own vocabulary.
+BERT_VOCAB_SIZE = 30_522
+
+
+def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokenizer:
+    """Write tokenizer.json, vocab.txt and tokenizer_config.json to `out`, a folder that transformers' BertTokenizerFast
+    loads, and return the tokenizer.
+
+    vocab_size: the exact size; None takes what the source has. A source's own vocab.txt is used whole. Raises UserError
+    where `vocab_size` is not the size of vocab.txt, or is more or less than the documents can give.
+    """
+    path = source.vocab()
+    if path is None:
+        vocab = _train(source, vocab_size)
+    else:
+        vocab = path.read_text(encoding="utf-8").splitlines()
+        if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
+            raise UserError(f"{path}: no token {', '.join(missing)}")
+        if vocab_size not in (None, len(vocab)):
+            raise UserError(f"vocab_size is {vocab_size}: must be absent or {len(vocab)}, the size of {path}")
+    tokenizer = _bert(vocab)
+    out.mkdir(parents=True, exist_ok=True)
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": 512,
+        **{f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS)},
+    }
+    _write(out / "vocab.txt", "".join(f"{token}\n" for token in vocab))
+    _write(out / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that `build_tokenizer` wrote. Raises UserError where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing")
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises the bare Exception for a malformed file
+        raise UserError(f"{path}: not a tokenizer file ({' '.join(str(error).split())[:120]})") from error
+
+
+def _normalizer() -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True)
+
+
+def _bert(vocab: list[str]) -> Tokenizer:
+    ids = {token: index for index, token in enumerate(vocab)}
+    if len(ids) != len(vocab):
+        repeated = [token for token, count in Counter(vocab).items() if count > 1]
+        raise UserError(f"vocab.txt: {', '.join(repeated[:3])} listed more than once")
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.normalizer = _normalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, ids[CLS]), (SEP, ids[SEP])],
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def _train(source: Source, vocab_size: int | None) -> list[str]:
+    """A vocabulary that is the same in every run: special tokens, then pieces in the order of the trainer.
+
+    The trainer numbers characters in the order of a hash table with a random seed, and ties between equally frequent
+    pairs are broken by those numbers. Handing it every piece of one character as a "special" token fixes the numbers.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
+    tokenizer.normalizer = _normalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for document in source.documents():
+        text = tokenizer.normalizer.normalize_str(document)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    characters = sorted({character for word in counts for character in word} | set(string.ascii_lowercase))
+    fixed = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    size = vocab_size or BERT_VOCAB_SIZE
+    if size < len(fixed):
+        raise UserError(f"vocab_size is {size}: must be at least {len(fixed)}, the special tokens and characters")
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=fixed, show_progress=False)
+    tokenizer.train_from_iterator((f"{word} " * count for word, count in sorted(counts.items())), trainer)
+    vocab = tokenizer.get_vocab()
+    if vocab_size is not None and len(vocab) != vocab_size:
+        raise UserError(f"vocab_size is {vocab_size}: the documents of {source.spec} give at most {len(vocab)} pieces")
+    return sorted(vocab, key=vocab.__getitem__)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,62 @@
+"""8-bit post-training quantization of an ONNX file, and running such files."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from mobilebert.errors import UserError
+
+
+def quantize_int8(source: Path, target: Path) -> dict[str, int]:
+    """Write the model in `source` to `target` with int8 weights; returns {"bytes_before": ..., "bytes_after": ...}.
+
+    The paper's "standard 8-bit post-training quantization" (table of quantized models), as ONNX Runtime does it: the
+    weights of matrix products (int8) and the embedding tables (uint8) get one scale a matrix; the activations that meet
+    such weights are quantized at run time, each by its own range, so there is nothing to calibrate. Products of two
+    activations (the attention scores) stay float32.
+
+    The file appears under its name only when it is complete. Raises UserError where `source` is not an ONNX model.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    OnnxModel(source)  # refuses a bad file; the quantizer has an exception of its own for every way of being bad
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        prepared, result = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        # Folds away what stands between a weight and its product. Shape inference is left out: it adds nothing that
+        # dynamic quantization reads, and fails on some exported graphs.
+        quant_pre_process(source, prepared, skip_onnx_shape=True, skip_symbolic_shape=True)
+        # Measured on MobileBERT, 128 tokens, one core: unsigned weights give the same error and take 58 ms where signed
+        # ones take 25; a scale for each column changes the relative error from 0.014 to 0.012.
+        quantize_dynamic(prepared, result, weight_type=QuantType.QInt8)
+        os.replace(result, target)
+    return {"bytes_before": source.stat().st_size, "bytes_after": target.stat().st_size}
+
+
+class OnnxModel:
+    """An ONNX file, loaded to run on the CPU."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        """Raises UserError where `path` is missing or not an ONNX model."""
+        import onnxruntime
+
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; an ONNX model is expected")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors: a fresh int8 graph warns of what the optimizer then does
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exception classes share no base but this
+            raise UserError(f"{path}: not a readable ONNX model ({str(error).splitlines()[0]})") from error
+        self.inputs = [given.name for given in self._session.get_inputs()]
+        self.outputs = [given.name for given in self._session.get_outputs()]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Output arrays by name. Of `batch` only the model's inputs are read, as int64; labels may stay in it."""
+        feed = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
+        return dict(zip(self.outputs, self._session.run(self.outputs, feed)))

@@ -1,0 +1,26 @@
+"""`evaluate.load(<this folder>, TASK)`: the scores of `mobilebert.evaluation.glue.score`, as fractions."""
+
+import datasets
+import evaluate
+
+from mobilebert.data.glue import TASKS
+from mobilebert.evaluation.glue import score
+
+
+class Glue(evaluate.Metric):
+    def _info(self):
+        task = TASKS.get(self.config_name)
+        if task is None or task.is_squad:
+            allowed = ", ".join(name for name, known in TASKS.items() if not known.is_squad)
+            raise ValueError(f"configuration {self.config_name!r} is not known; allowed: {allowed}")
+        value = datasets.Value("float64" if task.is_regression else "int64")
+        return evaluate.MetricInfo(
+            description="GLUE scores, as fractions.",
+            citation="Wang et al., GLUE, ICLR 2019",
+            inputs_description="predictions and references: class indices, or real values for stsb",
+            features=datasets.Features({"predictions": value, "references": value}),
+            format="numpy",
+        )
+
+    def _compute(self, predictions, references):
+        return score(self.config_name, predictions, references)

@@ -1,0 +1,98 @@
+"""Predictions of a task and their score, for any model that maps a batch to logits: PyTorch or ONNX Runtime, float or int8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mobilebert.data import squad
+from mobilebert.data.features import Examples, encode, encode_squad, sample, table_file
+from mobilebert.data.glue import TASKS
+from mobilebert.evaluation import glue
+from mobilebert.evaluation import squad as squad_scores
+from mobilebert.records import Diverged
+
+Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # input_ids, attention_mask, token_type_ids -> logits
+BATCH = 64
+EVALUATED = ("validation", "validation_mismatched")
+
+
+def outputs(forward: Forward, examples: Examples, names: tuple[str, ...]) -> dict[str, list[np.ndarray]]:
+    """Every named output, one array a row in the rows' order.
+
+    Raises Diverged for values that are not finite.
+    """
+    found: dict[str, list] = {name: [None] * len(examples) for name in names}
+    for rows in examples.by_length(BATCH):
+        batch = examples.batch(rows)
+        result = forward({key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")})
+        for name in names:
+            if not np.isfinite(result[name]).all():
+                raise Diverged(f"{name}: the model's outputs are not finite")
+            for place, row in enumerate(rows):
+                found[name][row] = result[name][place]
+    return found
+
+
+def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) -> tuple[dict, dict]:
+    """Score a model on every labelled validation split of a task, and predict AX beside MNLI.
+
+    Returns (metrics, details): fractions by the task's metric names, `mismatched_` before MNLI's second set; rows, shares of the
+    predicted classes and of the labels. Predictions are written to `out`/predictions.parquet (SQuAD: predictions.json).
+    """
+    task = TASKS[setting["task"]]
+    if task.is_squad:
+        return _evaluate_squad(forward, tokenizer, data, setting, out)
+    metrics, details, tables = {}, {"rows": {}, "shares": {}, "label_shares": {}}, []
+    for role in EVALUATED:
+        file = table_file(data, task.name, role)
+        if not file.exists():
+            continue
+        frame = sample(pd.read_parquet(file), setting["eval_rows"], seed=0)
+        examples = encode(tokenizer, task.name, frame, setting["length"])
+        predictions = _predict(forward, examples, task)
+        prefix = "mismatched_" if role == "validation_mismatched" else ""
+        metrics |= {prefix + name: value for name, value in glue.score(task.name, predictions, frame["label"].to_numpy()).items()}
+        details["rows"][role] = len(frame)
+        if not task.is_regression:
+            details["shares"][role] = glue.share(predictions, task.num_labels)
+            details["label_shares"][role] = glue.share(frame["label"].to_numpy(), task.num_labels)
+            metrics[f"{prefix}majority"] = max(details["label_shares"][role])
+        tables.append(pd.DataFrame({"split": role, "idx": frame["idx"], "prediction": predictions, "label": frame["label"]}))
+    if task.name == "mnli" and table_file(data, "ax", "test").exists():
+        frame = pd.read_parquet(table_file(data, "ax", "test"))
+        predictions = _predict(forward, encode(tokenizer, "ax", frame, setting["length"]), task)
+        details["shares"]["ax"] = glue.share(predictions, task.num_labels)
+        tables.append(pd.DataFrame({"split": "ax", "idx": frame["idx"], "prediction": predictions, "label": -1}))
+    pd.concat(tables).to_parquet(out / "predictions.parquet", index=False)
+    return metrics, details
+
+
+def _predict(forward: Forward, examples: Examples, task) -> np.ndarray:
+    logits = np.stack(outputs(forward, examples, ("logits",))["logits"])
+    return np.clip(logits[:, 0], 0.0, 5.0) if task.is_regression else logits.argmax(-1)
+
+
+def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) -> tuple[dict, dict]:
+    v2 = setting["task"] == "squad_v2.0"
+    frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
+    examples, windows = encode_squad(tokenizer, frame, setting, training=False)
+    found = outputs(forward, examples, ("start_logits", "end_logits"))
+    texts, odds = squad.postprocess(
+        windows, found["start_logits"], found["end_logits"], frame, max_answer_length=setting["max_answer_length"], v2=v2
+    )
+    wanted = squad.references(frame)
+    scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)
+    answers = squad_scores.with_null(texts, odds, 0.0) if v2 else texts
+    (out / "predictions.json").write_text(json.dumps({"answers": texts, "null_odds": odds}, ensure_ascii=False), encoding="utf-8")
+    empty = sum(not text for text in answers.values()) / len(answers)
+    details = {
+        "rows": {"validation": len(frame)},
+        "windows": len(examples),
+        "shares": {"validation": [1 - empty, empty]},  # answered, left unanswered
+    }
+    return {key: float(value) for key, value in scores.items() if isinstance(value, int | float)}, details

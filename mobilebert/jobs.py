@@ -1,0 +1,276 @@
+"""The graph of a study: every stage of every row, what it reads, and the fingerprint that says whether a record is its own.
+
+A fingerprint covers a job's resolved configuration, its inputs' fingerprints and the comment-free syntax of the modules it
+uses. Threads, paths and devices never enter it. Snakemake, `plan`, the stages and the report all read this one graph.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mobilebert import paper
+from mobilebert.architecture import architecture
+from mobilebert.config import TASKS, Study
+from mobilebert.errors import UserError
+
+PACKAGE = Path(__file__).parent
+STAGES = (
+    "data",
+    "pretrain",
+    "checkpoint",
+    "transfer",
+    "distill",
+    "finetune",
+    "quantize",
+    "latency",
+    "report",
+    "track",
+    "check",
+)
+TRAINING_STAGES = ("pretrain", "transfer", "distill", "finetune")
+
+# Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
+CARRIERS = frozenset(
+    f"mobilebert{name}" for name in ("", ".config", ".jobs", ".records", ".errors", ".paper", ".architecture", ".progress")
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage. `name` is empty for the stages that run once a study."""
+
+    stage: str
+    name: str
+    config: dict
+    inputs: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.name}" if self.name else self.stage
+
+
+def canonical(value) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(value) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+# --- what the code says, without its comments
+
+
+def _syntax(node) -> object:
+    """Nested lists of an abstract syntax tree without positions, docstrings and empty fields.
+
+    Empty fields are left out because Python versions differ in which ones they add (3.12: type_params).
+    """
+    if isinstance(node, ast.AST):
+        fields = []
+        for key, value in ast.iter_fields(node):
+            if key == "body" and isinstance(value, list):
+                value = [item for item in value if not _is_text(item)]
+            if value not in (None, []):
+                fields.append([key, _syntax(value)])
+        return [type(node).__name__, fields]
+    if isinstance(node, list):
+        return [_syntax(item) for item in node]
+    return repr(node)
+
+
+def _is_text(node) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _file(module: str) -> Path | None:
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+@cache
+def _read(module: str) -> tuple[str, frozenset[str]]:
+    """Hash of a module's syntax, and the package's modules that it imports."""
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    used = {name for name in names if name.split(".")[0] == "mobilebert" and _file(name)}
+    return digest(_syntax(tree)), frozenset(used - CARRIERS)
+
+
+@cache
+def modules(stage: str) -> tuple[str, ...]:
+    """Modules of the package that a stage's result depends on: what its own module imports, and so on."""
+    found, waiting = set(), [f"mobilebert.stages.{stage}"]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting.extend(_read(module)[1])
+    return tuple(sorted(found))
+
+
+@cache
+def code_hash(stage: str) -> str:
+    templates = {}
+    if stage == "report":  # the page's template is code of this stage
+        for file in sorted((PACKAGE / "reporting").glob("*.j2")):
+            templates[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest([{module: _read(module)[0] for module in modules(stage)}, templates])
+
+
+# --- the graph
+
+
+class Graph(dict):
+    """Job id -> Job, inputs before their users."""
+
+    def add(self, stage: str, name: str, config: dict, inputs=()) -> str:
+        inputs = tuple(inputs)
+        used = {key: self[key].fingerprint for key in inputs}
+        config = json.loads(canonical(config))
+        fingerprint = digest({"stage": stage, "name": name, "config": config, "inputs": used, "code": code_hash(stage)})
+        job = Job(stage, name, config, inputs, fingerprint)
+        self[job.id] = job
+        return job.id
+
+
+def _science(settings) -> dict:
+    """Settings without those that only say how often a run saves itself."""
+    return settings.model_dump(exclude={"checkpoint_every"})
+
+
+def final_job(study: Study, model: str) -> str | None:
+    """The job whose record holds the model's finished pre-trained weights; None for the bag of embeddings."""
+    row = paper.models()[model]
+    if row.preset == "bag-of-embeddings":
+        return None
+    if model in study.checkpoints:
+        return f"checkpoint/{model}"
+    return f"distill/{model}" if row.teacher else f"pretrain/{model}"
+
+
+def build(study: Study) -> Graph:
+    """Every job that the study could run: all rows of all tables on all tasks."""
+    graph = Graph()
+    data = study.data
+    kind = data.source.split(":")[0]  # a folder's path is not science; `sums` pins what is in it
+    graph.add("data", "", {**data.model_dump(exclude={"source"}), "source": kind})
+    rows = paper.models()
+    for model in sorted(rows, key=lambda name: rows[name].teacher is not None):  # teachers first
+        _pretrained(graph, study, model)
+        final = final_job(study, model)
+        for task in TASKS:
+            if final is None and task.startswith("squad"):
+                continue  # a bag has no order, so no span
+            setting = study.finetune.setting(task)
+            if final is not None:
+                del setting["baseline_learning_rate"]
+            config = {"task": task, "recipe": study.recipe, "architecture": architecture(study, model), **setting}
+            tuned = graph.add("finetune", f"{model}/{task}", config, ["data", *([final] if final else [])])
+            if final:
+                graph.add("quantize", f"{model}/{task}", {"task": task, **setting}, ["data", tuned])
+    timed = {name: architecture(study, name, study.latency.full_size) for name in study.latency.models}
+    graph.add("latency", "", {**study.latency.model_dump(exclude={"models", "full_size"}), "architectures": timed})
+    return graph
+
+
+def _pretrained(graph: Graph, study: Study, model: str) -> None:
+    row = paper.models()[model]
+    if row.preset == "bag-of-embeddings":
+        return
+    base = {"architecture": architecture(study, model), "seed": study.seed, "recipe": study.recipe}
+    if model in study.checkpoints:
+        graph.add("checkpoint", model, {"source": study.checkpoints[model], "architecture": base["architecture"]})
+        return
+    if not row.teacher:
+        settings = study.search if row.schedule == "search" else study.pretrain
+        graph.add("pretrain", model, {**base, **_science(settings)}, ["data"])
+        return
+    teacher = final_job(study, row.teacher)
+    base["control"] = row.control
+    transfer = {**_science(study.transfer), "strategy": row.strategy, "losses": row.losses}
+    inputs = ["data", teacher]
+    if row.strategy in ("jkt", "pkt"):
+        inputs.append(graph.add("transfer", model, {**base, **transfer}, ["data", teacher]))
+    config = {**base, **_science(study.distill), "strategy": row.strategy, "transfer": None}
+    if row.strategy == "akt":  # one stage: the layer-wise losses beside distillation, for the steps of both
+        config["transfer"] = transfer
+        config["steps"] = study.distill.steps + study.transfer.steps
+    graph.add("distill", model, config, inputs)
+
+
+def with_upstream(graph: Graph, ids) -> list[str]:
+    """`ids` and everything they are made from, in the graph's order."""
+    wanted, waiting = set(), list(ids)
+    while waiting:
+        key = waiting.pop()
+        if key not in wanted:
+            wanted.add(key)
+            waiting.extend(graph[key].inputs)
+    return [key for key in graph if key in wanted]
+
+
+def scope(study: Study, graph: Graph) -> list[str]:
+    """The jobs that a bare `snakemake` runs, without report, tracking and check."""
+    ids = ["data", "latency"]
+    for model in paper.models():
+        ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
+        ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
+        if final_job(study, model) and not study.tasks_of(model) and model in study.run:
+            ids.append(final_job(study, model))  # `run: {control: []}`: pre-trained and compared, not fine-tuned
+    return with_upstream(graph, ids)
+
+
+def table_jobs(study: Study, graph: Graph, number: int) -> list[str]:
+    """The jobs behind the measured cells of one table."""
+    ids = set()
+    for row in paper.table(number).rows:
+        for column in paper.table(number).columns if row.model else ():
+            key = cell_job(row, column)
+            if key:
+                ids.add(key)
+            if column.source == "glue":
+                ids.update(f"finetune/{row.model}/{task}" for task in TASKS if not task.startswith("squad"))
+    return with_upstream(graph, ids)
+
+
+def cell_job(row: paper.Row, column: paper.Column) -> str | None:
+    """The job whose record a cell prints; None where nothing needs to run."""
+    if column.source == "latency":
+        return "latency"
+    if column.source != "finetune":
+        return None
+    return f"{'quantize' if row.precision == 'int8' else 'finetune'}/{row.model}/{column.task}"
+
+
+def finish(study: Study, graph: Graph, extra=()) -> Graph:
+    """Add report, tracking and check over the scope and over what else has a current record."""
+    inputs = [key for key in graph if key in {*scope(study, graph), *extra}]
+    expect = [item.model_dump() for item in study.expect]
+    graph.add("report", "", {"study": study.name, "expect": expect}, inputs)
+    graph.add("track", "", {"study": study.name, "expect": expect}, inputs)
+    graph.add("check", "", {"expect": expect}, [*inputs, "report", "track"])
+    return graph
+
+
+def find(graph: Graph, stage: str, name: str) -> Job:
+    job = graph.get(f"{stage}/{name}" if name else stage)
+    if job is None:
+        allowed = [key.removeprefix(f"{stage}/") for key in graph if key.startswith(f"{stage}/")]
+        shown = ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
+        raise UserError(f"{stage}: unknown name {name!r}; allowed: {shown or 'none'}")
+    return job

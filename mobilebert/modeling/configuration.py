@@ -1,0 +1,73 @@
+"""The configuration of every model of the MobileBERT family: student, teacher and what lies between."""
+
+from dataclasses import fields
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from mobilebert.errors import UserError
+from mobilebert.modeling.presets import check, preset
+
+
+class MobileBertConfig(PreTrainedConfig):
+    """transformers' MobileBertConfig, field by field, and what the paper's models need beside it.
+
+    Added or wider than there:
+
+    - `hidden_act`: "relu", "relu6", "gelu" (erf) or "gelu_new" (tanh: Google's, so the teacher's).
+    - `use_bottleneck_attention=False` with `key_query_shared_bottleneck=False`: query, key and value all read the
+      `hidden_size`-wide block input and project it to `intra_bottleneck_size` (paper Table 1, teacher and student).
+    - `residual_init_scale`: multiplies `initializer_range` for the weights that write to a residual stream (attention
+      output, FFN output, output bottleneck). 1/sqrt(2 * layers) keeps a deep NoNorm model from diverging.
+
+    Raises UserError where `presets.check` does.
+    """
+
+    model_type = "mobilebert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 512
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    hidden_act: str = "relu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    residual_init_scale: float = 1.0
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    embedding_size: int = 128
+    trigram_input: bool = True
+    use_bottleneck: bool = True
+    intra_bottleneck_size: int = 128
+    use_bottleneck_attention: bool = False
+    key_query_shared_bottleneck: bool = True
+    num_feedforward_networks: int = 4
+    normalization_type: str = "no_norm"
+    classifier_activation: bool = True
+    classifier_dropout: float | int | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        kwargs.pop("true_hidden_size", None)  # published config.json files hold it; here it is derived
+        super().__post_init__(**kwargs)
+        check({"model_type": self.model_type} | {field.name: getattr(self, field.name) for field in fields(self)})
+
+    @property
+    def true_hidden_size(self) -> int:
+        """Width inside a block: that of attention output and FFN."""
+        return self.intra_bottleneck_size if self.use_bottleneck else self.hidden_size
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "MobileBertConfig":
+        """The configuration of preset `name`, with `overrides` (its own fields, or `num_labels` and the like).
+
+        Raises UserError as `presets.preset` does, and for the two BERT presets, which are transformers' models.
+        """
+        values = preset(name, **overrides)
+        model_type = values.pop("model_type")
+        if model_type != cls.model_type:
+            raise UserError(f"preset {name}: model_type is {model_type!r}; build it with transformers.BertConfig")
+        return cls(**values)

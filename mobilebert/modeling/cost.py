@@ -1,0 +1,186 @@
+"""Parameters and FLOPs of a configuration, by arithmetic: nothing is built, no torch is needed.
+
+A FLOP count is 2 x multiply-accumulates of the matrix products (embedding transformation, bottlenecks, projections,
+attention scores and contexts, FFNs); norms, activations and softmax are left out, as in the paper's Table 4.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from mobilebert.errors import UserError
+from mobilebert.modeling.presets import preset
+
+MASK_RATE = 0.15  # share of tokens with an MLM target (Devlin et al. 2019)
+
+# (parameters in M of Table 1, FLOPs in G of Table 4), both as printed there; None where the paper has no such row.
+PUBLISHED = {
+    "bert-large": (334, None),
+    "bert-base": (109, 22.5),
+    "ib-bert-large": (293, None),
+    "mobilebert": (25.3, 5.7),
+    "mobilebert-table1": (25.3, 5.7),
+    "mobilebert-no-opt": (25.3, 5.7),
+    "mobilebert-tiny": (15.1, 3.1),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters by part, and FLOPs of one sequence of `seq` tokens.
+
+    Blocks: `mha`, `ffn` and `bottlenecks` are weight matrices (the columns of Table 3), their biases are `biases`.
+    `embeddings` are the tables and the transformation with its bias; `norms` holds every norm of encoder and
+    embeddings. `mlm_head` counts the decoder's tied columns with the embeddings, so not again.
+    """
+
+    seq: int
+    embeddings: int
+    mha: int
+    ffn: int
+    bottlenecks: int
+    norms: int
+    biases: int
+    pooler: int
+    mlm_head: int
+    nsp_head: int
+    encoder_flops: int
+    mlm_flops_per_prediction: int
+
+    @property
+    def encoder(self) -> int:
+        """Parameters of embeddings and encoder, without pooler and heads: the total that the paper's tables give."""
+        return self.embeddings + self.mha + self.ffn + self.bottlenecks + self.norms + self.biases
+
+    @property
+    def training_flops_per_token(self) -> float:
+        """Forward and backward (twice the forward) of encoder and MLM head, with logits for MASK_RATE of the tokens."""
+        return 3 * (self.encoder_flops / self.seq + MASK_RATE * self.mlm_flops_per_prediction)
+
+
+def cost(config: Mapping, seq: int = 128) -> Cost:
+    """The cost of a "mobilebert" or "bert" configuration (`presets.preset`, or a config's `to_dict()`).
+
+    Raises UserError for another model type, or a length that is not from 1 to `max_position_embeddings`.
+    """
+    limit = config["max_position_embeddings"]
+    if not 1 <= seq <= limit:
+        raise UserError(f"seq: {seq} is not from 1 to max_position_embeddings, {limit}")
+    if config["model_type"] == "mobilebert":
+        return _mobilebert(config, seq)
+    if config["model_type"] == "bert":
+        return _bert(config, seq)
+    raise UserError(f"model_type: {config['model_type']!r} is unknown: allowed are mobilebert, bert")
+
+
+def _mobilebert(config: Mapping, seq: int) -> Cost:
+    layers, vocab = config["num_hidden_layers"], config["vocab_size"]
+    outer, embedding = config["hidden_size"], config["embedding_size"]
+    bottleneck = config["use_bottleneck"]
+    inner = config["intra_bottleneck_size"] if bottleneck else outer
+    ffns, ffn_width = config["num_feedforward_networks"], config["intermediate_size"]
+    inside, shared = config["use_bottleneck_attention"], config["key_query_shared_bottleneck"]
+
+    words = embedding * (3 if config["trigram_input"] else 1)
+    transformation = words * outer
+    positions = config["max_position_embeddings"] + config["type_vocab_size"]
+    embeddings = vocab * embedding + positions * outer + transformation + outer
+
+    query_input = inner if inside or shared else outer
+    value_input = inner if inside else outer
+    mha = 2 * query_input * inner + value_input * inner + inner * inner
+    ffn = ffns * 2 * inner * ffn_width
+    # Input bottleneck, output bottleneck; the shared one of query and key.
+    bottlenecks = bottleneck * (2 + shared) * outer * inner
+    biases = 4 * inner + ffns * (ffn_width + inner) + bottleneck * (inner + outer + shared * inner)
+    norms = inner + ffns * inner + bottleneck * (inner + outer + shared * inner)
+
+    idle = (
+        bottleneck and inside and shared
+    )  # the shared bottleneck exists then, as in transformers, but nothing reads it
+    transforms = config["trigram_input"] or embedding != outer
+    macs = layers * (mha + ffn + bottlenecks - idle * outer * inner + 2 * seq * inner) + transforms * transformation
+    head = outer * outer + outer * vocab
+    return Cost(
+        seq=seq,
+        embeddings=embeddings,
+        mha=layers * mha,
+        ffn=layers * ffn,
+        bottlenecks=layers * bottlenecks,
+        norms=2 * (layers * norms + outer),
+        biases=layers * biases,
+        pooler=config["classifier_activation"] * (outer * outer + outer),
+        # Transform and its LayerNorm; the columns that are not tied; the bias.
+        mlm_head=outer * outer + 3 * outer + (outer - embedding) * vocab + vocab,
+        nsp_head=2 * outer + 2,
+        encoder_flops=2 * seq * macs,
+        mlm_flops_per_prediction=2 * head,
+    )
+
+
+def _bert(config: Mapping, seq: int) -> Cost:
+    layers, vocab = config["num_hidden_layers"], config["vocab_size"]
+    width, ffn_width = config["hidden_size"], config["intermediate_size"]
+    mha, ffn = 4 * width * width, 2 * width * ffn_width
+    return Cost(
+        seq=seq,
+        embeddings=(vocab + config["max_position_embeddings"] + config["type_vocab_size"]) * width,
+        mha=layers * mha,
+        ffn=layers * ffn,
+        bottlenecks=0,
+        norms=2 * (layers * 2 * width + width),
+        biases=layers * (5 * width + ffn_width),
+        pooler=width * width + width,
+        mlm_head=width * width + 3 * width + vocab,
+        nsp_head=2 * width + 2,
+        encoder_flops=2 * seq * layers * (mha + ffn + 2 * seq * width),
+        mlm_flops_per_prediction=2 * (width * width + width * vocab),
+    )
+
+
+def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
+    """What preset `name` is and costs at length `seq`, beside what the paper prints for it (marked published).
+
+    The published FLOPs are for length 128 and so stand beside that length only. Raises UserError as `presets.preset`
+    and `cost` do.
+    """
+    config = preset(name)
+    figures = cost(config, seq)
+    params, flops = PUBLISHED[name]
+    published = {"parameters_M": params, "flops_G": flops if seq == 128 else None}
+    computed = asdict(figures) | {
+        "encoder": figures.encoder,
+        "training_flops_per_token": figures.training_flops_per_token,
+    }
+    if as_json:
+        record = {"preset": name, "config": config, "cost": computed, "published": published}
+        return json.dumps(record, indent=2)
+
+    rows = [
+        (part, f"{computed[part] / 1e6:.3f} M", "")
+        for part in ("embeddings", "mha", "ffn", "bottlenecks", "norms", "biases")
+    ]
+    rows += [
+        ("parameters", f"{figures.encoder / 1e6:.3f} M", f"{params} M (Table 1)"),
+        ("pooler", f"{figures.pooler / 1e6:.3f} M", ""),
+        ("mlm_head", f"{figures.mlm_head / 1e6:.3f} M", ""),
+        ("nsp_head", f"{figures.nsp_head / 1e6:.3f} M", ""),
+        (
+            f"FLOPs, length {seq}",
+            f"{figures.encoder_flops / 1e9:.2f} G",
+            "" if published["flops_G"] is None else f"{flops} G (Table 4)",
+        ),
+        ("training FLOPs/token", f"{figures.training_flops_per_token / 1e9:.4f} G", ""),
+    ]
+    lines = [_shape(name, config), f"{'':22}{'computed':>12}   published"]
+    lines += [f"{label:22}{value:>12}   {printed}".rstrip() for label, value, printed in rows]
+    return "\n".join(lines)
+
+
+def _shape(name: str, config: Mapping) -> str:
+    shape = f"{name}: {config['num_hidden_layers']} layers, width {config['hidden_size']}"
+    if config["model_type"] == "mobilebert":
+        shape += f" ({config['intra_bottleneck_size']} inside), {config['num_feedforward_networks']} x FFN"
+    else:
+        shape += ", FFN"
+    return f"{shape} {config['intermediate_size']}, {config['num_attention_heads']} heads, {config['hidden_act']}"

@@ -1,0 +1,201 @@
+"""The block, the encoder and the bare model: transformers' interface, and what knowledge transfer asks beside it."""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from mobilebert.errors import UserError
+from mobilebert.modeling.configuration import MobileBertConfig
+from mobilebert.modeling.layers import (
+    Bottleneck,
+    FFNLayer,
+    MobileBertAttention,
+    MobileBertEmbeddings,
+    MobileBertIntermediate,
+    MobileBertOutput,
+    NoNorm,
+)
+
+
+class MobileBertLayer(GradientCheckpointingLayer):
+    """One block: bottleneck, attention, stacked feed-forward networks, output bottleneck (figure 1)."""
+
+    def __init__(self, config: MobileBertConfig):
+        super().__init__()
+        self.attention = MobileBertAttention(config)
+        self.intermediate = MobileBertIntermediate(config)
+        self.output = MobileBertOutput(config)
+        self.bottleneck = Bottleneck(config) if config.use_bottleneck else None
+        # The last feed-forward network is `intermediate` and `output`.
+        self.ffn = nn.ModuleList(FFNLayer(config) for _ in range(config.num_feedforward_networks - 1))
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, with_probabilities: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, tokens, hidden_size) -> the same shape, and attention probabilities or None."""
+        if self.bottleneck is None:
+            query_key_input = value_input = residual = hidden_states
+        else:
+            query_key_input, value_input, residual = self.bottleneck(hidden_states)
+        x, probabilities = self.attention(query_key_input, value_input, residual, attention_mask, with_probabilities)
+        for ffn in self.ffn:
+            x = ffn(x)
+        return self.output(self.intermediate(x), x, hidden_states), probabilities
+
+
+class MobileBertEncoder(nn.Module):
+    """The stack of blocks."""
+
+    def __init__(self, config: MobileBertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(MobileBertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        num_layers: int,
+        attention_layers: Collection[int],
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+        """Input and output of each of the first `num_layers` blocks, and each block's probabilities or None."""
+        states, attentions = [hidden_states], []
+        for index in range(num_layers):
+            hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
+            states.append(hidden_states)
+            attentions.append(probabilities)
+        return tuple(states), tuple(attentions)
+
+
+class MobileBertPooler(nn.Module):
+    """The first token's vector; through a tanh layer where `classifier_activation` is set."""
+
+    def __init__(self, config: MobileBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.classifier_activation else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        first = hidden_states[:, 0]
+        return first if self.dense is None else torch.tanh(self.dense(first))
+
+
+class MobileBertPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving for the whole family."""
+
+    config_class = MobileBertConfig
+    base_model_prefix = "mobilebert"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the losses are plain means, so a Trainer must divide by its accumulation steps
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal(0, initializer_range) weights, zero biases, unit norms; residual writers scaled."""
+        super()._init_weights(module)
+        if isinstance(module, NoNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif getattr(module, "writes_residual", False) and self.config.residual_init_scale != 1.0:
+            # Drawn again, not multiplied: `init` leaves weights alone that came from a checkpoint.
+            std = self.config.initializer_range * self.config.residual_init_scale
+            init.normal_(module.weight, mean=0.0, std=std)
+
+
+class MobileBertModel(MobileBertPreTrainedModel):
+    """Embeddings, encoder and pooler."""
+
+    def __init__(self, config: MobileBertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = MobileBertEmbeddings(config)
+        self.encoder = MobileBertEncoder(config)
+        self.pooler = MobileBertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_layers: int | None = None,
+        attention_layers: Collection[int] | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """transformers' arguments and outputs, and two for layer-wise knowledge transfer.
+
+        attention_mask: (batch, tokens), 1 for a token and 0 for padding; or (batch, 1, queries, keys), boolean (True
+            attends) or additive. Without one nothing is masked and the attention kernel gets no mask.
+        num_layers: run only the first n blocks; `last_hidden_state` is then the n-th block's output.
+        attention_layers: 0-based blocks whose attention probabilities are wanted. `attentions` then has one entry for
+            each block run: (batch, heads, queries, keys), before dropout, or None for the blocks not named.
+            `output_attentions=True` names all of them.
+
+        Raises UserError for float16, in which the activations overflow, ValueError for arguments that contradict.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, and not both")
+        depth = self.config.num_hidden_layers
+        num_layers = depth if num_layers is None else num_layers
+        if not 0 <= num_layers <= depth:
+            raise ValueError(f"num_layers: {num_layers} is not from 0 to {depth}")
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if attention_layers is None:
+            attention_layers = range(num_layers) if output_attentions else ()
+        elif not all(0 <= index < num_layers for index in attention_layers):
+            raise ValueError(f"attention_layers: {sorted(attention_layers)} are not all among the {num_layers} run")
+        dtype = self._compute_dtype()
+        embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        mask = additive_mask(attention_mask, dtype)
+        states, attentions = self.encoder(embedded, mask, num_layers, attention_layers)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states[-1],
+            pooler_output=None if self.pooler is None else self.pooler(states[-1]),
+            hidden_states=states if output_hidden_states else None,
+            attentions=attentions if attention_layers else None,
+        )
+
+    def _compute_dtype(self) -> torch.dtype:
+        """The dtype of the matrix products: that of the weights, or of autocast. Raises UserError for float16."""
+        weight = self.embeddings.embedding_transformation.weight
+        dtype, device = weight.dtype, weight.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # "meta" has no autocast
+            dtype = torch.get_autocast_dtype(device)
+        if torch.float16 in (dtype, weight.dtype):
+            raise UserError(
+                "dtype: float16 ends at 65,504 and MobileBERT's activations reach 1e8; use bfloat16 or float32"
+            )
+        return dtype
+
+
+def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask to add to attention scores: 0 where attended, the dtype's minimum elsewhere (as transformers).
+
+    `dtype` is that of the scores: float32's minimum, cast to bfloat16, would become an infinity, and a row that is all
+    padding NaN.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() == 4:
+        if attention_mask.dtype != torch.bool:
+            return attention_mask.to(dtype)
+        attends = attention_mask
+    elif attention_mask.dim() == 2:
+        attends = attention_mask[:, None, None, :].bool()
+    else:
+        raise ValueError(f"attention_mask: {attention_mask.dim()} dimensions; allowed are 2 or 4")
+    return torch.zeros(attends.shape, dtype=dtype, device=attends.device).masked_fill(~attends, torch.finfo(dtype).min)

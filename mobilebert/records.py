@@ -1,0 +1,281 @@
+"""`result.json`: the truth about one run of one stage. Written once, at the end, atomically; a schema of its own.
+
+    results/<study>/<stage>/<name>/result.json    and the artefacts beside it
+    results/<study>/.state/<stage>-<name>-<fingerprint>/   checkpoints and curves of a run under way, never an output
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mobilebert.config import first_problem
+from mobilebert.errors import UserError
+from mobilebert.jobs import Graph, Job
+
+SCHEMA = 1  # of result.json: raised when a key changes its meaning, never when one is added
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "onnxruntime", "snakemake", "mlflow")
+
+
+class Record(BaseModel):
+    """One result.json. Metrics are fractions (accuracy 0.91), nats, milliseconds or counts, as their names say."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    study: str
+    stage: str
+    name: str
+    status: Literal["ok", "diverged", "refused", "void"]
+    reason: str | None = None
+    fingerprint: str
+    config: dict
+    inputs: dict[str, str]  # job id -> fingerprint
+    labels: tuple[str, ...] = ()  # scaled, subset, ... and why
+    metrics: dict[str, float | None] = {}
+    samples: dict[str, list] = {}  # raw values behind a metric, one a seed or a round
+    curves: dict[str, list[tuple[int, float | None]]] = {}
+    details: dict = {}  # counts, shares of the predicted classes, hashes of the data read
+    artefacts: dict[str, dict] = {}  # file -> {sha256, bytes}
+    versions: dict[str, str] = {}
+    machine: dict = {}
+    started: str = ""
+    seconds: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.name}" if self.name else self.stage
+
+
+class Diverged(Exception):
+    """Training met a loss that is not finite."""
+
+
+def folder(results: Path, study: str, job: Job) -> Path:
+    return results / study / job.stage / job.name if job.name else results / study / job.stage
+
+
+def file(results: Path, study: str, job: Job) -> Path:
+    return folder(results, study, job) / "result.json"
+
+
+def read(path: Path) -> Record:
+    """Read one record. Raises UserError, one line, when the file is not one."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: not a record of schema {SCHEMA}: {first_problem(error, Record)}") from None
+
+
+def state_of(results: Path, study: str, job: Job) -> Literal["missing", "stale", "current"]:
+    """Whether the record on disk is this job's: its fingerprint decides, not its age. A record that was refused is stale."""
+    path = file(results, study, job)
+    if not path.exists():
+        return "missing"
+    try:
+        record = read(path)
+    except UserError:
+        return "stale"
+    mine = record.fingerprint == job.fingerprint and record.id == job.id
+    retry = record.status == "refused" and not (record.reason or "").startswith("input ")
+    return "current" if mine and not retry else "stale"
+
+
+def current(results: Path, study: str, graph: Graph) -> dict[str, Record]:
+    """Every record on disk that is its job's own."""
+    found = {}
+    for key, job in graph.items():
+        if state_of(results, study, job) == "current":
+            found[key] = read(file(results, study, job))
+    return found
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one; a power cut leaves one of the two."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def machine() -> dict:
+    facts = {"cores": len(os.sched_getaffinity(0)), "arch": platform.machine(), "load": os.getloadavg()[0]}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                facts["cpu"] = line.split(":", 1)[1].strip()
+                break
+    return facts
+
+
+def json_safe(value):
+    """NaN and infinity are not JSON; a record says null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        return json_safe(value.item())
+    return value
+
+
+class Run:
+    """One run of one job, as its stage sees it: where to write, what to read, what to say in the record."""
+
+    def __init__(self, job: Job, study: str, results: Path, graph: Graph):
+        self.job, self.study, self.results, self.graph = job, study, results, graph
+        self.folder = folder(results, study, job)
+        self.state = results / study / ".state" / f"{job.id.replace('/', '-')}-{job.fingerprint[:16]}"
+        self.labels: list[str] = []
+        self.metrics: dict[str, float] = {}
+        self.samples: dict[str, list] = {}
+        self.curves: dict[str, list] = {}
+        self.details: dict = {}
+        self.artefacts: list[str] = []
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+
+    def log(self, step: int, **values: float) -> None:
+        """A point of every named curve, at once on disk too, for whoever follows the run."""
+        for key, value in values.items():
+            self.curves.setdefault(key, []).append((step, value))
+        with (self.state / "curves.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **json_safe(values)}) + "\n")
+
+    def resume(self, name: str, start: int) -> None:
+        """Take up the curves of training `name` that an earlier process left: the points before step `start`."""
+        path, kept = self.state / "curves.jsonl", []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a line cut short by the kill
+                    point = json.loads(line)
+                    own = any(key.startswith(f"{name}_") for key in point)
+                    if not own or point["step"] < start:
+                        kept.append(point)
+        path.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
+        self.curves = {}
+        for point in kept:
+            for key, value in point.items():
+                if key != "step":
+                    self.curves.setdefault(key, []).append((point["step"], value))
+
+    def record_of(self, key: str) -> Record:
+        """The current record of an input. Raises UserError when it is missing or belongs to another configuration."""
+        job = self.graph[key]
+        path = file(self.results, self.study, job)
+        if state_of(self.results, self.study, job) == "missing":
+            raise UserError(f"{path}: missing; make it with: python -m mobilebert {job.stage} {job.name} --study {self.study}")
+        record = read(path)
+        if record.fingerprint != job.fingerprint:
+            raise UserError(
+                f"{path}: made by another configuration or other code (fingerprint {record.fingerprint[:12]}, "
+                f"wanted {job.fingerprint[:12]}); make it again with: python -m mobilebert {job.stage} {job.name}"
+            )
+        return record
+
+    def artefact_of(self, key: str, name: str) -> Path:
+        """Path of an input's artefact, its hash checked."""
+        record, where = self.record_of(key), folder(self.results, self.study, self.graph[key])
+        path, known = where / name, record.artefacts.get(name)
+        if known is None or not path.is_file():
+            raise UserError(f"{path}: missing, though {key} has a record; delete {where / 'result.json'} to make it again")
+        if sha256(path) != known["sha256"]:
+            raise UserError(f"{path}: sha256 is not the {known['sha256'][:12]}... of its record; delete result.json beside it")
+        return path
+
+    def write(self, status: str = "ok", reason: str | None = None) -> None:
+        files = {name: {"sha256": sha256(self.folder / name), "bytes": (self.folder / name).stat().st_size} for name in self.artefacts}
+        record = {
+            "schema": SCHEMA,
+            "study": self.study,
+            "stage": self.job.stage,
+            "name": self.job.name,
+            "status": status,
+            "reason": reason,
+            "fingerprint": self.job.fingerprint,
+            "config": self.job.config,
+            "inputs": {key: self.graph[key].fingerprint for key in self.job.inputs},
+            "labels": self.labels,
+            "metrics": self.metrics,
+            "samples": self.samples,
+            "curves": self.curves,
+            "details": self.details,
+            "artefacts": files,
+            "versions": versions(),
+            "machine": machine(),
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 3),
+        }
+        text = json.dumps(json_safe(record), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.folder / "result.json", text.encode())
+
+
+@contextlib.contextmanager
+def lock(path: Path, message: str):
+    """A kernel lock, gone with its process however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(message) from None
+        yield
+
+
+def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
+    """Run `stage(run)` and leave a record, whatever came of it.
+
+    A loss that is not finite is an outcome: the record says `diverged`, and the stages after it say `refused`. A UserError
+    leaves a `refused` record and is raised again.
+    """
+    run = Run(job, study, results, graph)
+    with lock(run.state.with_suffix(".lock"), f"{run.folder}: another process is making this result"):
+        run.state.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.state / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": os.getpid()}))
+        (run.folder / "result.json").unlink(missing_ok=True)
+        try:
+            bad = [key for key in job.inputs if job.stage not in ("report", "track", "check") and run.record_of(key).status != "ok"]
+            if bad:
+                run.write("refused", f"input {bad[0]} is {run.record_of(bad[0]).status}")
+            else:
+                run.write("ok" if (outcome := stage(run)) is None else "void", outcome)
+        except Diverged as error:
+            run.write("diverged", str(error))
+        except UserError as error:
+            run.write("refused", str(error))
+            raise
+        shutil.rmtree(run.state)
+    return read(run.folder / "result.json")

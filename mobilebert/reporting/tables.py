@@ -1,0 +1,256 @@
+"""The paper's tables, filled: every published cell beside what this run measured. No number comes from anywhere else."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mobilebert import paper
+from mobilebert.architecture import architecture
+from mobilebert.config import Distill, Pretrain, Search, Study, Training, Transfer
+from mobilebert.errors import UserError
+from mobilebert.evaluation.glue import LEADERBOARD, glue_score
+from mobilebert.jobs import cell_job
+from mobilebert.records import Record
+from mobilebert.reporting import verdicts
+from mobilebert.reporting.facts import facts
+
+NOTHING = "–"  # the paper prints no value, or the model has no such part
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell, both values in the column's unit. `spread` is the standard deviation over `count` seeds."""
+
+    published: float | str | list | None
+    measured: float | str | list | None
+    verdict: verdicts.Verdict | None  # None: nothing is measured in this cell
+    unit: str = ""
+    spread: float | None = None
+    count: int | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def published_text(self) -> str:
+        return show(self.published, self.unit, measured=False)
+
+    @property
+    def measured_text(self) -> str:
+        """The value with its spread; what became of it where there is none."""
+        if self.verdict in ("not run", "diverged", "refused", "void"):
+            return self.verdict
+        text = show(self.measured, self.unit)
+        if self.spread is not None:
+            text += f" ± {show(self.spread, self.unit)}"
+        return f"{text} (n={self.count})" if self.count else text
+
+
+@dataclass(frozen=True)
+class FilledRow:
+    row: paper.Row
+    cells: tuple[Cell, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.row.label} {self.row.marks}".strip()
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    table: paper.Table
+    rows: tuple[FilledRow, ...]
+
+    @property
+    def heads(self) -> list[str]:
+        return [f"{column.head} ({column.unit})" if column.unit else column.head for column in self.table.columns]
+
+    @property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The distinct labels of the cells, in order: footnote n is `labels[n - 1]`."""
+        return list(dict.fromkeys(cell.labels for row in self.rows for cell in row.cells if cell.labels))
+
+    def mark(self, cell: Cell) -> int | None:
+        """Number of the cell's footnote."""
+        return self.labels.index(cell.labels) + 1 if cell.labels else None
+
+
+def fill(study: Study, records: Mapping[str, Record]) -> list[FilledTable]:
+    """Tables 1 to 9 with the cells of `records` (job id -> current record)."""
+    return [fill_table(paper.table(number), study, records) for number in range(1, 10)]
+
+
+def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record]) -> FilledTable:
+    rows = []
+    for row in table.rows:
+        rows.append(FilledRow(row, tuple(_cell(study, row, column, records) for column in table.columns)))
+    return FilledTable(table, tuple(rows))
+
+
+def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
+    published = row.published.get(column.key)
+    if row.model is None or column.source == "text":
+        return Cell(published, None, None, column.unit)
+    if column.source in ("architecture", "cost"):
+        config = architecture(study, row.model, full_size=column.source == "architecture")
+        measured = facts(config)[column.metric]
+        labels = ("scaled",) if column.source == "cost" and study.scale.scaled else ()
+        if published is None and measured is None:
+            return Cell(None, None, None, column.unit)
+        verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
+        return Cell(published, measured, verdict, column.unit, labels=labels)
+    if column.source == "glue":
+        return _glue_cell(study, row, column, records)
+    record = records.get(cell_job(row, column))
+    if column.source == "latency":
+        return _latency_cell(row, column, record)
+    return _score_cell(study, row, column, record)
+
+
+def _score_cell(study: Study, row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
+    published = row.published.get(column.key)
+    if record is None or (record.status == "ok" and column.metric not in record.metrics):
+        return Cell(published, None, "not run", column.unit)
+    measured, labels = _percent(record.metrics.get(column.metric)), _labels(study, row.model, record)
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
+    samples = [_percent(value) for value in record.samples.get(column.metric, [])]
+    finite = [value for value in samples if math.isfinite(value)]
+    spread = statistics.stdev(finite) if len(finite) > 1 else None
+    if len(finite) < len(samples):
+        labels += (f"{len(samples) - len(finite)} of {len(samples)} seeds diverged",)
+    if record.status != "ok":
+        return Cell(published, None, verdict, column.unit, labels=labels)
+    return Cell(published, measured, verdict, column.unit, spread, max(1, len(finite)), labels)
+
+
+def _glue_cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
+    """The leaderboard's formula over the row's own development scores; a mean over fewer than nine tasks is no score."""
+    published = row.published.get(column.key)
+    mine = {task: records.get(f"finetune/{row.model}/{task}") for task in LEADERBOARD}
+    there = [record for record in mine.values() if record]
+    for status in ("diverged", "refused", "void"):
+        if any(record.status == status for record in there):
+            return Cell(published, None, status, column.unit)
+    scores: dict[str, Mapping] = {task: record.metrics for task, record in mine.items() if record}
+    if "mismatched_accuracy" in scores.get("mnli", {}):
+        scores["mnli_mismatched"] = {"accuracy": scores["mnli"]["mismatched_accuracy"]}
+    if any(value is None for metrics in scores.values() for value in metrics.values()):
+        return Cell(published, None, "diverged", column.unit)
+    try:
+        measured = _percent(glue_score(scores))
+    except UserError:
+        return Cell(published, None, "not run", column.unit)
+    labels = tuple(dict.fromkeys(label for record in there for label in _labels(study, row.model, record)))
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
+    count = min(max(map(len, record.samples.values()), default=1) for record in there)
+    return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
+
+
+def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
+    """The first engine's figure: metrics are named `<model>/<engine>/p50_ms`, so are the raw samples of every round."""
+    published = row.published.get(column.key)
+    engine = record.config["engines"][0] if record else None
+    key = f"{row.model}/{engine}/{column.metric}"
+    if record is None or (record.status == "ok" and key not in record.metrics):
+        return Cell(published, None, "not run", column.unit)
+    setting = f"{engine}, {record.config['threads']} threads, length {record.config['length']}, median of rounds"
+    labels = (*record.labels, setting)
+    measured = record.metrics.get(key)
+    measured = math.nan if measured is None else measured
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
+    count = len(record.samples.get(f"{row.model}/{engine}", [])) or None
+    return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
+
+
+def _percent(fraction: float | None) -> float:
+    return math.nan if fraction is None else 100 * fraction
+
+
+def _labels(study: Study, model: str, record: Record) -> tuple[str, ...]:
+    """Why a score does not stand for the paper's setting: what the record says, and the study's scale and length."""
+    return tuple(dict.fromkeys((*record.labels, *study_labels(study, model))))
+
+
+def study_labels(study: Study, model: str) -> tuple[str, ...]:
+    """Labels that the study itself gives a model: smaller widths, or pre-training on fewer tokens than the paper's."""
+    labels = ("scaled",) if study.scale.scaled else ()
+    return (*labels, "shortened pre-training") if _shortened(study, model) else labels
+
+
+def _shortened(study: Study, model: str) -> bool:
+    row = paper.models()[model]
+    if model in study.checkpoints or row.preset == "bag-of-embeddings":
+        return False
+    if row.teacher is None:
+        own, full = (study.search, Search()) if row.schedule == "search" else (study.pretrain, Pretrain())
+        return _tokens(own) < _tokens(full)
+    short = _tokens(study.distill) < _tokens(Distill())
+    if row.strategy != "none":
+        short = short or _tokens(study.transfer) < _tokens(Transfer())
+    return short or _shortened(study, row.teacher)
+
+
+def _tokens(settings: Training) -> int:
+    return settings.steps * settings.batch_size * settings.length
+
+
+def show(value, unit: str = "", measured: bool = True) -> str:
+    """A value as a cell prints it; a published number keeps the paper's digits."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, list):
+        return "/".join(str(int(item)) if isinstance(item, float) else str(item) for item in value)
+    if isinstance(value, str):
+        return value
+    if unit == "%" or (measured and unit in ("M", "ms")):
+        return f"{value:.1f}"
+    return f"{value:.2f}" if measured and unit == "G" else f"{value:g}"
+
+
+def markdown(study: Study, filled: list[FilledTable]) -> str:
+    """All tables as Markdown: for every row what is published and, under it, what this run measured and the verdict."""
+    parts = [
+        f"# Tables of study {study.name}",
+        study.description.strip(),
+        "Each row's first line is published (Sun et al., ACL 2020), the line `measured` is this run's, with the standard "
+        "deviation over n seeds and the verdict on the published value. Shapes, parameters and FLOPs are computed from the "
+        "configurations at the paper's widths. Rows without a second line are not run by this suite.",
+    ]
+    parts += [_markdown_table(table) for table in filled]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(filled: FilledTable) -> str:
+    lines = [f"## Table {filled.table.number}", "", f"{filled.table.title}.", ""]
+    lines += [_line(["", "", *filled.heads]), _line(["---", "---", *["--:"] * len(filled.heads)])]
+    for row in filled.rows:
+        lines.append(_line([_plain(row.label), "published", *[_plain(cell.published_text) for cell in row.cells]]))
+        if row.row.model is not None:
+            lines.append(_line([_plain(row.label), "measured", *[_measured(filled, cell) for cell in row.cells]]))
+    notes = [f"[{number}] {', '.join(labels)}" for number, labels in enumerate(filled.labels, 1)]
+    notes += list(filled.table.notes)
+    if notes:
+        lines += ["", *[f"- {_plain(note)}" for note in notes]]
+    return "\n".join(lines)
+
+
+def _measured(filled: FilledTable, cell: Cell) -> str:
+    if cell.verdict is None:
+        return NOTHING
+    text = cell.measured_text
+    if cell.verdict != text:
+        text += f", {cell.verdict}"
+    mark = filled.mark(cell)
+    return _plain(f"{text} [{mark}]" if mark else text)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for sign in "\\|*_<":
+        text = text.replace(sign, f"\\{sign}")
+    return text

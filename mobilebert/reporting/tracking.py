@@ -1,0 +1,355 @@
+"""Records as MLflow runs: a view of the results folder that can be rebuilt from it at any time.
+
+A parent run stands for one resolved configuration of a study, a child run for one record. What is already there is found
+by its tags, so ingesting twice adds nothing. The store is `<results>/<study>/mlflow.db`, its files lie beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from mobilebert import records
+from mobilebert.config import Study
+from mobilebert.jobs import Graph, canonical, digest
+from mobilebert.records import Record
+
+VIEWS = ("report", "track", "check")  # stages that only look at the others' records
+SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables go into the store, weights stay where they are
+STATUS = {"ok": "FINISHED", "void": "FINISHED", "diverged": "FAILED", "refused": "FAILED"}
+# MLflow's limits on one batch and on a parameter's text.
+METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH = 850, 100, 6000  # 1,000 entries a batch, tags among them
+
+
+def ingest(study: Study, results: Path, graph: Graph, found: Mapping[str, Record]) -> dict[str, int]:
+    """Bring the store up to the records `found` (job id -> current record) and to the runs that were killed.
+
+    Returns how many child runs were added, completed (a run that was followed or killed before) or were there already.
+    """
+    counts = {"added": 0, "completed": 0, "there": 0}
+    with _writer(results / study.name):
+        store = _Store(study, results, graph)
+        for record in [*found.values(), *_refused(results, study.name, graph, found)]:
+            if record.stage not in VIEWS:
+                counts[store.add(record)] += 1
+        for state in _states(results, study.name, graph):
+            if state.job not in found and not state.alive and not state.has_record:
+                counts[store.add_killed(state)] += 1
+        store.close()
+    return counts
+
+
+def follow(
+    study: Study,
+    results: Path,
+    graph: Graph,
+    stop: threading.Event | None = None,
+    interval: float = 2.0,
+    patience: float = 30.0,
+) -> int:
+    """Stream the curves of runs under way into their child runs until `stop` is set, or no process has held a result's
+    lock for `patience` seconds. Returns the number of points streamed; `ingest` completes the same runs later."""
+    stop = stop or threading.Event()
+    offsets: dict[Path, int] = {}
+    with _writer(results / study.name):
+        store = _Store(study, results, graph)
+    points, last_seen = 0, time.monotonic()
+    while True:
+        with _writer(results / study.name):
+            for state in _states(results, study.name, graph):
+                if state.alive:
+                    last_seen = time.monotonic()
+                    lines, offsets[state.folder] = state.points(offsets.get(state.folder, 0))
+                    points += store.stream(state, lines)
+        if stop.is_set() or time.monotonic() - last_seen >= patience:
+            return points
+        stop.wait(interval)
+
+
+@contextlib.contextmanager
+def _writer(folder: Path):
+    """One writer at a time, the others wait: processes that create one fresh database together leave it broken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".mlflow.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+# --- what lies in the results folder
+
+
+class _State:
+    """A run's folder under `.state`: of one under way, or of one that was killed."""
+
+    def __init__(self, folder: Path, results: Path, study: str, graph: Graph):
+        self.folder, self.results, self.study = folder, results, study
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.job, self.fingerprint = facts["job"], facts["fingerprint"]
+        self.known = self.job in graph and graph[self.job].fingerprint == self.fingerprint
+        self.started = int((folder / "run.json").stat().st_mtime * 1000)
+        self.config = graph[self.job].config if self.known else {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process holds the lock of this run."""
+        try:
+            with self.folder.with_suffix(".lock").open("r") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the run ended after all: a refused one leaves its state for the next attempt."""
+        stage, _, name = self.job.partition("/")
+        path = self.results / self.study / stage / name / "result.json"
+        with contextlib.suppress(records.UserError):
+            return records.read(path).fingerprint == self.fingerprint
+        return False
+
+    @property
+    def ended(self) -> int:
+        return int(max(path.stat().st_mtime for path in self.folder.iterdir()) * 1000)
+
+    def points(self, offset: int = 0) -> tuple[list[dict], int]:
+        """Complete lines of curves.jsonl from `offset` on, and the offset after them."""
+        path = self.folder / "curves.jsonl"
+        if not path.exists():
+            return [], 0
+        with path.open("rb") as stream:
+            stream.seek(offset if offset <= path.stat().st_size else 0)  # a shorter file is another run's
+            text = stream.read()
+            complete = text.rfind(b"\n") + 1
+            return [json.loads(line) for line in text[:complete].splitlines()], stream.tell() - len(text) + complete
+
+
+def _states(results: Path, study: str, graph: Graph) -> list[_State]:
+    found = []
+    for path in sorted((results / study / ".state").glob("*/run.json")):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # it ended, or begins, this moment
+            found.append(_State(path.parent, results, study, graph))
+    return [state for state in found if state.known and state.job.partition("/")[0] not in VIEWS]
+
+
+def _refused(results: Path, study: str, graph: Graph, found: Mapping[str, Record]) -> Iterable[Record]:
+    """Records of refused runs, which count as stale so that the run is tried again."""
+    for key, job in graph.items():
+        path = records.file(results, study, job)
+        if key not in found and path.exists():
+            with contextlib.suppress(records.UserError):
+                record = records.read(path)
+                if record.status == "refused" and record.fingerprint == job.fingerprint:
+                    yield record
+
+
+# --- what lies in the store
+
+
+def _do_not_sync(connection, _) -> None:
+    """Hundreds of small transactions, each waiting for the disk, take longer than all the rest; a database that a power
+    cut breaks is made again from the records."""
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+class _Store:
+    """The study's experiment and, in it, the parent run of this configuration with its children."""
+
+    def __init__(self, study: Study, results: Path, graph: Graph):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("DO_NOT_TRACK", "true")
+        from mlflow import MlflowClient  # takes seconds, and only tracking needs it
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+
+        if not event.contains(Engine, "connect", _do_not_sync):
+            event.listen(Engine, "connect", _do_not_sync)
+        self.study, self.results = study, results
+        self.folder = (results / study.name).resolve()
+        uri = f"sqlite:///{self.folder / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiment = self.client.get_experiment_by_name(study.name)
+        self.experiment = (
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment(study.name, artifact_location=(self.folder / "mlartifacts").as_uri())
+        )
+        jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
+        self.configuration = digest(jobs)
+        self.children: dict[str, list] = {}  # fingerprint -> runs of this parent
+        self.elsewhere: set[str] = set()  # fingerprints of records under other parents
+        self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps already there
+        self.parent = self._find_parent()
+        self.changed = self.parent is None
+        if self.parent is None:
+            self.parent = self._create_parent()
+
+    def _find_parent(self) -> str | None:
+        parent, runs, token = None, [], None
+        while True:
+            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                break
+        for run in runs:
+            if run.data.tags.get("configuration") == self.configuration and "job" not in run.data.tags:
+                parent = run.info.run_id
+        for run in runs:
+            tags = run.data.tags
+            if "job" in tags and tags.get("mlflow.parentRunId") == parent:
+                self.children.setdefault(tags["fingerprint"], []).append(run)
+            elif "record" in tags:
+                self.elsewhere.add(tags["fingerprint"])
+        return parent
+
+    def _create_parent(self) -> str:
+        tags = {"configuration": self.configuration, "study": self.study.name}
+        run = self.client.create_run(self.experiment, tags=tags, run_name=f"{self.study.name}-{self.configuration[:8]}")
+        self._log(run.info.run_id, [], self.study.model_dump(mode="json"), {})
+        return run.info.run_id
+
+    def close(self) -> None:
+        if self.changed:
+            self.client.set_terminated(self.parent, "FINISHED")
+
+    def add(self, record: Record) -> str:
+        """The child run of one record: added, completed where it was followed or killed before, or there already."""
+        path = records.folder(self.results, self.study.name, record)  # a record has the stage and name of its job
+        source = path / "result.json"
+        content = records.sha256(source) if source.is_file() else digest(record.model_dump(mode="json"))
+        mine = self.children.get(record.fingerprint, [])
+        if any(run.data.tags.get("record") == content for run in mine):
+            return "there"
+        self.changed = True
+        begun = next((run for run in mine if "record" not in run.data.tags), None)
+        started = _milliseconds(record.started)
+        run_id = begun.info.run_id if begun else self._create(record.id, record.fingerprint, started)
+        # A history is ordered by time first: what completes a followed run must not come before its live points.
+        stamp = int(time.time() * 1000) if begun else started
+        points = _metrics(record, started) + self._new_points(run_id, record.curves, stamp, fresh=begun is None)
+        tags = {"status": record.status, "labels": ", ".join(record.labels), "record": content}
+        if record.reason:
+            tags["reason"] = record.reason
+        if record.fingerprint in self.elsewhere:
+            tags["reused"] = "true"
+        self._log(run_id, points, record.config, tags)
+        if source.is_file():
+            self.client.log_artifact(run_id, str(source))
+        for name, facts in record.artefacts.items():
+            if facts.get("bytes", SMALL_ARTEFACT + 1) <= SMALL_ARTEFACT and (path / name).is_file():
+                self.client.log_artifact(run_id, str(path / name), str(Path(name).parent) if "/" in name else None)
+        self.client.set_terminated(run_id, STATUS[record.status], started + int(record.seconds * 1000))
+        return "completed" if begun else "added"
+
+    def add_killed(self, state: _State) -> str:
+        """The child run of a state folder that no process holds any more."""
+        begun = self._begun(state.fingerprint)
+        fresh = begun is None
+        if begun and begun.info.status == "KILLED" and begun.info.end_time == state.ended:
+            return "there"
+        self.changed = True
+        run_id = begun.info.run_id if begun else self._create(state.job, state.fingerprint, state.started)
+        points = self._new_points(run_id, _curves(state.points()[0]), state.started, fresh)
+        self._log(run_id, points, state.config, {"status": "killed"})
+        self.client.set_terminated(run_id, "KILLED", state.ended)
+        return "added" if fresh else "completed"
+
+    def stream(self, state: _State, lines: list[dict]) -> int:
+        """New points of a run under way into its child run; returns how many."""
+        begun = self._begun(state.fingerprint)
+        if begun is None:
+            run_id = self._create(state.job, state.fingerprint, state.started)
+            self._log(run_id, [], state.config, {})
+        else:
+            run_id = begun.info.run_id
+            if begun.info.status != "RUNNING":  # it was killed before and goes on
+                self.client.update_run(run_id, status="RUNNING")
+                self._log(run_id, [], {}, {"status": "running"})
+                self.children[state.fingerprint].remove(begun)
+        if begun is None or begun.info.status != "RUNNING":
+            self.children.setdefault(state.fingerprint, []).append(self.client.get_run(run_id))
+        points = self._new_points(run_id, _curves(lines), int(time.time() * 1000), fresh=begun is None)
+        self._log(run_id, points, {}, {})
+        return len(points)
+
+    def _begun(self, fingerprint: str):
+        """The child run that was followed or killed and has no record yet."""
+        return next((run for run in self.children.get(fingerprint, []) if "record" not in run.data.tags), None)
+
+    def _create(self, job: str, fingerprint: str, started: int) -> str:
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            "job": job,
+            "stage": job.partition("/")[0],
+            "study": self.study.name,
+            "fingerprint": fingerprint,
+            "status": "running",
+        }
+        return self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=job).info.run_id
+
+    def _log(self, run_id: str, points: list[tuple[str, float, int, int]], config: dict, tags: dict[str, str]) -> None:
+        """Points (key, value, milliseconds, step), parameters and tags, in as few transactions as MLflow's limits allow."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(key, value, stamp, step) for key, value, stamp, step in points]
+        params = [Param(key, text[:PARAM_LENGTH]) for key, text in flatten(config).items()]
+        labels = [RunTag(key, value) for key, value in tags.items()]
+        while metrics or params or labels:
+            self.client.log_batch(run_id, metrics[:METRICS_A_BATCH], params[:PARAMS_A_BATCH], labels)
+            metrics, params, labels = metrics[METRICS_A_BATCH:], params[PARAMS_A_BATCH:], []
+
+    def _new_points(self, run_id: str, curves: Mapping[str, list], stamp: int, fresh: bool) -> list:
+        """Points whose step the run does not have yet: a resumed run repeats those after its last checkpoint."""
+        points, seen = [], self.seen.setdefault(run_id, {})
+        for name, values in curves.items():
+            key = f"curves/{name}"
+            if key not in seen:
+                seen[key] = set() if fresh else {point.step for point in self.client.get_metric_history(run_id, key)}
+            for step, value in values:
+                if step not in seen[key] and value is not None and math.isfinite(value):
+                    seen[key].add(step)
+                    points.append((key, value, stamp, step))
+        return points
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as dotted keys; everything else as text."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = canonical(value) if isinstance(value, list | tuple) else str(value)
+    return flat
+
+
+def _metrics(record: Record, stamp: int) -> list[tuple[str, float, int, int]]:
+    """Final metrics, and the raw samples behind them with the sample's number as the step."""
+    points = [(key, value, stamp, 0) for key, value in record.metrics.items()]
+    for key, values in record.samples.items():
+        points += [(f"samples/{key}", value, stamp, index) for index, value in enumerate(values)]
+    return [point for point in points if isinstance(point[1], int | float) and math.isfinite(point[1])]
+
+
+def _curves(lines: Iterable[dict]) -> dict[str, list[tuple[int, float | None]]]:
+    curves: dict[str, list] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key != "step":
+                curves.setdefault(key, []).append((line["step"], value))
+    return curves
+
+
+def _milliseconds(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).timestamp() * 1000) if moment else 0

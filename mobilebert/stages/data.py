@@ -1,0 +1,53 @@
+"""Data: check every table, train or take the tokenizer, tokenize the corpus. The root of the graph: nothing trains before it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from mobilebert.config import Study
+from mobilebert.data.corpus import prepare_corpus
+from mobilebert.data.features import table_file
+from mobilebert.data.glue import TASKS
+from mobilebert.data.sources import open_source
+from mobilebert.data.tokenizer import build_tokenizer
+from mobilebert.records import Run, sha256
+
+
+def run(run: Run, study: Study) -> None:
+    config = study.data
+    source = open_source(config.source, seed=config.seed, documents=config.documents)
+    rows, labels, files = {}, {}, {}
+    for task in TASKS:  # before the corpus: a wrong table is found in a second, not after an hour
+        for split in source.splits(task):
+            role = next(key for key, stem in TASKS[task].splits.items() if stem == split)
+            frame = source.table(task, split)
+            path = table_file(run.folder, task, role)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_parquet(path, index=False)
+            rows.setdefault(task, {})[role] = len(frame)
+            if label := source.label(task, split):
+                labels.setdefault(task, {})[role] = label
+            run.artefacts.append(str(path.relative_to(run.folder)))
+        files |= source.files(task)
+    tokenizer = build_tokenizer(source, run.folder / "tokenizer", config.vocab_size)
+    paragraphs = {
+        context
+        for task in ("squad_v1.1", "squad_v2.0")
+        for context in source.table(task, "validation")["context"].unique()
+    }
+    counts = prepare_corpus(
+        source,
+        tokenizer,
+        run.folder / "corpus",
+        heldout_share=config.heldout_share,
+        squad_dev_paragraphs=paragraphs,
+        workers=len(os.sched_getaffinity(0)),
+    )
+    files |= source.files("corpus")
+    for folder in ("tokenizer", "corpus"):
+        run.artefacts += sorted(str(file.relative_to(run.folder)) for file in (run.folder / folder).iterdir() if file.is_file())
+    run.metrics |= {key: value for key, value in counts.items() if isinstance(value, int | float)}
+    run.metrics["vocab_size"] = tokenizer.get_vocab_size()
+    run.details |= {"rows": rows, "labels": labels, "files": files, "vocab": sha256(run.folder / "tokenizer" / "vocab.txt")}
+    run.details["counts"] = json.loads(json.dumps(counts))

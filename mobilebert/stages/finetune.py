@@ -1,0 +1,81 @@
+"""Fine-tune one model on one task with every seed, score it, and keep the predictions and the best seed's weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+
+import pandas as pd
+import torch
+
+from mobilebert.config import Study
+from mobilebert.data.features import encode, encode_squad, sample, table_file
+from mobilebert.data.glue import TASKS
+from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.evaluation.scoring import evaluate
+from mobilebert.records import Run
+from mobilebert.training.device import device_of
+from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
+
+
+def run(run: Run, study: Study) -> None:
+    setting, device = run.job.config, device_of(study)
+    task = TASKS[setting["task"]]
+    data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
+    file = run.artefact_of("data", f"tasks/{task.name}/train.parquet")
+    tokenizer = load_tokenizer(data / "tokenizer")
+    whole = pd.read_parquet(file)
+    frame = sample(whole, setting["train_rows"], seed=0)
+    if task.is_squad:
+        examples = encode_squad(tokenizer, frame, setting, training=True)[0]
+    else:
+        examples = encode(tokenizer, task.name, frame, setting["length"])
+    pretrained = [key for key in run.job.inputs if key != "data"]
+    folder = run.artefact_of(pretrained[0], "model/model.safetensors").parent if pretrained else None
+
+    for seed in setting["seeds"]:
+        done = run.state / f"seed{seed}.json"
+        if done.exists():
+            continue  # finished before a kill; its predictions and weights are beside it
+        out = run.state / f"seed{seed}"
+        out.mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        model = new_model(task.name, setting["architecture"], folder).to(device).train()
+        finetune(run, examples, model, setting, seed, device)
+        metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
+        if isinstance(model, BagOfEmbeddings):
+            torch.manual_seed(0)  # nothing reads the baseline's weights
+        else:
+            model.save_pretrained(out / "model")
+        done.write_text(json.dumps({"metrics": metrics, "details": details}), encoding="utf-8")
+    collect(run, setting["seeds"], task.metrics[0])
+    run.details["train_rows"] = len(frame)
+    run.labels += study.labels(run.job.stage) + subset_labels(run, task.name, len(frame), len(whole), setting)
+
+
+def collect(run: Run, seeds: list[int], headline: str) -> None:
+    """Samples of every seed, their median as the metric; artefacts of the best seed on the validation set."""
+    found = {seed: json.loads((run.state / f"seed{seed}.json").read_text(encoding="utf-8")) for seed in seeds}
+    for name in found[seeds[0]]["metrics"]:
+        values = [found[seed]["metrics"][name] for seed in seeds]
+        run.samples[name] = values
+        run.metrics[name] = statistics.median(values)
+    best = max(seeds, key=lambda seed: found[seed]["metrics"][headline])
+    run.details |= {**found[best]["details"], "best_seed": best, "seeds": list(seeds)}
+    for source in sorted((run.state / f"seed{best}").rglob("*")):
+        if source.is_file():
+            name = str(source.relative_to(run.state / f"seed{best}"))
+            (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, run.folder / name)
+            run.artefacts.append(name)
+
+
+def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> list[str]:
+    """What keeps a result from being one on the whole of the task's data."""
+    labels = [f"subset ({role}): {text}" for role, text in run.record_of("data").details["labels"].get(task, {}).items() if role != "test"]
+    if used < whole:
+        labels.append(f"subset (train): {used:,} of {whole:,} rows drawn at random")
+    if setting["eval_rows"] and setting["eval_rows"] == run.details["rows"]["validation"]:
+        labels.append(f"subset (validation): {setting['eval_rows']:,} rows drawn at random")
+    return labels

@@ -1,0 +1,34 @@
+"""Latency (paper section 4.5): every model on every engine, interleaved in rounds, raw samples kept; void when disturbed."""
+
+from __future__ import annotations
+
+from mobilebert.config import Study
+from mobilebert.deployment.latency import measure
+from mobilebert.records import Run
+
+
+def run(run: Run, study: Study) -> str | None:
+    config = run.job.config
+    specs = [
+        {"name": f"{model}/{engine}", "config": architecture, "engine": engine}
+        for model, architecture in config["architectures"].items()
+        for engine in config["engines"]
+    ]
+    found = measure(
+        specs,
+        length=config["length"],
+        batch=config["batch_size"],
+        threads=config["threads"],
+        rounds=config["rounds"],
+        warmup=config["warmup"],
+        seed=0,
+    )
+    for spec in specs:
+        result = found["models"][spec["name"]]
+        run.samples[spec["name"]] = result["samples_ms"]
+        for key in ("p50", "p90", "p99"):
+            run.metrics[f"{spec['name']}:{key}_ms"] = result[key]
+    run.details |= {key: value for key, value in found.items() if key != "models"}
+    if not study.latency.full_size:
+        run.labels += study.labels("latency")
+    return None if found["validity"] == "ok" else found["validity"].removeprefix("void: ")

@@ -1,0 +1,51 @@
+"""Pre-training with masked LM and next-sentence prediction: the teacher, BERT_BASE, the bare student, Tables 2 and 3."""
+
+from __future__ import annotations
+
+import torch
+
+from mobilebert.config import Study
+from mobilebert.errors import UserError
+from mobilebert.records import Run
+from mobilebert.training import optim, pretraining, schedule
+from mobilebert.training.device import device_of
+from mobilebert.training.loop import Task, train
+
+
+def run(run: Run, study: Study) -> None:
+    config = run.job.config
+    device = device_of(study)
+    corpus = corpus_of(run)
+    torch.manual_seed(config["seed"])
+    model = pretraining.new_model(config["architecture"]).to(device).train(config["dropout"])
+    train(run, model, make_optimizer(model, config), make_task(run, study, model, corpus), "train", device)
+    pretraining.heldout(run, model, corpus, config["length"], device)
+    pretraining.save_model(run, model)
+    run.labels += study.labels(run.job.stage)
+
+
+def corpus_of(run: Run):
+    """Folder of the tokenized corpus, checked: the model's vocabulary must hold the tokenizer's."""
+    size, config = run.record_of("data").metrics["vocab_size"], run.job.config["architecture"]
+    if size > config["vocab_size"]:
+        raise UserError(f"vocab_size: the tokenizer has {size:.0f} entries, the model {config['vocab_size']}")
+    return run.artefact_of("data", "corpus/train.tokens.npy").parent
+
+
+def make_optimizer(model, config: dict, **options):
+    return optim.make(model, config["optimizer"], config["learning_rate"], config["weight_decay"], config["beta2"], **options)
+
+
+def make_task(run: Run, study: Study, model, corpus) -> Task:
+    config = run.job.config
+    steps, warmup = config["steps"], config["warmup_steps"]
+    end = 1e-4 if config["recipe"] == "released" else 0.0
+    return Task(
+        steps=steps,
+        batch=pretraining.batches(corpus, "train", config["length"], config["batch_size"], config["seed"]),
+        loss=lambda batch, step: pretraining.loss(model, batch),
+        rate=lambda step: schedule.linear(step, steps, warmup, end),
+        seed=config["seed"],
+        precision=config["precision"],
+        checkpoint_every=study.pretrain.checkpoint_every,
+    )

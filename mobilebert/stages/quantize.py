@@ -1,0 +1,32 @@
+"""int8 (paper section 4.6.3): export the fine-tuned model to ONNX, quantize it, score it again with the same code."""
+
+from __future__ import annotations
+
+from mobilebert.config import Study
+from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.deployment.export import export_onnx
+from mobilebert.deployment.quantize import OnnxModel, quantize_int8
+from mobilebert.evaluation.scoring import evaluate
+from mobilebert.records import Run
+from mobilebert.training.finetuning import new_model
+
+
+def run(run: Run, study: Study) -> None:
+    setting = run.job.config
+    tuned = f"finetune/{run.job.name}"
+    data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
+    folder = run.artefact_of(tuned, "model/model.safetensors").parent
+    source = run.record_of(tuned)
+    model = new_model(setting["task"], source.config["architecture"], folder).eval()
+    float_file, int8_file = run.state / "model.onnx", run.folder / "model.int8.onnx"
+    export_onnx(model, float_file, length=setting["length"])
+    run.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
+    metrics, details = evaluate(OnnxModel(int8_file), load_tokenizer(data / "tokenizer"), data, setting, run.folder)
+    run.metrics |= metrics
+    run.details |= details
+    best = source.details["seeds"].index(source.details["best_seed"])
+    for name, value in metrics.items():
+        run.samples[f"float_{name}"] = [source.samples[name][best]]
+        run.metrics[f"{name}_change"] = value - source.samples[name][best]
+    run.artefacts += ["model.int8.onnx", *(name for name in source.artefacts if name.startswith("predictions"))]
+    run.labels += list(source.labels)

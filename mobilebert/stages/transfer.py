@@ -1,0 +1,66 @@
+"""Knowledge transfer, layer by layer (PKT) or all layers at once (JKT): the student's encoder learns the teacher's features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from mobilebert.config import Study
+from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
+from mobilebert.jobs import final_job
+from mobilebert.paper import models
+from mobilebert.records import Run
+from mobilebert.stages.pretrain import corpus_of, make_optimizer, make_task
+from mobilebert.training import pretraining
+from mobilebert.training.device import device_of
+from mobilebert.training.loop import train
+
+
+def run(run: Run, study: Study) -> None:
+    config = run.job.config
+    device = device_of(study)
+    corpus = corpus_of(run)
+    teacher = teacher_of(run, study, device)
+    torch.manual_seed(config["seed"])
+    student = pretraining.new_model(config["architecture"]).to(device)
+    copied = copy_outside_encoder(student, teacher)
+    transfer = Transfer(student, teacher, config)
+    optimizer = make_optimizer(student, config, group=layer_of)
+    task = replace(
+        make_task(run, study, student, corpus),
+        loss=transfer.loss,
+        rate=transfer.rate,
+        prepare=transfer.prepare(optimizer),
+        checkpoint_every=study.transfer.checkpoint_every,
+    )
+    train(run, student.eval(), optimizer, task, "train", device)  # no dropout, as the released code
+    run.metrics["heldout_transfer_loss"] = heldout_loss(transfer, corpus, config, device)
+    run.details["copied_parameters"] = len(copied)
+    pretraining.save_model(run, student)
+    run.labels += study.labels(run.job.stage)
+
+
+def teacher_of(run: Run, study: Study, device: str):
+    """The frozen teacher; its weights shuffled for that control."""
+    model = models()[run.job.name]
+    teacher = pretraining.input_model(run, final_job(study, model.teacher)).to(device).eval()
+    if run.job.config["control"] == "shuffled-teacher":
+        shuffle_weights(teacher, run.job.config["seed"])
+    return teacher.requires_grad_(False)
+
+
+@torch.no_grad()
+def heldout_loss(transfer: Transfer, corpus, config: dict, device: str) -> float:
+    """Mean transfer loss over every layer on held-out pairs, after all stages."""
+    batch_at = pretraining.batches(corpus, "heldout", config["length"], pretraining.HELDOUT_SIZE, seed=20)
+    every = range(transfer.layers)
+    wanted = {"output_hidden_states": True, "attention_layers": list(every)}
+    total = 0.0
+    for index in range(pretraining.HELDOUT_BATCHES):
+        batch = {key: value.to(device) for key, value in batch_at(index).items()}
+        inputs = {key: batch[key] for key in pretraining.INPUTS if key in batch}
+        guide, out = transfer.teacher.mobilebert(**inputs, **wanted), transfer.student.mobilebert(**inputs, **wanted)
+        loss = transfer.compare(out.hidden_states, out.attentions, guide.hidden_states, guide.attentions, every, batch)
+        total += loss.item()
+    return total / pretraining.HELDOUT_BATCHES

@@ -1,0 +1,69 @@
+"""The state of a run under way: one safetensors file with weights, optimizer moments and the step.
+
+All randomness of a step is a function of (seed, step), so there is no generator to save. The file is written under a temporary
+name, synced and renamed: after a kill there is the last whole one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from mobilebert.errors import UserError
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, fingerprint: str) -> None:
+    """Write the state after `step` finished steps."""
+    tensors = {f"model.{name}": value.detach().contiguous() for name, value in _weights(model).items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
+    part = path.with_suffix(".part")
+    save_file(tensors, part, {"step": str(step), "fingerprint": fingerprint})
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())
+    part.replace(path)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
+    """Restore what `save` wrote and return the number of finished steps; 0 where there is no file.
+
+    Raises UserError, by name, for a damaged file or one of another run.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as stream:
+            facts = stream.metadata() or {}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged state ({error}); delete it to start this run from its first step") from None
+    if facts.get("fingerprint") != fingerprint:
+        raise UserError(f"{path}: state of another run ({facts.get('fingerprint', '?')[:12]}, this is {fingerprint[:12]})")
+    weights = _weights(model)
+    expected = {f"model.{name}" for name in weights}
+    if expected != {key for key in tensors if key.startswith("model.")}:
+        raise UserError(f"{path}: state of another architecture; delete it to start this run from its first step")
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(tensors[f"model.{name}"])
+    for name, parameter in model.named_parameters():
+        found = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("m", "v")}
+        if found["m"] is not None:
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+    return int(facts["step"])
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, a tied tensor once."""
+    found, seen = {}, set()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.data_ptr() not in seen or value.numel() == 0:
+            seen.add(value.data_ptr())
+            found[name] = value
+    return found

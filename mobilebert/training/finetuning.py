@@ -1,0 +1,106 @@
+"""Fine-tuning heads, their losses and one training run of one task with one seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mobilebert.data.features import Examples
+from mobilebert.data.glue import TASKS
+from mobilebert.records import Run
+from mobilebert.training import optim, schedule
+from mobilebert.training.loop import Task, train
+
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class BagOfEmbeddings(nn.Module):
+    """The baseline: mean of the tokens' embeddings and a linear layer. What cannot beat it has not learnt to read."""
+
+    def __init__(self, vocab_size: int, width: int, num_labels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.classifier = nn.Linear(width, num_labels)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        """Logits (B, num_labels)."""
+        weights = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
+        mean = (self.embedding(input_ids) * weights).sum(1) / weights.sum(1)
+        return {"logits": self.classifier(mean)}
+
+
+def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Module:
+    """A model with the task's head over the pre-trained weights in `folder` (none for the bag of embeddings)."""
+    task = TASKS[task_name]
+    if architecture["model_type"] == "bag-of-embeddings":
+        return BagOfEmbeddings(architecture["vocab_size"], architecture["hidden_size"], task.num_labels)
+    if architecture["model_type"] == "bert":
+        from transformers import BertForQuestionAnswering as Answering
+        from transformers import BertForSequenceClassification as Classification
+    else:
+        from mobilebert.modeling.tasks import MobileBertForQuestionAnswering as Answering
+        from mobilebert.modeling.tasks import MobileBertForSequenceClassification as Classification
+    if task.is_squad:
+        return Answering.from_pretrained(folder)
+    return Classification.from_pretrained(folder, num_labels=task.num_labels)
+
+
+def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy over classes; squared error for STS-B; mean of start and end cross-entropy for SQuAD."""
+    task = TASKS[task_name]
+    if task.is_squad:
+        start = F.cross_entropy(out["start_logits"].float(), batch["start_positions"])
+        return (start + F.cross_entropy(out["end_logits"].float(), batch["end_positions"])) / 2
+    if task.is_regression:
+        return F.mse_loss(out["logits"].float()[:, 0], batch["labels"])
+    return F.cross_entropy(out["logits"].float(), batch["labels"])
+
+
+def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str) -> None:
+    """Train `model` in place: linear warm-up and decay, batches bucketed by length."""
+    size, epochs = setting["batch_size"], setting["epochs"]
+    each = len(examples.by_length(size))
+    steps = each * epochs
+    order: dict[int, list[np.ndarray]] = {}
+
+    def batch(step: int) -> dict[str, torch.Tensor]:
+        epoch = step // each
+        if epoch not in order:
+            order.clear()
+            order[epoch] = examples.epoch(size, seed, epoch)
+        return {key: torch.from_numpy(value) for key, value in examples.batch(order[epoch][step % each]).items()}
+
+    end = 1e-4 if setting["recipe"] == "released" else 0.0
+    warmup = int(setting["warmup_share"] * steps)
+    fresh = isinstance(model, BagOfEmbeddings)
+    rate = setting["baseline_learning_rate"] if fresh else setting["learning_rate"]
+    optimizer = optim.make(model, "adamw", rate, setting["weight_decay"])
+    plan = Task(
+        steps=steps,
+        batch=batch,
+        loss=lambda batch, step: {"loss": loss(setting["task"], model(**{key: batch[key] for key in INPUTS}), batch)},
+        rate=lambda step: schedule.linear(step, steps, warmup, end),
+        seed=seed,
+        precision=setting["precision"],
+        checkpoint_every=500,
+    )
+    train(run, model, optimizer, plan, f"seed{seed}", device)
+
+
+def forward_of(model: nn.Module, device: str):
+    """The model as a function of NumPy arrays, for scoring."""
+    model.eval()
+
+    @torch.no_grad()
+    def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {key: torch.from_numpy(value).to(device) for key, value in batch.items()}
+        out = model(**tensors)
+        return {key: out[key].float().cpu().numpy() for key in ("logits", "start_logits", "end_logits") if key in out}
+
+    return forward

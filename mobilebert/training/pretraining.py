@@ -1,0 +1,118 @@
+"""Masked-LM and next-sentence prediction, alike for the bottleneck family and transformers' BERT; and its held-out loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mobilebert.data.pairs import Pairs
+from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.records import Diverged, Run
+
+HELDOUT_BATCHES, HELDOUT_SIZE = 8, 32  # 256 held-out pairs, the same for every model of a study
+
+
+def new_model(architecture: dict) -> nn.Module:
+    """A pre-training model of the architecture, fresh weights from torch's current seed."""
+    fields = {key: value for key, value in architecture.items() if key != "model_type"}
+    if architecture["model_type"] == "bert":
+        from transformers import BertConfig, BertForPreTraining
+
+        return BertForPreTraining(BertConfig(**fields))
+    from mobilebert.modeling.configuration import MobileBertConfig
+    from mobilebert.modeling.heads import MobileBertForPreTraining
+
+    return MobileBertForPreTraining(MobileBertConfig(**fields))
+
+
+def load_model(folder: Path, architecture: dict) -> nn.Module:
+    """The pre-training model saved in a folder."""
+    if architecture["model_type"] == "bert":
+        from transformers import BertForPreTraining
+
+        return BertForPreTraining.from_pretrained(folder)
+    from mobilebert.modeling.heads import MobileBertForPreTraining
+
+    return MobileBertForPreTraining.from_pretrained(folder)
+
+
+def save_model(run: Run, model: nn.Module) -> None:
+    """Save the model in Hugging Face layout beside the record."""
+    model.save_pretrained(run.folder / "model")
+    run.artefacts += ["model/config.json", "model/model.safetensors"]
+
+
+def input_model(run: Run, key: str) -> nn.Module:
+    """The model that another job saved, hashes checked."""
+    run.artefact_of(key, "model/config.json")
+    folder = run.artefact_of(key, "model/model.safetensors").parent
+    return load_model(folder, run.graph[key].config["architecture"])
+
+
+def batches(folder: Path, split: str, length: int, size: int, seed: int) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Step -> batch of segment pairs: input_ids, token_type_ids (B, T), masked_positions, masked_labels (N,), labels (B,).
+
+    `attention_mask` (B, T) is there only when something is padded, so that full batches need no mask.
+    """
+    pairs = Pairs(folder, split, length=length, tokenizer=load_tokenizer(folder.parent / "tokenizer"), seed=seed)
+
+    def batch(step: int) -> dict[str, torch.Tensor]:
+        arrays = pairs.batch(step, size)
+        if arrays["attention_mask"].all():
+            del arrays["attention_mask"]
+        return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+    return batch
+
+
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
+
+def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
+    """Masked-LM logits (N, V) at the masked positions alone, NSP logits (B, 2), and what else `wanted` names."""
+    inputs = {key: batch[key] for key in INPUTS if key in batch}
+    if hasattr(model, "mobilebert"):
+        out = model(**inputs, masked_positions=batch["masked_positions"], **wanted)
+        return {"mlm": out.prediction_logits, "nsp": out.seq_relationship_logits, "states": out.hidden_states, "attentions": out.attentions}
+    hidden = model.bert(**inputs)
+    masked = hidden.last_hidden_state.flatten(0, 1)[batch["masked_positions"]]
+    return {"mlm": model.cls.predictions(masked), "nsp": model.cls.seq_relationship(hidden.pooler_output)}
+
+
+def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MLM + NSP, each a mean cross-entropy in nats (BERT's objective)."""
+    out = heads(model, batch)
+    mlm = F.cross_entropy(out["mlm"].float(), batch["masked_labels"])
+    nsp = F.cross_entropy(out["nsp"].float(), batch["next_sentence_label"])
+    return {"loss": mlm + nsp, "mlm": mlm, "nsp": nsp}
+
+
+@torch.no_grad()
+def heldout(run: Run, model: nn.Module, corpus: Path, length: int, device: str) -> None:
+    """Held-out masked-LM loss (nats), its accuracy and that of next-sentence prediction, on the same pairs for every model."""
+    model.eval()
+    batch_at = batches(corpus, "heldout", length, HELDOUT_SIZE, seed=20)
+    totals = dict.fromkeys(("loss", "right", "masked", "next", "rows"), 0.0)
+    for index in range(HELDOUT_BATCHES):
+        batch = {key: value.to(device) for key, value in batch_at(index).items()}
+        out = heads(model, batch)
+        labels = batch["masked_labels"]
+        totals["loss"] += F.cross_entropy(out["mlm"].float(), labels, reduction="sum").item()
+        totals["right"] += (out["mlm"].argmax(-1) == labels).sum().item()
+        totals["masked"] += len(labels)
+        totals["next"] += (out["nsp"].argmax(-1) == batch["next_sentence_label"]).sum().item()
+        totals["rows"] += len(batch["next_sentence_label"])
+    run.metrics |= {
+        "heldout_mlm_loss": totals["loss"] / totals["masked"],
+        "heldout_mlm_accuracy": totals["right"] / totals["masked"],
+        "heldout_nsp_accuracy": totals["next"] / totals["rows"],
+    }
+    entropy = run.record_of("data").metrics["unigram_entropy"]
+    run.metrics["unigram_entropy"] = entropy
+    if not math.isfinite(run.metrics["heldout_mlm_loss"]):
+        raise Diverged("held-out loss is not finite")

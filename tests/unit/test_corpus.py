@@ -1,0 +1,218 @@
+import hashlib
+import math
+import re
+from collections import Counter
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilebert.data.corpus import Paragraphs, is_heldout, prepare_corpus, sentences, unigram_entropy
+from mobilebert.data.sources import open_source
+from mobilebert.data.tokenizer import build_tokenizer, load_tokenizer
+from mobilebert.errors import UserError
+
+
+class Documents:
+    """The least that prepare_corpus needs of a source."""
+
+    spec = "test"
+
+    def __init__(self, documents):
+        self.list = documents
+
+    def documents(self):
+        return iter(self.list)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    source = open_source("synthetic")
+    return source, build_tokenizer(source, tmp_path_factory.mktemp("tokenizer"), None)
+
+
+def prepare(documents, tokenizer, out, paragraphs=(), heldout_share=0.3, **options):
+    options = {"heldout_share": heldout_share, "squad_dev_paragraphs": paragraphs, **options}
+    return prepare_corpus(Documents(documents), tokenizer, out, **options)
+
+
+def read_back(out, split):
+    """Documents as lists of sentences as lists of ids."""
+    tokens, bounds, documents = (np.load(out / f"{split}.{name}.npy") for name in ("tokens", "sentences", "documents"))
+    assert (tokens.dtype, bounds.dtype, documents.dtype) == (np.uint16, np.int64, np.int64)
+    text = [tokens[start:end].tolist() for start, end in pairwise(bounds)]
+    return [text[start:end] for start, end in pairwise(documents)]
+
+
+def test_files_hold_the_tokens_of_every_document(synthetic, tmp_path):
+    source, tokenizer = synthetic
+    documents = [*source.documents()][:80]
+    counts = prepare([*documents, "", " \n\t"], tokenizer, tmp_path)
+    expected = {"train": [], "heldout": []}
+    for document in documents:
+        digest = hashlib.sha256(document.encode()).hexdigest()
+        split = "heldout" if int(digest[:16], 16) / 16**16 < 0.3 else "train"
+        expected[split].append(tokenizer.encode(document, add_special_tokens=False).ids)
+    for split, whole in expected.items():
+        found = read_back(tmp_path, split)
+        assert [list(chain.from_iterable(document)) for document in found] == whole
+        assert all(len(sentence) for document in found for sentence in document)
+        assert counts[f"documents_{split}"] == len(whole)
+        assert counts[f"tokens_{split}"] == sum(map(len, whole))
+        assert counts[f"sentences_{split}"] == sum(map(len, found))
+    assert (counts["documents_read"], counts["documents_empty"], counts["documents_dropped"]) == (82, 2, 0)
+    frequencies = Counter(token for document in expected["train"] for token in document)
+    total = sum(frequencies.values()) + tokenizer.get_vocab_size()
+    heldout = [token for document in expected["heldout"] for token in document]
+    entropy = -sum(math.log((frequencies[token] + 1) / total) for token in heldout) / len(heldout)
+    assert counts["unigram_entropy"] == pytest.approx(entropy, rel=1e-9)
+    # A sentence of this language ends in a mark that stands nowhere else.
+    marks = sum(len(re.findall(r" [.?](?= |$)", document, re.MULTILINE)) for document in documents)
+    assert counts["sentences_train"] + counts["sentences_heldout"] == marks
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{split}.{name}.npy" for split in expected for name in ("tokens", "sentences", "documents")
+    )
+
+
+def test_a_document_stays_on_its_side(synthetic, tmp_path):
+    source, tokenizer = synthetic
+    documents = [*source.documents()][:60]
+    prepare(documents, tokenizer, tmp_path / "all")
+    prepare(documents[::2], tokenizer, tmp_path / "half")
+    for split in ("train", "heldout"):
+        all_of_them = read_back(tmp_path / "all", split)
+        assert all(document in all_of_them for document in read_back(tmp_path / "half", split))
+    assert 0.07 < np.mean([is_heldout(f"document {number}", 0.1) for number in range(2000)]) < 0.13
+
+
+def test_workers_change_nothing(synthetic, tmp_path, monkeypatch):
+    source, tokenizer = synthetic
+    monkeypatch.setattr("mobilebert.data.corpus.BATCH_CHARACTERS", 5000)
+    documents, paragraphs = [*source.documents()][:60], source.table("squad_v1.1", "validation")["context"].unique()
+    seen = []
+    options = {"progress": lambda *numbers: seen.append(numbers)}
+    one = prepare(documents, tokenizer, tmp_path / "1", paragraphs, **options)
+    two = prepare(documents, tokenizer, tmp_path / "2", paragraphs, workers=2)
+    assert one == two
+    assert one["documents_dropped"] >= 1
+    assert seen == sorted(seen)
+    assert seen[-1] == (60, one["tokens_train"] + one["tokens_heldout"])
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+
+
+def test_the_synthetic_corpus_repeats_some_development_paragraphs(synthetic, tmp_path):
+    source, tokenizer = synthetic
+    paragraphs = {c for t in ("squad_v1.1", "squad_v2.0") for c in source.table(t, "validation")["context"]}
+    documents = list(source.documents())
+    leaking = [document for document in documents if any(paragraph in document for paragraph in paragraphs)]
+    assert 0.01 <= len(leaking) / len(paragraphs) <= 0.02
+    counts = prepare(documents, tokenizer, tmp_path, paragraphs)
+    assert counts["documents_dropped"] == len(leaking)
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "cc", "Dd", "eee", "Ffff"]), min_size=3, max_size=9)
+
+
+@given(st.lists(WORDS, max_size=5), st.lists(WORDS, min_size=1, max_size=4), st.sampled_from([" ", "\n", " \t "]))
+def test_finding_paragraphs_is_substring_search(paragraphs, document, space):
+    text = space.join(space.join(words) for words in document)
+    flat = " ".join(text.lower().split())
+    expected = any(" ".join(words).lower() in flat for words in paragraphs)
+    assert Paragraphs(" ".join(words) for words in paragraphs).in_document(text) == expected
+
+
+def test_an_edited_paragraph_is_found_by_a_long_sentence():
+    sentence = "The quick brown fox jumps over the lazy dog near the old stone bridge every morning."
+    paragraphs = Paragraphs([f"It was so. {sentence} Nobody saw it."])
+    assert paragraphs.in_document(f"Some article.\nIt was not so. {sentence.replace(' ', '  ')} Someone saw it.")
+    assert not paragraphs.in_document("Some article. It was so. The quick brown fox sleeps. Nobody saw it.")
+
+
+@given(st.text(alphabet="aB .!?\n\"'", max_size=60))
+def test_sentences_keep_every_word(text):
+    found = list(sentences(text))
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(sentence and sentence == sentence.strip() for sentence in found)
+
+
+def test_sentences():
+    text = 'He met J. Smith. "Why?" she asked! It cost 3.5 dollars.\nA title\nThe end.'
+    assert list(sentences(text)) == [
+        "He met J. Smith.",
+        '"Why?"',
+        "she asked!",
+        "It cost 3.5 dollars.",
+        "A title",
+        "The end.",
+    ]
+
+
+def test_unigram_entropy_of_a_uniform_distribution():
+    assert unigram_entropy(np.full(8, 5), np.arange(8)) == pytest.approx(math.log(8))
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "message"),
+    [
+        ([], {}, "0 documents read"),
+        (["kepe voti .", "voti ."], {"heldout_share": 1e-9}, "0 for heldout"),
+        (["kepe voti ."], {"heldout_share": 0.0}, "heldout_share is 0.0"),
+        (["kepe voti ."], {"workers": 0}, "workers is 0"),
+    ],
+)
+def test_user_errors_leave_no_files(synthetic, tmp_path, documents, options, message):
+    with pytest.raises(UserError, match=message):
+        prepare(documents, synthetic[1], tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokenizer_equals_transformers_in_both_directions(real_data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source = open_source(f"local:{real_data}", documents=10)
+    tokenizer = build_tokenizer(source, tmp_path, None)
+    assert tokenizer.get_vocab_size() == 30_522
+    theirs = transformers.BertTokenizerFast.from_pretrained(tmp_path)
+    reference = transformers.BertTokenizerFast(vocab=str(real_data / "vocab.txt"), do_lower_case=True)
+    for document in source.documents():
+        text = document[:2000]
+        ids = tokenizer.encode(text, "Été 2020 — naïve [MASK]?")
+        for other in (theirs, reference):
+            pair = other(text, "Été 2020 — naïve [MASK]?")
+            assert (pair["input_ids"], pair["token_type_ids"]) == (ids.ids, ids.type_ids)
+    assert theirs.mask_token_id == tokenizer.token_to_id("[MASK]") == 103
+
+
+def test_a_trained_tokenizer_is_exact_and_the_same_every_time(synthetic, tmp_path):
+    source, full = synthetic
+    written = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert build_tokenizer(source, folder, 500).get_vocab_size() == 500
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    assert sorted(written[0]) == ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    loaded = load_tokenizer(tmp_path / "a")
+    assert [loaded.token_to_id(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]
+    for document in list(source.documents())[:20]:
+        assert "[UNK]" not in full.encode(document).tokens
+        text = loaded.decode(loaded.encode(document).ids)
+        assert "".join(text.split()) == "".join(document.split())
+    with pytest.raises(UserError, match="vocab_size is 20: must be at least"):
+        build_tokenizer(source, tmp_path / "c", 20)
+    with pytest.raises(UserError, match="give at most"):
+        build_tokenizer(source, tmp_path / "c", 5000)
+    with pytest.raises(UserError, match=r"tokenizer\.json: missing"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_real_paragraphs_are_dropped(real_data, tmp_path):
+    source = open_source(f"local:{real_data}")
+    tokenizer = build_tokenizer(source, tmp_path / "tokenizer", None)
+    unseen = source.table("squad_v1.1", "train")["context"].unique()[:100]
+    paragraphs = source.table("squad_v1.1", "validation")["context"].unique()
+    leaking = [f"An article.\n{paragraph.upper()}\nIts end." for paragraph in paragraphs[::400]]
+    counts = prepare([*unseen, *leaking], tokenizer, tmp_path, paragraphs)
+    assert counts["documents_read"] == 100 + len(leaking)
+    assert counts["documents_dropped"] == len(leaking)

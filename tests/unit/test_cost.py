@@ -1,0 +1,205 @@
+"""The arithmetic of modeling.cost against built torch modules and against the paper's figures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel
+from mobilebert.errors import UserError
+from mobilebert.modeling.cost import cost, describe
+from mobilebert.modeling.presets import names, preset
+
+configurations = st.fixed_dictionaries(
+    {
+        "vocab_size": st.integers(5, 40),
+        "embedding_size": st.sampled_from([4, 6, 12]),
+        "hidden_size": st.sampled_from([12, 24]),
+        "intra_bottleneck_size": st.sampled_from([6, 12, 36]),
+        "num_attention_heads": st.sampled_from([1, 2, 3]),
+        "num_hidden_layers": st.integers(1, 3),
+        "num_feedforward_networks": st.integers(1, 3),
+        "intermediate_size": st.integers(1, 20),
+        "max_position_embeddings": st.integers(8, 12),
+        "type_vocab_size": st.integers(1, 3),
+        "trigram_input": st.booleans(),
+        "use_bottleneck": st.booleans(),
+        "use_bottleneck_attention": st.booleans(),
+        "key_query_shared_bottleneck": st.booleans(),
+        "classifier_activation": st.booleans(),
+        "normalization_type": st.sampled_from(["no_norm", "layer_norm"]),
+    }
+)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@settings(max_examples=40, deadline=None)
+@given(configurations)
+def test_parameters_equal_those_of_the_built_model(fields):
+    config = MobileBertConfig(**fields)
+    with torch.device("meta"):
+        model = MobileBertForPreTraining(config)
+    figures = cost(config.to_dict(), seq=8)
+    base, heads = model.mobilebert, model.cls
+    assert figures.pooler == parameters(base.pooler)
+    assert figures.encoder == parameters(base) - parameters(base.pooler)
+    assert figures.nsp_head == parameters(heads.seq_relationship)
+    assert figures.mlm_head == parameters(heads.predictions) - heads.predictions.decoder.weight.numel()
+    assert figures.encoder + figures.pooler + figures.mlm_head + figures.nsp_head == parameters(model)
+
+    # The parts, by the names of the state dict.
+    def total(*words, without=("LayerNorm", "bias")):
+        return sum(
+            p.numel()
+            for name, p in base.encoder.named_parameters()
+            if any(w in name for w in words) and not any(w in name for w in without)
+        )
+
+    assert figures.bottlenecks == total("bottleneck")
+    assert figures.mha == total("attention.self", "attention.output")
+    assert figures.norms == total("LayerNorm", without=()) + parameters(base.embeddings.LayerNorm)
+    assert figures.biases == total(".bias", without=("LayerNorm",))
+
+
+@settings(max_examples=20, deadline=None)
+@given(configurations, st.integers(1, 8))
+def test_flops_equal_those_torch_counts(fields, seq):
+    config = MobileBertConfig(**fields)
+    with torch.device("meta"):
+        model = MobileBertModel(config, add_pooling_layer=False).eval()
+        ids = torch.zeros(1, seq, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        # Explicit attention: the counter sees the two products of a fused kernel only on some devices.
+        model(ids, output_attentions=True)
+    assert counter.get_total_flops() == cost(config.to_dict(), seq).encoder_flops
+
+
+@pytest.mark.parametrize("name", ["bert-base", "bert-large"])
+def test_bert_parameters_equal_those_of_transformers(name):
+    fields = preset(name, num_hidden_layers=2, vocab_size=100)
+    with torch.device("meta"):
+        model = transformers.BertForPreTraining(transformers.BertConfig(**fields))
+    figures = cost(fields)
+    assert figures.encoder + figures.pooler == parameters(model.bert)
+    assert figures.encoder + figures.pooler + figures.mlm_head + figures.nsp_head == parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ib-bert-large", 294_205_184),
+        ("mobilebert", 24_581_888),
+        ("mobilebert-no-opt", 24_581_888),
+        ("mobilebert-table1", 25_359_104),
+        ("mobilebert-tiny", 15_485_696),
+    ],
+)
+def test_totals_of_the_presets(name, expected):
+    assert cost(preset(name)).encoder == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),
+    [("bert-base", 22.35), ("mobilebert", 5.39), ("mobilebert-table1", 5.59), ("mobilebert-tiny", 3.07)],
+)
+def test_flops_of_the_presets(name, giga):
+    assert round(cost(preset(name), 128).encoder_flops / 1e9, 2) == giga
+
+
+def test_heads_of_the_released_model():
+    figures = cost(preset("mobilebert"))
+    assert (figures.mlm_head, figures.nsp_head, figures.pooler) == (12_014_650, 1_026, 0)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "intra", "heads", "millions"),
+    [  # paper, Table 2, rows a to i, recomputed
+        (1024, 1024, 16, 357.6),
+        (768, 1024, 16, 325.9),
+        (512, 1024, 16, 294.2),
+        (384, 1024, 16, 278.4),
+        (256, 1024, 16, 262.5),
+        (512, 1024, 4, 294.2),
+        (512, 512, 4, 92.7),
+        (512, 256, 4, 34.4),
+        (512, 128, 4, 15.9),
+    ],
+)
+def test_table_2(hidden, intra, heads, millions):
+    fields = preset(
+        "ib-bert-large",
+        hidden_size=hidden,
+        intra_bottleneck_size=intra,
+        intermediate_size=4 * intra,
+        num_attention_heads=heads,
+    )
+    assert round(cost(fields).encoder / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("intra", "heads", "ffns", "mha", "ffn"),
+    [(192, 6, 1, 7.96, 7.08), (160, 5, 2, 6.51, 9.83), (128, 4, 4, 5.11, 12.58), (96, 3, 8, 3.76, 14.16)],
+)
+def test_table_3(intra, heads, ffns, mha, ffn):
+    figures = cost(
+        preset(
+            "mobilebert-table1",
+            intra_bottleneck_size=intra,
+            num_attention_heads=heads,
+            intermediate_size=4 * intra,
+            num_feedforward_networks=ffns,
+        )
+    )
+    assert (round(figures.mha / 1e6, 2), round(figures.ffn / 1e6, 2)) == (mha, ffn)
+
+
+def test_training_flops():
+    # IB-BERT_LARGE, one token at length 128: multiply-accumulates of the blocks (q, k, v and both bottlenecks;
+    # attention output; FFN; scores and context) and of the trigram, and the MLM head for 15 % of the tokens; times 2
+    # for FLOPs, times 3 for the backward pass.
+    encoder = 24 * (5 * 512 * 1024 + 1024**2 + 2 * 1024 * 4096 + 2 * 128 * 1024) + 384 * 512
+    expected = 6 * (encoder + 0.15 * 512 * (512 + 30522))
+    assert cost(preset("ib-bert-large"), 128).training_flops_per_token == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("seq", [0, -1, 513])
+def test_length_out_of_range(seq):
+    with pytest.raises(UserError, match="max_position_embeddings, 512"):
+        cost(preset("mobilebert"), seq)
+
+
+def test_unknown_model_type():
+    with pytest.raises(UserError, match="model_type: 'gpt2'"):
+        cost(preset("mobilebert") | {"model_type": "gpt2"})
+
+
+@pytest.mark.parametrize("name", names())
+def test_describe(name):
+    record = json.loads(describe(name, 128, as_json=True))
+    figures = cost(preset(name))
+    assert record["cost"]["encoder"] == figures.encoder
+    assert record["cost"]["encoder_flops"] == figures.encoder_flops
+    text = describe(name)
+    assert f"{figures.encoder / 1e6:.3f} M" in text
+    assert f"{record['published']['parameters_M']} M (Table 1)" in text
+    assert "published" in text
+    assert "Table 4" not in describe(name, 64)  # the paper's FLOPs are for length 128
+
+
+def test_neither_torch_nor_transformers_is_imported():
+    code = (
+        "import sys, mobilebert, mobilebert.modeling; from mobilebert.modeling.cost import describe; "
+        "describe('mobilebert'); print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,171 @@
+"""Segment pairs against a corpus whose token ids name their document and place, so that every row can be read back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from mobilebert.data.pairs import Pairs
+from mobilebert.errors import UserError
+
+SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+FIRST = len(SPECIAL)
+
+
+def write_corpus(folder, document_lengths, split="train"):
+    """Token i of the corpus has the id FIRST + i: an id tells where it stands. Returns a fitting tokenizer."""
+    sentences = [length for document in document_lengths for length in document]
+    tokens = np.arange(FIRST, FIRST + sum(sentences), dtype=np.uint16)
+    np.save(folder / f"{split}.tokens.npy", tokens)
+    np.save(folder / f"{split}.sentences.npy", np.cumsum([0, *sentences]))
+    np.save(folder / f"{split}.documents.npy", np.cumsum([0, *map(len, document_lengths)]))
+    vocab = {**SPECIAL, **{f"w{token}": int(token) for token in tokens}}
+    return Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    documents = [list(rng.integers(1, 20, rng.integers(1, 30))) for _ in range(60)]
+    return folder, write_corpus(folder, documents), np.cumsum([sum(document) for document in documents])
+
+
+def restore(batch):
+    """input_ids with the masked tokens put back."""
+    ids = batch["input_ids"].copy()
+    ids.reshape(-1)[batch["masked_positions"]] = batch["masked_labels"]
+    return ids
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=8), min_size=2, max_size=6),
+    length=st.integers(5, 48),
+    seed=st.integers(0, 2**32),
+    step=st.integers(0, 10**6),
+    max_predictions=st.none() | st.integers(1, 6),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_row_is_a_pair_of_contiguous_segments(tmp_path_factory, documents, length, seed, step, max_predictions):
+    folder = tmp_path_factory.mktemp("rows")
+    tokenizer = write_corpus(folder, documents)
+    ends = np.cumsum([sum(document) for document in documents])
+    pairs = Pairs(folder, "train", length=length, tokenizer=tokenizer, seed=seed, max_predictions=max_predictions)
+    batch = pairs.batch(step, 16)
+    assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.dtype(np.int64))
+    positions = np.zeros(16 * length, bool)
+    positions[batch["masked_positions"]] = True
+    assert np.all(np.diff(batch["masked_positions"]) > 0)
+    rows = zip(restore(batch), batch["token_type_ids"], batch["attention_mask"], positions.reshape(16, length))
+    for (ids, types, mask, masked), label in zip(rows, batch["next_sentence_label"]):
+        real = int(mask.sum())
+        assert mask[:real].all()
+        assert (ids[real:] == SPECIAL["[PAD]"]).all()
+        assert ids[0] == SPECIAL["[CLS]"]
+        first_sep, last_sep = np.flatnonzero(ids[:real] == SPECIAL["[SEP]"])
+        assert last_sep == real - 1
+        assert np.array_equal(types, (np.arange(length) > first_sep) & (np.arange(length) <= last_sep))
+        first, second = ids[1:first_sep], ids[first_sep + 1 : last_sep]
+        documents_of = []
+        for segment in (first, second):
+            assert len(segment) >= 1
+            assert np.all(np.diff(segment) == 1), "a segment is a contiguous run of the corpus"
+            documents_of.append(set(np.searchsorted(ends, segment - FIRST, side="right")))
+            assert len(documents_of[-1]) == 1, "a segment lies in one document"
+        assert (documents_of[0] != documents_of[1]) == bool(label)
+        if not label:
+            assert second[0] > first[-1]
+        assert not masked[ids < FIRST].any(), "no special token is masked"
+        bound = max(1, round(real * 0.15))
+        assert 1 <= masked.sum() <= min(bound, max_predictions or bound)
+
+
+def test_the_second_segment_follows_the_first_where_nothing_was_cut(corpus):
+    folder, tokenizer, _ = corpus
+    batch = Pairs(folder, "train", length=256, tokenizer=tokenizer, seed=3).batch(0, 500)
+    ids, real = restore(batch), batch["attention_mask"].sum(1)
+    whole = (real < 256) & (batch["next_sentence_label"] == 0)
+    assert whole.sum() > 20
+    for row in ids[whole]:
+        first_sep = np.flatnonzero(row == SPECIAL["[SEP]"])[0]
+        assert row[first_sep + 1] == row[first_sep - 1] + 1
+
+
+@given(first=st.integers(1, 60), second=st.integers(1, 60), length=st.integers(6, 64))
+@settings(max_examples=60, deadline=None)
+def test_truncation_cuts_the_longer_segment(tmp_path_factory, first, second, length):
+    """The oracle removes one token after the other, as truncate_seq_pair of the released BERT code does."""
+    folder = tmp_path_factory.mktemp("cut")
+    # Every document is these two sentences: unless moved, a row that starts with the first is the pair.
+    tokenizer = write_corpus(folder, [[first, second]] * 3)
+    batch = Pairs(folder, "train", length=length, tokenizer=tokenizer, seed=0, short_share=0).batch(0, 64)
+    expected = [first, second]
+    while sum(expected) > length - 3:
+        expected[0 if expected[0] > expected[1] else 1] -= 1
+    for row, types, label in zip(restore(batch), batch["token_type_ids"], batch["next_sentence_label"]):
+        if not label:
+            sizes = [int(np.argmax(row == SPECIAL["[SEP]"])) - 1, int(types.sum()) - 1]
+            assert sizes == expected
+
+
+def test_a_row_depends_on_seed_step_and_row_alone(corpus):
+    folder, tokenizer, _ = corpus
+    pairs = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=7)
+    big = pairs.batch(5, 40)
+    pairs.batch(6, 3)
+    small = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=7).batch(5, 11)
+    for name in ("input_ids", "token_type_ids", "attention_mask", "next_sentence_label"):
+        assert np.array_equal(big[name][:11], small[name])
+    kept = big["masked_positions"] < 11 * 64
+    assert np.array_equal(big["masked_positions"][kept], small["masked_positions"])
+    assert np.array_equal(big["masked_labels"][kept], small["masked_labels"])
+    for other in (pairs.batch(6, 11), Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=8).batch(5, 11)):
+        assert not np.array_equal(other["input_ids"], small["input_ids"])
+
+
+def test_shares_of_masking_and_of_pairs(corpus):
+    folder, tokenizer, _ = corpus
+    pairs = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=1)
+    batches = [pairs.batch(step, 500) for step in range(8)]
+    shown = np.concatenate([batch["input_ids"].reshape(-1)[batch["masked_positions"]] for batch in batches])
+    labels = np.concatenate([batch["masked_labels"] for batch in batches])
+    real = np.concatenate([batch["attention_mask"].sum(1) for batch in batches])
+    assert len(labels) == sum(min(max(1, round(0.15 * tokens)), tokens - 3) for tokens in real.tolist())
+    # 30,000 masked tokens: the standard error of a share of 0.1 is 0.002.
+    assert np.mean(shown == SPECIAL["[MASK]"]) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(shown == labels) == pytest.approx(0.1, abs=0.01)
+    swapped = shown[(shown != labels) & (shown != SPECIAL["[MASK]"])]
+    assert swapped.mean() == pytest.approx(tokenizer.get_vocab_size() / 2, rel=0.03), "uniform over the vocabulary"
+    # Rows of a single sentence always get a random second segment, so there are a few more of these than half.
+    assert 0.47 < np.mean([batch["next_sentence_label"] for batch in batches]) < 0.62
+    # A tenth of the rows is short, and so are those of documents that end early.
+    full = np.mean([batch["attention_mask"].sum(1) >= 55 for batch in batches])
+    assert 0.75 < full < 0.95
+
+
+def test_length_does_not_tell_the_label(corpus):
+    folder, tokenizer, _ = corpus
+    batch = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=1, short_share=0).batch(0, 4000)
+    lengths, label = batch["attention_mask"].sum(1), batch["next_sentence_label"]
+    assert abs(np.mean(lengths[label == 0]) - np.mean(lengths[label == 1])) < 2
+
+
+def test_every_token_is_reached_evenly(corpus):
+    folder, tokenizer, ends = corpus
+    pairs = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=2)
+    ids = np.concatenate([restore(pairs.batch(step, 1000)).reshape(-1) for step in range(4)])
+    counts = np.bincount(ids[ids >= FIRST] - FIRST, minlength=ends[-1])
+    assert (counts > 0).mean() > 0.99
+    assert len(pairs) == ends[-1] // 61
+
+
+def test_user_errors(corpus, tmp_path):
+    folder, tokenizer, _ = corpus
+    with pytest.raises(UserError, match=r"heldout\.tokens\.npy: missing"):
+        Pairs(folder, "heldout", length=64, tokenizer=tokenizer, seed=0)
+    with pytest.raises(UserError, match="length is 4"):
+        Pairs(folder, "train", length=4, tokenizer=tokenizer, seed=0)
+    alone = write_corpus(tmp_path, [[3, 4]])
+    with pytest.raises(UserError, match="needs at least 2"):
+        Pairs(tmp_path, "train", length=64, tokenizer=alone, seed=0)

@@ -1,0 +1,259 @@
+"""MLflow as a view of the records: the oracle is MLflow's own client, asked about the store afterwards."""
+
+import fcntl
+import json
+import shutil
+import threading
+import time
+
+import pytest
+
+from mobilebert.config import Study
+from mobilebert.jobs import Graph, Job
+from mobilebert.records import file, read
+from mobilebert.reporting import tracking
+
+STUDY = Study(schema=1, description="a study of three jobs")  # its name is "study"
+
+
+def job(stage, name, fingerprint, **config):
+    return Job(stage, name, config, (), fingerprint * 8)
+
+
+def graph_of(*jobs):
+    graph = Graph()
+    for item in jobs:
+        graph[item.id] = item
+    return graph
+
+
+def write_record(results, item, status="ok", **fields):
+    path = file(results, "study", item)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "schema": 1,
+        "study": "study",
+        "stage": item.stage,
+        "name": item.name,
+        "status": status,
+        "fingerprint": item.fingerprint,
+        "config": item.config,
+        "inputs": {},
+        "started": "2020-01-01T00:00:00+00:00",
+        "seconds": 2.5,
+        **fields,
+    }
+    path.write_text(json.dumps(record))
+    return read(path)
+
+
+def write_state(results, item, points):
+    state = results / "study" / ".state" / f"{item.id.replace('/', '-')}-{item.fingerprint[:16]}"
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "run.json").write_text(json.dumps({"job": item.id, "fingerprint": item.fingerprint, "pid": 1}))
+    (state / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    return state
+
+
+def client_of(results):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{results / 'study' / 'mlflow.db'}")
+
+
+def runs_of(results):
+    """(parents, children by job id) as MLflow has them."""
+    client = client_of(results)
+    experiment = client.get_experiment_by_name("study").experiment_id
+    runs = list(client.search_runs([experiment], max_results=1000))
+    children = {}
+    for run in runs:
+        if "mlflow.parentRunId" in run.data.tags:
+            children.setdefault(run.info.run_name, []).append(run)
+    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], children
+
+
+PRETRAIN = job("pretrain", "teacher", "aaaaaaaa", steps=10, architecture={"hidden_size": 64}, seeds=[0, 1])
+FINETUNE = job("finetune", "student/sst2", "bbbbbbbb", epochs=3)
+LATENCY = job("latency", "", "cccccccc")
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """MLflow takes seconds to create one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch, empty_database):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "study").mkdir(parents=True)
+    shutil.copy(empty_database, tmp_path / "results" / "study" / "mlflow.db")
+    return tmp_path / "results"
+
+
+def test_ingesting_twice_adds_nothing(results):
+    graph = graph_of(PRETRAIN, FINETUNE, LATENCY)
+    found = {
+        PRETRAIN.id: write_record(results, PRETRAIN, curves={"loss": [[1, 3.5], [2, None], [3, 2.5]]}),
+        FINETUNE.id: write_record(
+            results,
+            FINETUNE,
+            metrics={"accuracy": 0.75, "f1": None},
+            samples={"accuracy": [0.7, 0.8]},
+            labels=["scaled"],
+        ),
+    }
+    assert tracking.ingest(STUDY, results, graph, found) == {"added": 2, "completed": 0, "there": 0}
+    assert tracking.ingest(STUDY, results, graph, found) == {"added": 0, "completed": 0, "there": 2}
+
+    parents, children = runs_of(results)
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    assert parents[0].data.params["finetune.learning_rate"] == "5e-05"
+    assert {key: len(runs) for key, runs in children.items()} == {PRETRAIN.id: 1, FINETUNE.id: 1}
+    tuned, trained = children[FINETUNE.id][0], children[PRETRAIN.id][0]
+    assert tuned.data.metrics == {"accuracy": 0.75, "samples/accuracy": 0.8}
+    assert {tuned.data.tags[key] for key in ("status", "labels", "stage", "study", "fingerprint")} == {
+        "ok", "scaled", "finetune", "study", FINETUNE.fingerprint,
+    }  # fmt: skip
+    assert "reused" not in tuned.data.tags
+    assert trained.data.params == {"steps": "10", "architecture.hidden_size": "64", "seeds": "[0,1]"}
+    assert trained.info.end_time - trained.info.start_time == 2500
+    client = client_of(results)
+    history = client.get_metric_history(trained.info.run_id, "curves/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 3.5), (3, 2.5)]
+    assert [item.path for item in client.list_artifacts(tuned.info.run_id)] == ["result.json"]
+    assert list((results / "study" / "mlartifacts").rglob("result.json"))
+
+
+def test_nothing_is_written_outside_the_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracking.ingest(STUDY, tmp_path / "results", graph_of(LATENCY), {})  # creates its database
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert [run.data.tags["study"] for run in runs_of(tmp_path / "results")[0]] == ["study"]
+
+
+def test_small_artefacts_are_stored_and_large_ones_are_not(results):
+    folder = file(results, "study", FINETUNE).parent
+    folder.mkdir(parents=True)
+    (folder / "predictions.json").write_text("[]")
+    (folder / "model.safetensors").write_bytes(b"0")
+    artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": tracking.SMALL_ARTEFACT + 1}}
+    record = write_record(results, FINETUNE, artefacts=artefacts)
+    tracking.ingest(STUDY, results, graph_of(FINETUNE), {FINETUNE.id: record})
+    run = runs_of(results)[1][FINETUNE.id][0]
+    assert {item.path for item in client_of(results).list_artifacts(run.info.run_id)} == {
+        "predictions.json",
+        "result.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("diverged", "FAILED"), ("refused", "FAILED"), ("void", "FINISHED"), ("ok", "FINISHED")]
+)
+def test_a_bad_end_shows(results, status, expected):
+    record = write_record(results, LATENCY, status, reason="the reason")
+    found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
+    tracking.ingest(STUDY, results, graph_of(LATENCY), found)
+    run = runs_of(results)[1][LATENCY.id][0]
+    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (expected, status, "the reason")
+
+
+def test_a_record_under_another_configuration_is_tagged_reused(results):
+    found = {PRETRAIN.id: write_record(results, PRETRAIN)}
+    tracking.ingest(STUDY, results, graph_of(PRETRAIN, FINETUNE), found)
+    other = job("finetune", "student/sst2", "dddddddd", epochs=4)
+    found[other.id] = write_record(results, other)
+    tracking.ingest(STUDY, results, graph_of(PRETRAIN, other), found)
+    parents, children = runs_of(results)
+    assert len(parents) == 2
+    assert sorted(run.data.tags.get("reused", "no") for run in children[PRETRAIN.id]) == ["no", "true"]
+    assert [run.data.tags.get("reused") for run in children[other.id]] == [None]
+
+
+def test_a_result_made_again_is_a_second_run(results):
+    graph = graph_of(LATENCY)
+    tracking.ingest(STUDY, results, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 1.0})})
+    tracking.ingest(STUDY, results, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 2.0})})
+    runs = runs_of(results)[1][LATENCY.id]
+    assert sorted(run.data.metrics["p50_ms"] for run in runs) == [1.0, 2.0]
+
+
+def test_a_killed_run_shows_and_is_completed_when_it_goes_on(results):
+    graph = graph_of(PRETRAIN)
+    state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
+    assert tracking.ingest(STUDY, results, graph, {})["added"] == 1
+    assert tracking.ingest(STUDY, results, graph, {}) == {"added": 0, "completed": 0, "there": 1}
+    run = runs_of(results)[1][PRETRAIN.id][0]
+    assert (run.info.status, run.data.tags["status"], run.data.metrics) == ("KILLED", "killed", {"curves/loss": 3.0})
+
+    for path in state.iterdir():
+        path.unlink()
+    state.rmdir()
+    record = write_record(results, PRETRAIN, curves={"loss": [[1, 3.0], [2, 2.0]]})
+    assert tracking.ingest(STUDY, results, graph, {PRETRAIN.id: record})["completed"] == 1
+    (run,) = runs_of(results)[1][PRETRAIN.id]
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "ok")
+    history = client_of(results).get_metric_history(run.info.run_id, "curves/loss")
+    assert [point.step for point in history] == [1, 2]
+
+
+def test_a_run_under_way_or_of_another_configuration_is_not_killed(results):
+    state = write_state(results, PRETRAIN, [])
+    write_state(results, job("pretrain", "other", "eeeeeeee"), [])
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        counts = tracking.ingest(STUDY, results, graph_of(PRETRAIN), {})
+    assert counts == {"added": 0, "completed": 0, "there": 0}
+
+
+def test_follow_streams_each_point_once_and_ingest_completes_the_run(results):
+    graph = graph_of(PRETRAIN)
+    points = [{"step": step, "loss": 1.0 / step} for step in range(1, 4)]
+    state = write_state(results, PRETRAIN, points[:2])
+    stop, streamed = threading.Event(), []
+
+    def work():
+        streamed.append(tracking.follow(STUDY, results, graph, stop, interval=0.05, patience=60))
+
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_for(lambda: len(live_steps(results)) == 2)
+        with (state / "curves.jsonl").open("a") as stream:
+            stream.write(json.dumps(points[1]) + "\n" + json.dumps(points[2]) + '\n{"step": 4, "lo')  # repeated, half
+        wait_for(lambda: len(live_steps(results)) == 3)
+        (run,) = runs_of(results)[1][PRETRAIN.id]
+        assert run.info.status == "RUNNING"
+        stop.set()
+        thread.join(10)
+    assert streamed == [3]
+    record = write_record(results, PRETRAIN, curves={"loss": [[step, 1.0 / step] for step in range(1, 5)]})
+    assert tracking.ingest(STUDY, results, graph, {PRETRAIN.id: record})["completed"] == 1
+    assert live_steps(results) == [1, 2, 3, 4]
+    assert len(runs_of(results)[1][PRETRAIN.id]) == 1
+
+
+def test_follow_ends_when_nobody_holds_a_lock(results):
+    write_state(results, PRETRAIN, [{"step": 1, "loss": 1.0}])
+    assert tracking.follow(STUDY, results, graph_of(PRETRAIN), interval=0.01, patience=0) == 0
+
+
+def live_steps(results):
+    try:
+        (run,) = runs_of(results)[1][PRETRAIN.id]
+    except (KeyError, AttributeError):  # not created yet
+        return []
+    return [point.step for point in client_of(results).get_metric_history(run.info.run_id, "curves/loss")]
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)

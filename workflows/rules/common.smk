@@ -1,0 +1,91 @@
+# The study, its graph of jobs, and what on disk belongs to it. Fingerprints decide what is stale (mobilebert/jobs.py); file
+# times do not, so every record is an `ancient` input, and a stale one is given a marker that is not there yet.
+import contextlib
+import shlex
+import sys
+from pathlib import Path
+
+from mobilebert import config as studies, jobs, preflight, records
+from mobilebert.errors import UserError
+
+
+def refuse(error):
+    """One line and exit code 2, as the programs do."""
+    print(f"mobilebert: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+try:
+    if unknown := set(config) - {"study", "results"}:
+        raise UserError(f"--config: unknown key {', '.join(sorted(unknown))}; allowed: study, results")
+    STUDY_FILE = str(config.get("study", "smoke"))
+    STUDY = studies.load(STUDY_FILE)
+    GRAPH = jobs.build(STUDY)
+except UserError as error:
+    refuse(error)
+
+RESULTS = Path(config.get("results", "results"))
+OUT = RESULTS / STUDY.name
+CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
+jobs.finish(STUDY, GRAPH, CURRENT)
+STALE = {key for key, job in GRAPH.items() if records.state_of(RESULTS, STUDY.name, job) == "stale"}
+GPUS = int(STUDY.device == "cuda")
+MODEL = "[^/]+"
+HELD = contextlib.ExitStack()  # the results folder's lock, until this process ends
+
+
+wildcard_constraints:
+    model=MODEL,
+    task="[^/]+",
+
+
+onstart:
+    # Not for a dry run, and not when there is nothing to do.
+    try:
+        HELD.enter_context(records.lock(OUT / ".lock", f"{OUT}: in use by a live run"))
+        preflight.check(STUDY, records.state_of(RESULTS, STUDY.name, GRAPH["data"]) == "current")
+    except UserError as error:
+        refuse(error)
+
+
+def record(key):
+    return str(records.file(RESULTS, STUDY.name, GRAPH[key]))
+
+
+def key_of(stage, wildcards):
+    return "/".join([stage, *(str(part) for part in (wildcards.get("model"), wildcards.get("task")) if part)])
+
+
+def inputs_of(stage):
+    """Input function: the records that a job reads."""
+
+    def paths(wildcards):
+        return [record(key) for key in GRAPH[key_of(stage, wildcards)].inputs]
+
+    return paths
+
+
+def marker_of(stage):
+    """Input function: a marker to wait for when the record on disk is of another fingerprint."""
+
+    def marker(wildcards):
+        return [f"{OUT}/.state/stale"] if key_of(stage, wildcards) in STALE else []
+
+    return marker
+
+
+def program(stage, name=""):
+    """Command line of a stage; what it prints goes to the log, which Snakemake shows when the job fails."""
+    words = [sys.executable, "-m", "mobilebert", stage]
+    options = ["--study", STUDY_FILE, "--results", str(RESULTS)]
+    return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log}} 2>&1"
+
+
+rule stale:
+    output:
+        temp(f"{OUT}/.state/stale"),
+    log:
+        f"{OUT}/logs/stale.log",
+    localrule: True
+    shell:
+        "touch {output} 2> {log}"

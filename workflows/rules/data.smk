@@ -1,0 +1,10 @@
+rule data:
+    input:
+        marker_of("data"),
+    output:
+        f"{OUT}/data/result.json",
+    log:
+        f"{OUT}/logs/data.log",
+    threads: workflow.cores
+    shell:
+        program("data")

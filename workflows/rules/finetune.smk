@@ -1,0 +1,14 @@
+# Paper sections 4.3 and 4.4: GLUE and SQuAD, scored by the job that trains.
+rule finetune:
+    input:
+        ancient(inputs_of("finetune")),
+        marker_of("finetune"),
+    output:
+        f"{OUT}/finetune/{{model}}/{{task}}/result.json",
+    log:
+        f"{OUT}/logs/finetune/{{model}}/{{task}}.log",
+    threads: 1
+    resources:
+        gpu=GPUS,
+    shell:
+        program("finetune", "{wildcards.model}/{wildcards.task}")

@@ -1,0 +1,11 @@
+# Paper section 4.5. All cores are reserved: a timing beside another job would be void.
+rule latency:
+    input:
+        marker_of("latency"),
+    output:
+        f"{OUT}/latency/result.json",
+    log:
+        f"{OUT}/logs/latency.log",
+    threads: workflow.cores
+    shell:
+        program("latency")

@@ -1,0 +1,12 @@
+# Paper section 4.6.3: int8, scored again.
+rule quantize:
+    input:
+        ancient(inputs_of("quantize")),
+        marker_of("quantize"),
+    output:
+        f"{OUT}/quantize/{{model}}/{{task}}/result.json",
+    log:
+        f"{OUT}/logs/quantize/{{model}}/{{task}}.log",
+    threads: 1
+    shell:
+        program("quantize", "{wildcards.model}/{wildcards.task}")

@@ -1,0 +1,27 @@
+# Paper section 4.2: the teacher, BERT_BASE, the search rows; or a published checkpoint in place of pre-training.
+rule pretrain:
+    input:
+        ancient(inputs_of("pretrain")),
+        marker_of("pretrain"),
+    output:
+        f"{OUT}/pretrain/{{model}}/result.json",
+    log:
+        f"{OUT}/logs/pretrain/{{model}}.log",
+    threads: 1
+    resources:
+        gpu=GPUS,
+    shell:
+        program("pretrain", "{wildcards.model}")
+
+
+rule checkpoint:
+    input:
+        ancient(inputs_of("checkpoint")),
+        marker_of("checkpoint"),
+    output:
+        f"{OUT}/checkpoint/{{model}}/result.json",
+    log:
+        f"{OUT}/logs/checkpoint/{{model}}.log",
+    threads: 1
+    shell:
+        program("checkpoint", "{wildcards.model}")

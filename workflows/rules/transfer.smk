@@ -1,0 +1,29 @@
+# Paper sections 3.3 to 3.5: knowledge transfer, then pre-training distillation.
+rule transfer:
+    input:
+        ancient(inputs_of("transfer")),
+        marker_of("transfer"),
+    output:
+        f"{OUT}/transfer/{{model}}/result.json",
+    log:
+        f"{OUT}/logs/transfer/{{model}}.log",
+    threads: 1
+    resources:
+        gpu=GPUS,
+    shell:
+        program("transfer", "{wildcards.model}")
+
+
+rule distill:
+    input:
+        ancient(inputs_of("distill")),
+        marker_of("distill"),
+    output:
+        f"{OUT}/distill/{{model}}/result.json",
+    log:
+        f"{OUT}/logs/distill/{{model}}.log",
+    threads: 1
+    resources:
+        gpu=GPUS,
+    shell:
+        program("distill", "{wildcards.model}")
