@@ -92,6 +92,8 @@ def _stage(options, study) -> int:
     # Before torch is imported: it reads its number of threads once.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(getattr(options, "threads", 1))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the bar that matters is ours
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a head that is new at fine-tuning is no news
     graph = jobs.build(study)
     found = records.current(options.results, study.name, graph)
     if options.command == "table":

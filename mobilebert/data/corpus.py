@@ -29,6 +29,7 @@ SPLITS = ("train", "heldout")
 BATCH_CHARACTERS = 1_000_000
 # As many words in a row are not shared by chance; the length that is customary for finding test data in training data.
 LONG_SENTENCE = 13
+_WORD = re.compile(r"\w+")
 # A full stop ends a sentence unless one capital letter stands before it ("J. Smith"); a closing quote or bracket
 # belongs to the sentence that it closes.
 _SENTENCE_END = re.compile(r"""(?:(?<![ .][A-Z])\.|[!?])["'”’)\]]*(?=\s)""")
@@ -48,7 +49,7 @@ def prepare_corpus(
 
     heldout_share: of the documents, by the hash of their text, so that a document is on the same side whatever else
         the corpus holds.
-    squad_dev_paragraphs: of three words or more; a document that contains one is dropped, see Paragraphs.
+    squad_dev_paragraphs: a document that contains one is dropped, see Paragraphs.
     workers: processes; the files do not depend on it.
     progress: called with documents and tokens so far.
 
@@ -117,39 +118,37 @@ def is_heldout(document: str, share: float) -> bool:
 
 
 class Paragraphs:
-    """Texts to be found inside documents, whatever their case and white space, in about one pass over the document.
+    """Texts to be found inside documents, whatever their case, white space and punctuation, in about one pass.
 
     Found is a document that contains a whole paragraph or one of its sentences of LONG_SENTENCE words or more: copies
     of an article differ by edits, and then the sentences between the edits still match.
 
-    A text is indexed by the longest of its inner words. White space bounds these in the text and so in every document
-    that contains it: only the few texts whose two longest words a document has are searched for, and none is missed.
+    Only the few texts whose two longest words a document has are searched for; none is missed by that.
     """
 
     def __init__(self, paragraphs: Iterable[str]) -> None:
         self.by_word: dict[str, list[tuple[str, str]]] = defaultdict(list)
         texts = set()
         for paragraph in paragraphs:
-            texts.add(_normal(paragraph))
-            texts.update(_normal(text) for text in sentences(paragraph) if len(text.split()) >= LONG_SENTENCE)
-        for text in sorted(texts):
-            inner = sorted(text.split(" ")[1:-1], key=len)
-            if inner:
-                self.by_word[inner[-1]].append((inner[-2:][0], text))
+            texts.add(tuple(_words(paragraph)))
+            texts.update(tuple(words) for words in map(_words, sentences(paragraph)) if len(words) >= LONG_SENTENCE)
+        for words in sorted(texts - {()}):
+            longest = sorted(words, key=len)[-2:]
+            self.by_word[longest[-1]].append((longest[0], f" {' '.join(words)} "))
 
     def in_document(self, document: str) -> bool:
-        words = document.lower().split()
+        words = _words(document)
         distinct = set(words)
         found = self.by_word.keys() & distinct
         texts = [text for word in found for second, text in self.by_word[word] if second in distinct]
         if not texts:
             return False
-        joined = " ".join(words)
+        joined = f" {' '.join(words)} "
         return any(text in joined for text in texts)
 
 
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -77,14 +77,21 @@ def _predict(forward: Forward, examples: Examples, task) -> np.ndarray:
     return np.clip(logits[:, 0], 0.0, 5.0) if task.is_regression else logits.argmax(-1)
 
 
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of different lengths as one array; what lies past a window's end is never read."""
+    table = np.zeros((len(rows), max(map(len, rows))), np.float32)
+    for place, row in enumerate(rows):
+        table[place, : len(row)] = row
+    return table
+
+
 def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) -> tuple[dict, dict]:
     v2 = setting["task"] == "squad_v2.0"
     frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)
     found = outputs(forward, examples, ("start_logits", "end_logits"))
-    texts, odds = squad.postprocess(
-        windows, found["start_logits"], found["end_logits"], frame, max_answer_length=setting["max_answer_length"], v2=v2
-    )
+    start, end = (_padded(found[name]) for name in ("start_logits", "end_logits"))
+    texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting["max_answer_length"], v2=v2)
     wanted = squad.references(frame)
     scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)
     answers = squad_scores.with_null(texts, odds, 0.0) if v2 else texts

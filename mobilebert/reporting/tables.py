@@ -1,4 +1,4 @@
-"""The paper's tables, filled: every published cell beside what this run measured. No number comes from anywhere else."""
+"""The paper's tables, filled: every published cell beside what this run measured, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mobilebert import paper
 from mobilebert.architecture import architecture
-from mobilebert.config import Distill, Pretrain, Search, Study, Training, Transfer
+from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score
 from mobilebert.jobs import cell_job
@@ -63,6 +63,10 @@ class FilledTable:
     rows: tuple[FilledRow, ...]
 
     @property
+    def number(self) -> int:
+        return self.table.number
+
+    @property
     def heads(self) -> list[str]:
         return [f"{column.head} ({column.unit})" if column.unit else column.head for column in self.table.columns]
 
@@ -101,18 +105,18 @@ def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[s
         verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
         return Cell(published, measured, verdict, column.unit, labels=labels)
     if column.source == "glue":
-        return _glue_cell(study, row, column, records)
+        return _glue_cell(row, column, records)
     record = records.get(cell_job(row, column))
     if column.source == "latency":
         return _latency_cell(row, column, record)
-    return _score_cell(study, row, column, record)
+    return _score_cell(row, column, record)
 
 
-def _score_cell(study: Study, row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
+def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
     published = row.published.get(column.key)
     if record is None or (record.status == "ok" and column.metric not in record.metrics):
         return Cell(published, None, "not run", column.unit)
-    measured, labels = _percent(record.metrics.get(column.metric)), _labels(study, row.model, record)
+    measured, labels = _percent(record.metrics.get(column.metric)), record.labels
     verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
     samples = [_percent(value) for value in record.samples.get(column.metric, [])]
     finite = [value for value in samples if math.isfinite(value)]
@@ -124,8 +128,8 @@ def _score_cell(study: Study, row: paper.Row, column: paper.Column, record: Reco
     return Cell(published, measured, verdict, column.unit, spread, max(1, len(finite)), labels)
 
 
-def _glue_cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
-    """The leaderboard's formula over the row's own development scores; a mean over fewer than nine tasks is no score."""
+def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
+    """The leaderboard's formula over the row's own development scores; fewer than nine tasks give no score."""
     published = row.published.get(column.key)
     mine = {task: records.get(f"finetune/{row.model}/{task}") for task in LEADERBOARD}
     there = [record for record in mine.values() if record]
@@ -141,17 +145,17 @@ def _glue_cell(study: Study, row: paper.Row, column: paper.Column, records: Mapp
         measured = _percent(glue_score(scores))
     except UserError:
         return Cell(published, None, "not run", column.unit)
-    labels = tuple(dict.fromkeys(label for record in there for label in _labels(study, row.model, record)))
+    labels = tuple(dict.fromkeys(label for record in there for label in record.labels))
     verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
     count = min(max(map(len, record.samples.values()), default=1) for record in there)
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
 
 
 def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
-    """The first engine's figure: metrics are named `<model>/<engine>/p50_ms`, so are the raw samples of every round."""
+    """The first engine's figure: metric `<model>/<engine>:p50_ms`, every round's samples under `<model>/<engine>`."""
     published = row.published.get(column.key)
     engine = record.config["engines"][0] if record else None
-    key = f"{row.model}/{engine}/{column.metric}"
+    key = f"{row.model}/{engine}:{column.metric}"
     if record is None or (record.status == "ok" and key not in record.metrics):
         return Cell(published, None, "not run", column.unit)
     setting = f"{engine}, {record.config['threads']} threads, length {record.config['length']}, median of rounds"
@@ -167,34 +171,6 @@ def _percent(fraction: float | None) -> float:
     return math.nan if fraction is None else 100 * fraction
 
 
-def _labels(study: Study, model: str, record: Record) -> tuple[str, ...]:
-    """Why a score does not stand for the paper's setting: what the record says, and the study's scale and length."""
-    return tuple(dict.fromkeys((*record.labels, *study_labels(study, model))))
-
-
-def study_labels(study: Study, model: str) -> tuple[str, ...]:
-    """Labels that the study itself gives a model: smaller widths, or pre-training on fewer tokens than the paper's."""
-    labels = ("scaled",) if study.scale.scaled else ()
-    return (*labels, "shortened pre-training") if _shortened(study, model) else labels
-
-
-def _shortened(study: Study, model: str) -> bool:
-    row = paper.models()[model]
-    if model in study.checkpoints or row.preset == "bag-of-embeddings":
-        return False
-    if row.teacher is None:
-        own, full = (study.search, Search()) if row.schedule == "search" else (study.pretrain, Pretrain())
-        return _tokens(own) < _tokens(full)
-    short = _tokens(study.distill) < _tokens(Distill())
-    if row.strategy != "none":
-        short = short or _tokens(study.transfer) < _tokens(Transfer())
-    return short or _shortened(study, row.teacher)
-
-
-def _tokens(settings: Training) -> int:
-    return settings.steps * settings.batch_size * settings.length
-
-
 def show(value, unit: str = "", measured: bool = True) -> str:
     """A value as a cell prints it; a published number keeps the paper's digits."""
     if value is None:
@@ -208,21 +184,20 @@ def show(value, unit: str = "", measured: bool = True) -> str:
     return f"{value:.2f}" if measured and unit == "G" else f"{value:g}"
 
 
-def markdown(study: Study, filled: list[FilledTable]) -> str:
-    """All tables as Markdown: for every row what is published and, under it, what this run measured and the verdict."""
-    parts = [
-        f"# Tables of study {study.name}",
-        study.description.strip(),
-        "Each row's first line is published (Sun et al., ACL 2020), the line `measured` is this run's, with the standard "
-        "deviation over n seeds and the verdict on the published value. Shapes, parameters and FLOPs are computed from the "
-        "configurations at the paper's widths. Rows without a second line are not run by this suite.",
-    ]
-    parts += [_markdown_table(table) for table in filled]
-    return "\n\n".join(parts) + "\n"
+LEGEND = (
+    "A row's first line is published (Sun et al., ACL 2020), its second what this study measured: the median over n "
+    "seeds ± their standard deviation, and the verdict on the published value. Shapes, parameters and FLOPs are "
+    "computed from the configurations at the paper's widths. A row without a second line is not run by this suite."
+)
+
+
+def markdown(filled: list[FilledTable]) -> str:
+    """Tables as Markdown, each under a heading `## Table N`."""
+    return "\n\n".join([LEGEND, *(_markdown_table(table) for table in filled)]) + "\n"
 
 
 def _markdown_table(filled: FilledTable) -> str:
-    lines = [f"## Table {filled.table.number}", "", f"{filled.table.title}.", ""]
+    lines = [f"## Table {filled.number}", "", f"{filled.table.title}.", ""]
     lines += [_line(["", "", *filled.heads]), _line(["---", "---", *["--:"] * len(filled.heads)])]
     for row in filled.rows:
         lines.append(_line([_plain(row.label), "published", *[_plain(cell.published_text) for cell in row.cells]]))

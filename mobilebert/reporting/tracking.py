@@ -1,7 +1,7 @@
 """Records as MLflow runs: a view of the results folder that can be rebuilt from it at any time.
 
-A parent run stands for one resolved configuration of a study, a child run for one record. What is already there is found
-by its tags, so ingesting twice adds nothing. The store is `<results>/<study>/mlflow.db`, its files lie beside it.
+A parent run stands for one resolved configuration of a study, a child run for one record. What is already there is
+found by its tags, so ingesting twice adds nothing. The store is `<results>/<study>/mlflow.db`, its files lie beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mobilebert import records
 from mobilebert.config import Study
+from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, canonical, digest
 from mobilebert.records import Record
 
@@ -29,14 +30,14 @@ STATUS = {"ok": "FINISHED", "void": "FINISHED", "diverged": "FAILED", "refused":
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH = 850, 100, 6000  # 1,000 entries a batch, tags among them
 
 
-def ingest(study: Study, results: Path, graph: Graph, found: Mapping[str, Record]) -> dict[str, int]:
+def ingest(results: Path, study: Study, graph: Graph, found: Mapping[str, Record]) -> dict[str, int]:
     """Bring the store up to the records `found` (job id -> current record) and to the runs that were killed.
 
     Returns how many child runs were added, completed (a run that was followed or killed before) or were there already.
     """
     counts = {"added": 0, "completed": 0, "there": 0}
     with _writer(results / study.name):
-        store = _Store(study, results, graph)
+        store = _Store(results, study, graph)
         for record in [*found.values(), *_refused(results, study.name, graph, found)]:
             if record.stage not in VIEWS:
                 counts[store.add(record)] += 1
@@ -48,8 +49,8 @@ def ingest(study: Study, results: Path, graph: Graph, found: Mapping[str, Record
 
 
 def follow(
-    study: Study,
     results: Path,
+    study: Study,
     graph: Graph,
     stop: threading.Event | None = None,
     interval: float = 2.0,
@@ -60,7 +61,7 @@ def follow(
     stop = stop or threading.Event()
     offsets: dict[Path, int] = {}
     with _writer(results / study.name):
-        store = _Store(study, results, graph)
+        store = _Store(results, study, graph)
     points, last_seen = 0, time.monotonic()
     while True:
         with _writer(results / study.name):
@@ -114,7 +115,7 @@ class _State:
         """Whether the run ended after all: a refused one leaves its state for the next attempt."""
         stage, _, name = self.job.partition("/")
         path = self.results / self.study / stage / name / "result.json"
-        with contextlib.suppress(records.UserError):
+        with contextlib.suppress(UserError):
             return records.read(path).fingerprint == self.fingerprint
         return False
 
@@ -147,7 +148,7 @@ def _refused(results: Path, study: str, graph: Graph, found: Mapping[str, Record
     for key, job in graph.items():
         path = records.file(results, study, job)
         if key not in found and path.exists():
-            with contextlib.suppress(records.UserError):
+            with contextlib.suppress(UserError):
                 record = records.read(path)
                 if record.status == "refused" and record.fingerprint == job.fingerprint:
                     yield record
@@ -165,9 +166,10 @@ def _do_not_sync(connection, _) -> None:
 class _Store:
     """The study's experiment and, in it, the parent run of this configuration with its children."""
 
-    def __init__(self, study: Study, results: Path, graph: Graph):
+    def __init__(self, results: Path, study: Study, graph: Graph):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient  # takes seconds, and only tracking needs it
         from sqlalchemy import event
         from sqlalchemy.engine import Engine
@@ -299,7 +301,7 @@ class _Store:
         return self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=job).info.run_id
 
     def _log(self, run_id: str, points: list[tuple[str, float, int, int]], config: dict, tags: dict[str, str]) -> None:
-        """Points (key, value, milliseconds, step), parameters and tags, in as few transactions as MLflow's limits allow."""
+        """Points (key, value, milliseconds, step), parameters and tags, in as few batches as MLflow's limits allow."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(key, value, stamp, step) for key, value, stamp, step in points]

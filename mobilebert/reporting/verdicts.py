@@ -84,7 +84,7 @@ def _value(source: str | float, records: Mapping[str, Record]) -> tuple[float | 
     """The number that `source` names, or why there is none."""
     if not isinstance(source, str):
         return float(source), None
-    key, _, metric = source.rpartition(":")
+    key, _, metric = source.partition(":")  # metrics may hold a colon, record ids never do
     record = records.get(key)
     if record is None:
         return None, f"missing: no current record of {key or source}"

@@ -60,16 +60,16 @@ def train(
             losses["loss"].backward()
             trained = [p for p in parameters if p.grad is not None]
             norm = nn.utils.clip_grad_norm_(trained, task.clip_norm, foreach=True)
-            value = float(losses["loss"])
-            if not (math.isfinite(value) and math.isfinite(norm)):
+            value = losses["loss"].item()
+            if not (math.isfinite(value) and math.isfinite(norm.item())):
                 kept = step // task.checkpoint_every * task.checkpoint_every
-                raise Diverged(f"loss {value}, gradient norm {float(norm)} at step {step} of {task.steps}; last good state: {kept}")
+                raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {step} of {task.steps}; last good state: {kept}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             tokens += batch["input_ids"].numel()
             progress.update()
             if step % every == 0 or step == task.steps - 1:
-                points = {key: float(item) for key, item in losses.items()}
+                points = {key: item.item() for key, item in losses.items()}
                 run.log(step, **{f"{name}_{key}": item for key, item in points.items()})
                 progress.set_postfix(loss=f"{value:.3f}", tokens=f"{tokens / (time.monotonic() - clock):.0f}/s", refresh=False)
             if (step + 1) % task.checkpoint_every == 0 and step + 1 < task.steps:

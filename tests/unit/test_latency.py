@@ -148,19 +148,21 @@ def test_more_threads_than_cores_void_the_run():
 def test_orders_differ_between_rounds_and_repeat_with_the_seed():
     class Recorder:
         def __init__(self, name):
-            self.name = name
+            self.name, self.seconds = name, 0.0
 
         def ask(self, question):
             if question == "forward":
                 asked.append(self.name)
-            return 1.0
+                self.seconds += 10.0
+            return self.seconds
 
     workers = {name: Recorder(name) for name in "abcd"}
     runs = []
     for seed in (0, 0, 1):
         asked = []
-        samples, _ = latency._rounds(workers, rounds=6, warmup=2, threads=1, seed=seed)
+        samples, machine = latency._rounds(workers, rounds=6, warmup=2, threads=1, seed=seed)
         assert {name: len(taken) for name, taken in samples.items()} == dict.fromkeys("abcd", 6)
+        assert machine["own_s"] == pytest.approx(4 * 6 * 10.0, abs=5.0)  # without the warm-up
         turns = [tuple(asked[start : start + 4]) for start in range(0, len(asked), 4)]
         assert len(turns) == 8
         assert all(sorted(turn) == list("abcd") for turn in turns)

@@ -108,8 +108,8 @@ def test_ingesting_twice_adds_nothing(results):
             labels=["scaled"],
         ),
     }
-    assert tracking.ingest(STUDY, results, graph, found) == {"added": 2, "completed": 0, "there": 0}
-    assert tracking.ingest(STUDY, results, graph, found) == {"added": 0, "completed": 0, "there": 2}
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 2, "completed": 0, "there": 0}
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 0, "there": 2}
 
     parents, children = runs_of(results)
     assert [run.info.status for run in parents] == ["FINISHED"]
@@ -132,7 +132,7 @@ def test_ingesting_twice_adds_nothing(results):
 
 def test_nothing_is_written_outside_the_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tracking.ingest(STUDY, tmp_path / "results", graph_of(LATENCY), {})  # creates its database
+    tracking.ingest(tmp_path / "results", STUDY, graph_of(LATENCY), {})  # creates its database
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     assert [run.data.tags["study"] for run in runs_of(tmp_path / "results")[0]] == ["study"]
 
@@ -144,7 +144,7 @@ def test_small_artefacts_are_stored_and_large_ones_are_not(results):
     (folder / "model.safetensors").write_bytes(b"0")
     artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": tracking.SMALL_ARTEFACT + 1}}
     record = write_record(results, FINETUNE, artefacts=artefacts)
-    tracking.ingest(STUDY, results, graph_of(FINETUNE), {FINETUNE.id: record})
+    tracking.ingest(results, STUDY, graph_of(FINETUNE), {FINETUNE.id: record})
     run = runs_of(results)[1][FINETUNE.id][0]
     assert {item.path for item in client_of(results).list_artifacts(run.info.run_id)} == {
         "predictions.json",
@@ -158,17 +158,17 @@ def test_small_artefacts_are_stored_and_large_ones_are_not(results):
 def test_a_bad_end_shows(results, status, expected):
     record = write_record(results, LATENCY, status, reason="the reason")
     found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
-    tracking.ingest(STUDY, results, graph_of(LATENCY), found)
+    tracking.ingest(results, STUDY, graph_of(LATENCY), found)
     run = runs_of(results)[1][LATENCY.id][0]
     assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (expected, status, "the reason")
 
 
 def test_a_record_under_another_configuration_is_tagged_reused(results):
     found = {PRETRAIN.id: write_record(results, PRETRAIN)}
-    tracking.ingest(STUDY, results, graph_of(PRETRAIN, FINETUNE), found)
+    tracking.ingest(results, STUDY, graph_of(PRETRAIN, FINETUNE), found)
     other = job("finetune", "student/sst2", "dddddddd", epochs=4)
     found[other.id] = write_record(results, other)
-    tracking.ingest(STUDY, results, graph_of(PRETRAIN, other), found)
+    tracking.ingest(results, STUDY, graph_of(PRETRAIN, other), found)
     parents, children = runs_of(results)
     assert len(parents) == 2
     assert sorted(run.data.tags.get("reused", "no") for run in children[PRETRAIN.id]) == ["no", "true"]
@@ -177,8 +177,8 @@ def test_a_record_under_another_configuration_is_tagged_reused(results):
 
 def test_a_result_made_again_is_a_second_run(results):
     graph = graph_of(LATENCY)
-    tracking.ingest(STUDY, results, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 1.0})})
-    tracking.ingest(STUDY, results, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 2.0})})
+    tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 1.0})})
+    tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 2.0})})
     runs = runs_of(results)[1][LATENCY.id]
     assert sorted(run.data.metrics["p50_ms"] for run in runs) == [1.0, 2.0]
 
@@ -186,8 +186,8 @@ def test_a_result_made_again_is_a_second_run(results):
 def test_a_killed_run_shows_and_is_completed_when_it_goes_on(results):
     graph = graph_of(PRETRAIN)
     state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
-    assert tracking.ingest(STUDY, results, graph, {})["added"] == 1
-    assert tracking.ingest(STUDY, results, graph, {}) == {"added": 0, "completed": 0, "there": 1}
+    assert tracking.ingest(results, STUDY, graph, {})["added"] == 1
+    assert tracking.ingest(results, STUDY, graph, {}) == {"added": 0, "completed": 0, "there": 1}
     run = runs_of(results)[1][PRETRAIN.id][0]
     assert (run.info.status, run.data.tags["status"], run.data.metrics) == ("KILLED", "killed", {"curves/loss": 3.0})
 
@@ -195,7 +195,7 @@ def test_a_killed_run_shows_and_is_completed_when_it_goes_on(results):
         path.unlink()
     state.rmdir()
     record = write_record(results, PRETRAIN, curves={"loss": [[1, 3.0], [2, 2.0]]})
-    assert tracking.ingest(STUDY, results, graph, {PRETRAIN.id: record})["completed"] == 1
+    assert tracking.ingest(results, STUDY, graph, {PRETRAIN.id: record})["completed"] == 1
     (run,) = runs_of(results)[1][PRETRAIN.id]
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "ok")
     history = client_of(results).get_metric_history(run.info.run_id, "curves/loss")
@@ -207,7 +207,7 @@ def test_a_run_under_way_or_of_another_configuration_is_not_killed(results):
     write_state(results, job("pretrain", "other", "eeeeeeee"), [])
     with state.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        counts = tracking.ingest(STUDY, results, graph_of(PRETRAIN), {})
+        counts = tracking.ingest(results, STUDY, graph_of(PRETRAIN), {})
     assert counts == {"added": 0, "completed": 0, "there": 0}
 
 
@@ -218,7 +218,7 @@ def test_follow_streams_each_point_once_and_ingest_completes_the_run(results):
     stop, streamed = threading.Event(), []
 
     def work():
-        streamed.append(tracking.follow(STUDY, results, graph, stop, interval=0.05, patience=60))
+        streamed.append(tracking.follow(results, STUDY, graph, stop, interval=0.05, patience=60))
 
     with state.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -234,14 +234,14 @@ def test_follow_streams_each_point_once_and_ingest_completes_the_run(results):
         thread.join(10)
     assert streamed == [3]
     record = write_record(results, PRETRAIN, curves={"loss": [[step, 1.0 / step] for step in range(1, 5)]})
-    assert tracking.ingest(STUDY, results, graph, {PRETRAIN.id: record})["completed"] == 1
+    assert tracking.ingest(results, STUDY, graph, {PRETRAIN.id: record})["completed"] == 1
     assert live_steps(results) == [1, 2, 3, 4]
     assert len(runs_of(results)[1][PRETRAIN.id]) == 1
 
 
 def test_follow_ends_when_nobody_holds_a_lock(results):
     write_state(results, PRETRAIN, [{"step": 1, "loss": 1.0}])
-    assert tracking.follow(STUDY, results, graph_of(PRETRAIN), interval=0.01, patience=0) == 0
+    assert tracking.follow(results, STUDY, graph_of(PRETRAIN), interval=0.01, patience=0) == 0
 
 
 def live_steps(results):

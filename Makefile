@@ -1,0 +1,30 @@
+# make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study and print its tables
+# make test                                            what CI runs
+PYTHON ?= python3
+VENV ?= .venv
+STUDY ?= smoke
+CORES ?= $(shell nproc)
+ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.installed
+export PATH := $(BIN):$(PATH)
+
+.PHONY: reproduce test install
+
+reproduce: $(READY)
+	snakemake --cores $(CORES) --config study=$(STUDY) $(ARGS)
+	@cat results/$(notdir $(basename $(STUDY)))/report/tables.md 2>/dev/null || true
+
+test: $(READY)
+	ruff check .
+	ruff format --check .
+	pytest
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	@touch $@

@@ -1,0 +1,162 @@
+"""What a study will take before anything runs: tokens, FLOPs and hours of every job. Estimates, and marked as such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mobilebert import paper
+from mobilebert.config import Study
+from mobilebert.data.glue import TASKS
+from mobilebert.data.sources import OFFICIAL_ROWS
+from mobilebert.errors import UserError
+from mobilebert.jobs import Graph, Job, final_job, scope
+from mobilebert.modeling.cost import MASK_RATE, Cost, cost
+
+WIDE = 512  # width inside a block from which on matrix products, not memory traffic, take the time
+
+
+@dataclass(frozen=True)
+class Device:
+    """Dense peak in TFLOP/s, and the share of it assumed to be reached by wide (BERT, IB-BERT) and narrow models."""
+
+    fp32: float
+    bf16: float
+    wide: float
+    narrow: float
+    origin: str
+
+
+DEVICES = {
+    # 2 cores x 2 AVX2 FMA units x 8 floats x 2 FLOPs x 3.0 GHz = 0.19 TFLOP/s; no bf16 units, so bf16 runs no faster.
+    "cpu-2-cores": Device(0.19, 0.19, 0.5, 0.25, "2 cores with AVX2 at 3 GHz, by arithmetic"),
+    "a100": Device(19.5, 312, 0.4, 0.12, "NVIDIA A100 SXM data sheet"),
+    "h100": Device(67, 989, 0.4, 0.12, "NVIDIA H100 SXM data sheet, without sparsity"),
+    "h200": Device(67, 989, 0.4, 0.12, "NVIDIA H200 SXM data sheet, without sparsity"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One job's estimate."""
+
+    id: str
+    tokens: float
+    flops: float
+    hours: float
+
+
+def plan(study: Study, graph: Graph, device: str) -> str:
+    """The plan of every job that a bare run of the study makes, as text. Raises UserError for an unknown device."""
+    if device not in DEVICES:
+        raise UserError(f"device: unknown device {device!r}; allowed: {', '.join(DEVICES)}")
+    made_of = DEVICES[device]
+    found = [_line(study, graph, graph[key], made_of) for key in scope(study, graph)]
+    total = Line(
+        "total",
+        sum(item.tokens for item in found),
+        sum(item.flops for item in found),
+        sum(item.hours for item in found),
+    )
+    width = max(len(item.id) for item in found)
+    lines = [
+        f"study {study.name}: {len(found)} jobs; estimates for {device}, not measurements",
+        f"{device}: dense peak {made_of.bf16:g} TFLOP/s in bf16, {made_of.fp32:g} in fp32 ({made_of.origin})",
+        f"assumed share of it: {made_of.wide:.0%} in blocks {WIDE} or more wide, {made_of.narrow:.0%} in narrower ones",
+        f"rows: {_rows_origin(study)}; SQuAD counts one window a question",
+        "",
+        f"{'job':{width}}  {'tokens':>9}  {'FLOPs':>9}  {'hours':>9}",
+    ]
+    for item in [*found, total]:
+        lines.append(f"{item.id:{width}}  {_short(item.tokens):>9}  {_short(item.flops):>9}  {_hours(item.hours):>9}")
+    return "\n".join(lines)
+
+
+def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
+    tokens, parts = _work(study, graph, job)
+    peak = 1e12 * (device.bf16 if job.config.get("precision") == "bf16" else device.fp32)
+    seconds = sum(flops / peak / (device.wide if _width(config) >= WIDE else device.narrow) for config, flops in parts)
+    return Line(job.id, tokens, sum(flops for _, flops in parts), seconds / 3600)
+
+
+def _width(config: Mapping) -> int:
+    return config.get("intra_bottleneck_size", config["hidden_size"])
+
+
+def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
+    """Tokens read, and FLOPs by architecture: a forward pass, and twice as much for the backward pass of training."""
+    config = job.config
+    if job.stage in ("pretrain", "distill", "transfer"):
+        student = config["architecture"]
+        tokens = config["steps"] * config["batch_size"] * config["length"]
+        figures = cost(student, config["length"])
+        if job.stage == "pretrain":
+            return tokens, [(student, tokens * figures.training_flops_per_token)]
+        teacher = graph[final_job(study, paper.models()[job.name].teacher)].config["architecture"]
+        guide = cost(teacher, config["length"])
+        if job.stage == "transfer":  # layer-wise losses need no masked-LM head; an upper bound for PKT's lower stages
+            return tokens, [(student, 3 * tokens * _forward(figures)), (teacher, tokens * _forward(guide))]
+        logits = MASK_RATE * guide.mlm_flops_per_prediction
+        own = tokens * figures.training_flops_per_token
+        return tokens, [(student, own), (teacher, tokens * (_forward(guide) + logits))]
+    if job.stage in ("finetune", "quantize"):
+        return _task_work(study, graph, job)
+    if job.stage == "latency":
+        runs = (config["rounds"] + config["warmup"]) * config["batch_size"] * len(config["engines"])
+        models = config["architectures"].values()
+        parts = [(item, runs * cost(item, config["length"]).encoder_flops) for item in models]
+        return runs * len(parts) * config["length"], parts
+    return 0, []  # data and checkpoint: reading, no products
+
+
+def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
+    config, architecture = job.config, graph[f"finetune/{job.name}"].config["architecture"]
+    evaluated = config["length"] * _rows(study, config, "validation")
+    if config["task"] == "mnli":
+        evaluated += config["length"] * _rows(study, config, "validation_mismatched")
+    trained = 0
+    if job.stage == "finetune":
+        trained = config["length"] * _rows(study, config, "train") * config["epochs"] * len(config["seeds"])
+        evaluated *= len(config["seeds"])
+    if architecture["model_type"] == "bag-of-embeddings":
+        return trained + evaluated, []  # no matrix product worth counting
+    each = _forward(cost(architecture, config["length"]))
+    return trained + evaluated, [(architecture, (3 * trained + evaluated) * each)]
+
+
+def _rows(study: Study, config: Mapping, role: str) -> int:
+    task = TASKS[config["task"]]
+    split = task.splits[role]
+    if study.data.source == "synthetic":
+        from mobilebert.data.synthetic import ROWS, SQUAD_ROWS
+
+        rows = SQUAD_ROWS[split] if task.is_squad else ROWS[split.split("_")[0]]
+    else:
+        rows = OFFICIAL_ROWS[task.name][split]
+    limit = config["train_rows" if role == "train" else "eval_rows"]
+    return min(rows, limit or rows)
+
+
+def _rows_origin(study: Study) -> str:
+    if study.data.source == "synthetic":
+        return "of the generated tables"
+    if study.data.source.startswith("local:"):
+        return "of the official splits, of which a local folder may hold fewer"
+    return "of the official splits"
+
+
+def _forward(figures: Cost) -> float:
+    """FLOPs of the encoder's forward pass, a token."""
+    return figures.encoder_flops / figures.seq
+
+
+def _short(number: float) -> str:
+    return f"{number:.2e}" if number else "–"
+
+
+def _hours(hours: float) -> str:
+    if not hours:
+        return "–"
+    if hours < 0.0001:
+        return "<0.0001"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.4f}" if hours < 0.1 else f"{hours:.1f}"

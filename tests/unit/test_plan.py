@@ -1,0 +1,73 @@
+"""The plan: FLOPs and hours against arithmetic on a small study, and against the paper's own schedule."""
+
+import pytest
+
+from mobilebert import jobs
+from mobilebert.config import Finetune, Pretrain, Study
+from mobilebert.errors import UserError
+from mobilebert.reporting.plan import DEVICES, plan
+
+PAPER = Study(schema=1, description="the paper")
+
+
+@pytest.fixture(autouse=True)
+def one_code_hash(monkeypatch):
+    """A plan does not depend on the code's hash, and reading all of it takes longer than the plan."""
+    monkeypatch.setattr(jobs, "code_hash", lambda stage: "")
+
+
+def rows(study, device="h100"):
+    lines = plan(study, jobs.build(study), device).splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("job "))
+    return {parts[0]: parts[1:] for parts in (line.split() for line in lines[head + 1 :])}
+
+
+def test_tokens_and_flops_of_pre_training_bert_base():
+    """10 steps of 4 x 128 tokens. Forward FLOPs a token are 2 x (12 x (4 x 768^2 + 2 x 768 x 3072 + 2 x 128 x 768)) for
+    the encoder and, for 15 % of the tokens, 2 x (768^2 + 768 x 30522) for the head; training takes three times that."""
+    settings = Pretrain(steps=10, warmup_steps=1, batch_size=4, length=128)
+    study = Study(schema=1, description="d", pretrain=settings, run={"bert-base": ()}, quantize={})
+    tokens, flops, hours = rows(study)["pretrain/bert-base"]
+    encoder = 2 * 12 * (4 * 768**2 + 2 * 768 * 3072 + 2 * 128 * 768)
+    expected = 5120 * 3 * (encoder + 0.15 * 2 * (768**2 + 768 * 30522))
+    assert float(tokens) == 5120
+    assert float(flops) == pytest.approx(expected, rel=0.005)
+    assert hours == "<0.0001"
+
+
+def test_fine_tuning_counts_seeds_epochs_and_rows():
+    """RTE: 2,490 training rows, 277 for validation, length 128, 3 epochs, 2 seeds."""
+    study = Study(schema=1, description="d", finetune=Finetune(seeds=(0, 1)), run={"mobilebert": ("rte",)}, quantize={})
+    assert float(rows(study)["finetune/mobilebert/rte"][0]) == pytest.approx(2 * 128 * (3 * 2490 + 277), rel=0.005)
+    limited = Finetune(seeds=(0,), train_rows=100, eval_rows=10)
+    study = Study(schema=1, description="d", finetune=limited, run={"mobilebert": ("rte",)}, quantize={})
+    assert float(rows(study)["finetune/mobilebert/rte"][0]) == pytest.approx(128 * (3 * 100 + 10), rel=0.005)
+
+
+def test_the_teachers_forward_pass_is_counted():
+    found = rows(PAPER)
+    bare = rows(Study(schema=1, description="d", run={"mobilebert-bare": ()}, quantize={}))
+    student, distilled = float(bare["pretrain/mobilebert-bare"][1]), float(found["distill/mobilebert"][1])
+    teacher = float(found["pretrain/ib-bert-large"][1]) / 3  # its training is three forward passes on as many tokens
+    assert distilled == pytest.approx(student + teacher, rel=0.01)
+
+
+def test_hours_follow_the_devices_peak():
+    h100, a100 = rows(PAPER), rows(PAPER, "a100")
+    hours = [float(found["pretrain/ib-bert-large"][2].replace(",", "")) for found in (h100, a100)]
+    assert hours[1] / hours[0] == pytest.approx(DEVICES["h100"].fp32 / DEVICES["a100"].fp32, rel=0.01)
+    flops = float(h100["pretrain/ib-bert-large"][1])
+    assert hours[0] == pytest.approx(flops / 67e12 / DEVICES["h100"].wide / 3600, rel=0.01)
+
+
+def test_the_total_is_the_sum_and_the_jobs_are_counted():
+    found = rows(PAPER)
+    total = found.pop("total")
+    assert float(total[1]) == pytest.approx(sum(float(row[1]) for row in found.values() if row[1] != "–"), rel=0.01)
+    text = plan(PAPER, jobs.build(PAPER), "h100")
+    assert f"{len(found)} jobs; estimates" in text
+
+
+def test_an_unknown_device_is_refused_by_name():
+    with pytest.raises(UserError, match=r"unknown device 'tpu'; allowed: cpu-2-cores"):
+        plan(PAPER, jobs.build(PAPER), "tpu")

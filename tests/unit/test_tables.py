@@ -1,0 +1,164 @@
+"""Filled tables: what is printed for records made by hand, golden lines worked out by hand."""
+
+import math
+
+import pytest
+
+from mobilebert import paper
+from mobilebert.config import Scale, Study
+from mobilebert.records import Record
+from mobilebert.reporting.facts import facts
+from mobilebert.reporting.tables import fill, fill_table, markdown
+
+STUDY = Study(schema=1, description="the paper")
+
+
+def record(key, status="ok", labels=(), samples=None, config=None, **metrics):
+    stage, _, name = key.partition("/")
+    return Record(
+        schema=1, study="study", stage=stage, name=name, status=status, fingerprint="f", config=config or {}, inputs={},
+        labels=labels, metrics=metrics, samples=samples or {},
+    )  # fmt: skip
+
+
+def of(*items):
+    return {item.id: item for item in items}
+
+
+def lines(number, records, study=STUDY):
+    return markdown([fill_table(paper.table(number), study, records)]).splitlines()
+
+
+def line(number, label, records, study=STUDY):
+    (found,) = [text for text in lines(number, records, study) if text.startswith(f"| {label} | measured |")]
+    return [cell.strip() for cell in found.split(" | ")[2:]]
+
+
+def test_golden_table_8():
+    """PKT: MNLI 0.84 and 0.835 around the median 0.8375 have a standard deviation of 0.3536 points; 83.9 - 83.8 is in 1
+    point. SST-2 at 93.3 is 1.2 too good: near. RTE is no column. QNLI at 89 is 2.0 off, past 1.5. MRPC diverged."""
+    records = of(
+        record("finetune/mobilebert/mnli", accuracy=0.8375, samples={"accuracy": [0.84, 0.835]}),
+        record("finetune/mobilebert/sst2", accuracy=0.933, samples={"accuracy": [0.933]}),
+        record("finetune/mobilebert/qnli", accuracy=0.89),
+        record("finetune/mobilebert/mrpc", status="diverged"),
+        record("finetune/mobilebert/rte", accuracy=0.5),
+        record("finetune/mobilebert-jkt/squad_v1.1", labels=("scaled: widths / 8",), f1=0.5),
+        record("finetune/mobilebert-akt/mnli", status="refused"),
+    )
+    text = lines(8, records)
+    start = text.index("## Table 8")
+    assert text[start + 4 : start + 12] == [
+        "|  |  | MNLI-m (%) | QNLI (%) | MRPC (%) | SST-2 (%) | SQuAD v1.1 F1 (%) |",
+        "| --- | --- | --: | --: | --: | --: | --: |",
+        "| AKT | published | 83.0 | 90.3 | 86.8 | 91.9 | 88.2 |",
+        "| AKT | measured | refused | not run | not run | not run | not run |",
+        "| JKT | published | 83.5 | 90.5 | 87.5 | 92.0 | 89.7 |",
+        "| JKT | measured | not run | not run | not run | not run | 50.0 (n=1), not judged [1] |",
+        "| PKT | published | 83.9 | 91.0 | 87.5 | 92.1 | 90.0 |",
+        "| PKT | measured | 83.8 ± 0.4 (n=2), match | 89.0 (n=1), differs | diverged | 93.3 (n=1), near | not run |",
+    ]
+    assert text[start + 13] == "- [1] scaled: widths / 8"
+
+
+def test_int8_rows_read_quantize_records():
+    records = of(record("finetune/mobilebert/qnli", accuracy=0.91), record("quantize/mobilebert/qnli", accuracy=0.5))
+    assert line(6, "MobileBERT", records)[1] == "91.0 (n=1), match"
+    assert line(6, "MobileBERT + quantization", records)[1] == "50.0 (n=1), differs"
+
+
+def test_a_null_metric_is_a_divergence_and_a_missing_one_was_not_run():
+    records = of(record("finetune/mobilebert/squad_v1.1", exact_match=None))
+    assert line(5, "MobileBERT", records)[1:3] == ["diverged", "not run"]
+
+
+def test_a_diverged_seed_is_named():
+    records = of(record("finetune/mobilebert/qnli", accuracy=0.91, samples={"accuracy": [0.91, None, 0.91]}))
+    (cell,) = [cell for cell in fill_table(paper.table(8), STUDY, records).rows[2].cells if cell.count]
+    assert (cell.count, cell.spread, cell.labels) == (2, 0.0, ("1 of 3 seeds diverged",))
+
+
+def test_test_server_scores_are_not_judged():
+    records = of(record("finetune/mobilebert/cola", matthews_correlation=0.505))
+    assert line(4, "MobileBERT", records)[3] == "50.5 (n=1), not judged"
+
+
+NINE = {
+    "cola": {"matthews_correlation": 0.5},
+    "sst2": {"accuracy": 0.9},
+    "mrpc": {"accuracy": 0.8, "f1": 0.9},
+    "stsb": {"pearson": 0.84, "spearmanr": 0.86},
+    "qqp": {"accuracy": 0.9, "f1": 0.8},
+    "mnli": {"accuracy": 0.84, "mismatched_accuracy": 0.82},
+    "qnli": {"accuracy": 0.9},
+    "rte": {"accuracy": 0.7},
+    "wnli": {"accuracy": 0.56},
+}
+
+
+def test_glue_column_is_the_leaderboards_mean_of_nine():
+    """(50 + 90 + 85 + 85 + 85 + 83 + 90 + 70 + 56) / 9 = 694 / 9 = 77.1; eight tasks give none."""
+    records = of(*(record(f"finetune/mobilebert/{task}", **scores) for task, scores in NINE.items()))
+    assert line(4, "MobileBERT", records)[-1] == "77.1 (n=1), not judged |"
+    del records["finetune/mobilebert/wnli"]
+    assert line(4, "MobileBERT", records)[-1] == "not run |"
+    records |= of(record("finetune/mobilebert/rte", status="diverged"))
+    assert line(4, "MobileBERT", records)[-1] == "diverged |"
+
+
+def test_latency_is_the_first_engines_median_with_its_setting():
+    config = {"engines": ["pytorch", "onnxruntime"], "threads": 4, "length": 128}
+    metrics = {"mobilebert/pytorch:p50_ms": 61.96, "mobilebert/onnxruntime:p50_ms": 30.0}
+    records = of(record("latency", config=config, samples={"mobilebert/pytorch": [60.0, 61.96, 63.0]}, **metrics))
+    assert line(7, "NoNorm, relu", records)[-1] == "62.0 (n=3), not judged [1] |"
+    assert line(7, "NoNorm, gelu", records)[-1] == "not run |"
+    assert "- [1] pytorch, 4 threads, length 128, median of rounds" in lines(7, records)
+    void = of(record("latency", status="void", config=config, **metrics))
+    assert line(7, "NoNorm, relu", void)[-1] == "void [1] |"
+
+
+def test_architecture_columns_do_not_depend_on_the_studys_scale():
+    scaled = Study(schema=1, description="small", scale=Scale(width_divisor=8, layer_divisor=12))
+    assert lines(1, {}, scaled) == lines(1, {})
+    assert line(1, "IB-BERT\\_LARGE", {}, scaled)[4] == "512/4/1024, match"
+    assert line(1, "IB-BERT\\_LARGE", {}, scaled)[9] == "294.2, match |"
+
+
+def test_facts_of_bert_base():
+    """Shapes of Devlin et al. 2019: 12 layers of width 768 with 12 heads and an FFN of 3,072."""
+    found = facts(STUDY_BERT)
+    assert found["mha_shape"] == [768, 12, 768]
+    assert found["ffn_shape"] == [768, 3072, 768]
+    assert math.isclose(found["mha"], 12 * 4 * 768 * 768 / 1e6)
+    assert (found["linear_in"], found["embedding_op"], found["norm"], found["activation"]) == (
+        None,
+        "none",
+        "LayerNorm",
+        "gelu",
+    )
+
+
+STUDY_BERT = {
+    "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2,
+}  # fmt: skip
+
+
+def test_nothing_measured_is_invented_without_records():
+    for filled in fill(STUDY, {}):
+        for row in filled.rows:
+            for column, cell in zip(filled.table.columns, row.cells):
+                if column.source != "architecture":
+                    assert cell.measured is None
+                    assert cell.verdict == ("not run" if row.row.model else None)
+
+
+def test_headings_are_table_1_to_9():
+    headings = [text for text in markdown(fill(STUDY, {})).splitlines() if text.startswith("#")]
+    assert headings == [f"## Table {number}" for number in range(1, 10)]
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+def test_every_line_of_a_table_has_as_many_cells_as_its_head(number):
+    counts = {text.count(" | ") for text in lines(number, {}) if text.startswith("|")}
+    assert len(counts) == 1

@@ -1,0 +1,134 @@
+"""Verdicts: boundaries, what is no number, and expectations against records."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilebert.config import Expectation
+from mobilebert.records import Record
+from mobilebert.reporting.verdicts import cell, expectations
+
+
+def record(key="finetune/student/sst2", status="ok", **metrics):
+    stage, _, name = key.partition("/")
+    return Record(
+        schema=1,
+        study="s",
+        stage=stage,
+        name=name,
+        status=status,
+        fingerprint="f",
+        config={},
+        inputs={},
+        metrics=metrics,
+    )
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict"),
+    [
+        (90.0, "match"),
+        (89.0, "match"),  # exactly the tolerance
+        (91.0, "match"),
+        (88.99, "near"),
+        (88.5, "near"),  # exactly 1.5 tolerances
+        (91.5, "near"),
+        (88.49, "differs"),
+        (91.51, "differs"),  # too good is also wrong
+        (100.0, "differs"),
+        (math.nan, "diverged"),
+        (math.inf, "diverged"),
+    ],
+)
+def test_tolerance_is_two_sided(measured, verdict):
+    assert cell(90.0, measured, 1.0) == verdict
+
+
+def test_a_float_is_not_refused_for_its_last_digit():
+    assert 64.4 - 63.4 > 1.0
+    assert cell(63.4, 64.4, 1.0) == "match"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verdict"),
+    [
+        ({"status": None}, "not run"),
+        ({"status": "diverged"}, "diverged"),
+        ({"status": "refused"}, "refused"),
+        ({"status": "void"}, "void"),
+        ({"labels": ("scaled",)}, "not judged"),
+        ({"labels": ("scaled",), "measured": math.nan}, "diverged"),
+        ({"tolerance": None}, "not judged"),
+        ({"published": None}, "not judged"),
+        ({"tolerance": 0.01, "relative": True, "measured": 90.9}, "match"),
+        ({"tolerance": 0.01, "relative": True, "measured": 91.0}, "near"),
+    ],
+)
+def test_what_else_decides(arguments, verdict):
+    assert cell(**{"published": 90.0, "measured": 90.0, "tolerance": 1.0, **arguments}) == verdict
+
+
+def test_text_and_shapes_are_equal_or_not():
+    assert cell([512, 4, 128], [512, 4, 128], 0) == "match"
+    assert cell("relu", "gelu", 0) == "differs"
+    assert cell(None, "gelu", 0) == "not judged"
+    assert cell([512, 128], None, 0) == "differs"
+
+
+@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(0.01, 100))
+def test_the_side_does_not_matter(published, distance, tolerance):
+    assert cell(published, published + distance, tolerance) == cell(published, published - distance, tolerance)
+
+
+def expect(metric="finetune/student/sst2:accuracy", reason="because", **fields):
+    return Expectation(what="w", metric=metric, reason=reason, **fields)
+
+
+RECORDS = {
+    item.id: item
+    for item in (
+        record(accuracy=0.75, f1=None),
+        record("finetune/baseline/sst2", accuracy=0.5),
+        record("distill/student", "diverged", loss=1.0),
+        record("latency", **{"student/pytorch:p50_ms": 4.0, "bert/pytorch:p50_ms": 8.0}),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("expectation", "outcome"),
+    [
+        (expect(above="finetune/baseline/sst2:accuracy"), "pass"),
+        (expect(above="finetune/baseline/sst2:accuracy", by=0.25), "pass"),  # exactly the margin
+        (expect(above="finetune/baseline/sst2:accuracy", by=0.26), "fail"),
+        (expect(below="finetune/baseline/sst2:accuracy"), "fail"),
+        (expect(above=0.75), "fail"),  # equal is not above
+        (expect(above=0.76, by=-0.01), "pass"),  # no more than 0.01 lost
+        (expect(below=1), "pass"),
+        (expect("latency:student/pytorch:p50_ms", below="latency:bert/pytorch:p50_ms", by=3), "pass"),
+    ],
+)
+def test_expectations(expectation, outcome):
+    (found,) = expectations([expectation], RECORDS)
+    assert found.outcome == outcome
+    assert (found.problem is None) == (outcome == "pass")
+    assert found.left is not None
+    assert found.right is not None
+
+
+@pytest.mark.parametrize(
+    ("expectation", "problem"),
+    [
+        (expect("finetune/nobody/sst2:accuracy", above=0.1), "no current record of finetune/nobody/sst2"),
+        (expect("finetune/student/sst2:spearmanr", above=0.1), "no metric spearmanr"),
+        (expect("finetune/student/sst2:f1", above=0.1), "not a finite number"),
+        (expect("distill/student:loss", below=2.0), "distill/student is diverged"),
+        (expect(above="finetune/nobody/sst2:accuracy"), "no current record of finetune/nobody/sst2"),
+    ],
+)
+def test_what_was_not_shown_does_not_hold(expectation, problem):
+    (found,) = expectations([expectation], RECORDS)
+    assert found.outcome == "fail"
+    assert problem in found.problem
