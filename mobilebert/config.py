@@ -282,20 +282,17 @@ class Study(Strict):
         return self
 
     def labels(self, stage: str) -> list[str]:
-        """What keeps a result of this study from standing beside the paper's: its scale, and its shorter schedules."""
+        """What keeps every result of this study from standing beside the paper's: generated data, a smaller scale."""
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
         if self.scale.scaled:
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
-        if stage != "latency" and not self.checkpoints:
-            for name, mine, full in (
-                ("pretrain", self.pretrain, Pretrain()),
-                ("transfer", self.transfer, Transfer()),
-                ("distill", self.distill, Distill()),
-            ):
-                if mine.steps * mine.batch_size * mine.length < full.steps * full.batch_size * full.length:
-                    share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
-                    found.append(f"scaled: {name} sees {share:.1e} of the paper's tokens")
         return found
+
+    def schedule_labels(self, name: str) -> list[str]:
+        """Whether a schedule (pretrain, search, transfer or distill) sees fewer tokens than the paper's."""
+        mine, full = getattr(self, name), type(self).model_fields[name].default
+        share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
+        return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
 
     def tasks_of(self, model: str) -> tuple[str, ...]:
         tasks = self.run.get(model, ())

@@ -215,6 +215,12 @@ class Run:
             raise UserError(f"{path}: sha256 is not the {known['sha256'][:12]}... of its record; delete result.json beside it")
         return path
 
+    def label(self, labels, *inputs: str) -> None:
+        """Add labels, and those of the inputs: what holds of a teacher holds of its student."""
+        for text in [*labels, *(text for key in inputs for text in self.record_of(key).labels)]:
+            if text not in self.labels:
+                self.labels.append(text)
+
     def write(self, status: str = "ok", reason: str | None = None) -> None:
         files = {name: {"sha256": sha256(self.folder / name), "bytes": (self.folder / name).stat().st_size} for name in self.artefacts}
         record = {
@@ -242,15 +248,24 @@ class Run:
         write_atomically(self.folder / "result.json", text.encode())
 
 
+def lock_of(state: Path) -> Path:
+    """The lock that a run holds, beside its state folder: it outlives the folder."""
+    return state.with_name(f"{state.name}.lock")
+
+
 @contextlib.contextmanager
 def lock(path: Path, message: str):
     """A kernel lock, gone with its process however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(message) from None
+        for attempt in range(5):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 4:
+                    raise UserError(message) from None
+                time.sleep(0.1)  # tracking holds it for an instant, to see whether a run is alive
         yield
 
 
@@ -261,7 +276,7 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
     leaves a `refused` record and is raised again.
     """
     run = Run(job, study, results, graph)
-    with lock(run.state.with_suffix(".lock"), f"{run.folder}: another process is making this result"):
+    with lock(lock_of(run.state), f"{run.folder}: another process is making this result"):
         run.state.mkdir(parents=True, exist_ok=True)
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.state / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": os.getpid()}))

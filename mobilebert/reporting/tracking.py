@@ -102,7 +102,7 @@ class _State:
     def alive(self) -> bool:
         """Whether a process holds the lock of this run."""
         try:
-            with self.folder.with_suffix(".lock").open("r") as stream:
+            with records.lock_of(self.folder).open("r") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False

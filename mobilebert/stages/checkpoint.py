@@ -25,4 +25,5 @@ def run(run: Run, study: Study) -> None:
         if found != wanted[field]:
             raise UserError(f"checkpoints.{run.job.name}: {source} has {field} {found}, the row needs {wanted[field]}")
     pretraining.save_model(run, model)
+    run.label(study.labels("checkpoint"))
     run.details["source_sha256"] = sha256(run.folder / "model" / "model.safetensors")

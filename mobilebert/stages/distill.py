@@ -42,7 +42,7 @@ def run(run: Run, study: Study) -> None:
     train(run, student.eval(), make_optimizer(student, config), task, "train", device)
     pretraining.heldout(run, student, corpus, config["length"], device)
     pretraining.save_model(run, student)
-    run.labels += study.labels(run.job.stage)
+    run.label(study.labels("distill") + study.schedule_labels("distill"), *run.job.inputs[1:])
 
 
 def loss(student, teacher, batch: dict, config: dict, layers: Transfer | None) -> dict[str, torch.Tensor]:

@@ -51,7 +51,8 @@ def run(run: Run, study: Study) -> None:
         done.write_text(json.dumps({"metrics": metrics, "details": details}), encoding="utf-8")
     collect(run, setting["seeds"], task.metrics[0])
     run.details["train_rows"] = len(frame)
-    run.labels += study.labels(run.job.stage) + subset_labels(run, task.name, len(frame), len(whole), setting)
+    run.label(study.labels("finetune"), *pretrained)
+    run.label(subset_labels(run, task.name, len(frame), len(whole), setting))
 
 
 def collect(run: Run, seeds: list[int], headline: str) -> None:

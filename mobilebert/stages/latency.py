@@ -30,5 +30,5 @@ def run(run: Run, study: Study) -> str | None:
             run.metrics[f"{spec['name']}:{key}_ms"] = result[key]
     run.details |= {key: value for key, value in found.items() if key != "models"}
     if not study.latency.full_size:
-        run.labels += study.labels("latency")
+        run.label(study.labels("latency"))
     return None if found["validity"] == "ok" else found["validity"].removeprefix("void: ")

@@ -6,6 +6,7 @@ import torch
 
 from mobilebert.config import Study
 from mobilebert.errors import UserError
+from mobilebert.paper import models
 from mobilebert.records import Run
 from mobilebert.training import optim, pretraining, schedule
 from mobilebert.training.device import device_of
@@ -21,7 +22,7 @@ def run(run: Run, study: Study) -> None:
     train(run, model, make_optimizer(model, config), make_task(run, study, model, corpus), "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
-    run.labels += study.labels(run.job.stage)
+    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].schedule))
 
 
 def corpus_of(run: Run):

@@ -29,4 +29,4 @@ def run(run: Run, study: Study) -> None:
         run.samples[f"float_{name}"] = [source.samples[name][best]]
         run.metrics[f"{name}_change"] = value - source.samples[name][best]
     run.artefacts += ["model.int8.onnx", *(name for name in source.artefacts if name.startswith("predictions"))]
-    run.labels += list(source.labels)
+    run.label([], tuned)

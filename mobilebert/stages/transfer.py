@@ -38,7 +38,7 @@ def run(run: Run, study: Study) -> None:
     run.metrics["heldout_transfer_loss"] = heldout_loss(transfer, corpus, config, device)
     run.details["copied_parameters"] = len(copied)
     pretraining.save_model(run, student)
-    run.labels += study.labels(run.job.stage)
+    run.label(study.labels("transfer") + study.schedule_labels("transfer"), *run.job.inputs[1:])
 
 
 def teacher_of(run: Run, study: Study, device: str):
