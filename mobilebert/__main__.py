@@ -1,8 +1,8 @@
 """The command line: every stage as a program of its own, and what one asks before and after.
 
-    python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
-    mobilebert plan smoke                               tokens, FLOPs and hours before anything runs
-    mobilebert describe mobilebert                      a preset's sizes beside the paper's
+python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
+mobilebert plan smoke                               tokens, FLOPs and hours before anything runs
+mobilebert describe mobilebert                      a preset's sizes beside the paper's
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         _common(one)
         one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
         if stage == "track":
-            one.add_argument("--live", action="store_true", help="follow running stages and stream their curves until interrupted")
+            one.add_argument(
+                "--live", action="store_true", help="follow running stages and stream their curves until interrupted"
+            )
     table = commands.add_parser("table", help="print one of the paper's tables from the records")
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
     _common(table)
@@ -122,7 +124,8 @@ def _stage(options, study) -> int:
             print(line)
         return 1 if record.metrics.get("failed") else 0
     facts = {key: round(value, 4) for key, value in record.metrics.items() if value is not None}
-    print(f"{record.id}: {record.status}{f' ({record.reason})' if record.reason else ''} in {record.seconds:.1f} s {json.dumps(facts)}")
+    status = f"{record.status} ({record.reason})" if record.reason else record.status
+    print(f"{record.id}: {status} in {record.seconds:.1f} s {json.dumps(facts)}")
     return 0
 
 

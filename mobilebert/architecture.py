@@ -18,7 +18,11 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
     row = paper.models()[model]
     if row.preset == "bag-of-embeddings":
         base = preset("mobilebert")
-        fields = {"model_type": "bag-of-embeddings", "hidden_size": base["hidden_size"], "vocab_size": base["vocab_size"]}
+        fields = {
+            "model_type": "bag-of-embeddings",
+            "hidden_size": base["hidden_size"],
+            "vocab_size": base["vocab_size"],
+        }
     else:
         fields = preset(row.preset, **row.overrides)
     if full_size:

@@ -332,9 +332,7 @@ def load(study: str | Path) -> Study:
     if file.suffix not in (".yaml", ".yml"):
         known = studies()
         if str(study) not in known:
-            raise UserError(
-                f"study: unknown study {str(study)!r}; allowed: {', '.join(known)}, or a path to a .yaml file"
-            )
+            raise UserError(f"study: unknown study {str(study)!r}; allowed: {', '.join(known)}, or a path to a .yaml file")
         file = known[str(study)]
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)

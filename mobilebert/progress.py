@@ -11,5 +11,12 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step") -> tqdm:
     """A bar with rate and ETA on standard error; `done` of `total` were finished before."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
-        total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True, smoothing=0.1, file=sys.stderr
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        mininterval=interval,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        file=sys.stderr,
     )

@@ -1,7 +1,7 @@
 """`result.json`: the truth about one run of one stage. Written once, at the end, atomically; a schema of its own.
 
-    results/<study>/<stage>/<name>/result.json    and the artefacts beside it
-    results/<study>/.state/<stage>-<name>-<fingerprint>/   checkpoints and curves of a run under way, never an output
+results/<study>/<stage>/<name>/result.json    and the artefacts beside it
+results/<study>/.state/<stage>-<name>-<fingerprint>/   checkpoints and curves of a run under way, never an output
 """
 
 from __future__ import annotations
@@ -222,7 +222,9 @@ class Run:
                 self.labels.append(text)
 
     def write(self, status: str = "ok", reason: str | None = None) -> None:
-        files = {name: {"sha256": sha256(self.folder / name), "bytes": (self.folder / name).stat().st_size} for name in self.artefacts}
+        files = {
+            name: {"sha256": sha256(self.folder / name), "bytes": (self.folder / name).stat().st_size} for name in self.artefacts
+        }
         record = {
             "schema": SCHEMA,
             "study": self.study,
@@ -282,7 +284,9 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
         (run.state / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": os.getpid()}))
         (run.folder / "result.json").unlink(missing_ok=True)
         try:
-            bad = [key for key in job.inputs if job.stage not in ("report", "track", "check") and run.record_of(key).status != "ok"]
+            bad = [
+                key for key in job.inputs if job.stage not in ("report", "track", "check") and run.record_of(key).status != "ok"
+            ]
             if bad:
                 run.write("refused", f"input {bad[0]} is {run.record_of(bad[0]).status}")
             else:

@@ -278,9 +278,7 @@ class _Writer:
 
     def append(self, tokens: np.ndarray, sentence_lengths: np.ndarray, document_lengths: np.ndarray) -> None:
         self.sentences.append(self.tokens.length + np.cumsum(sentence_lengths) - sentence_lengths)
-        self.documents.append(
-            self.sentences.length - len(sentence_lengths) + np.cumsum(document_lengths) - document_lengths
-        )
+        self.documents.append(self.sentences.length - len(sentence_lengths) + np.cumsum(document_lengths) - document_lengths)
         self.tokens.append(tokens)
         self.frequencies += np.bincount(tokens, minlength=len(self.frequencies))
 

@@ -80,9 +80,7 @@ _THREE_WAY = ("entailment", "neutral", "contradiction")
 
 def _glue(name, column, text_columns, labels, metrics, test_metric=None, splits=_SPLITS) -> Task:
     num_labels = len(labels) if labels else 1
-    return Task(
-        name, column, f"glue/{name}", text_columns, labels, num_labels, splits, metrics, test_metric or metrics[0]
-    )
+    return Task(name, column, f"glue/{name}", text_columns, labels, num_labels, splits, metrics, test_metric or metrics[0])
 
 
 def _squad(version: str) -> Task:

@@ -133,9 +133,7 @@ class LocalSource(Source):
 
     def _table(self, task: str, split: str) -> str:
         if split not in self.splits(task):
-            raise UserError(
-                f"{self.folder / TASKS[task].folder}: no split {split}; there: {', '.join(self.splits(task))}"
-            )
+            raise UserError(f"{self.folder / TASKS[task].folder}: no split {split}; there: {', '.join(self.splits(task))}")
         return f"{TASKS[task].folder}/{split}.parquet"
 
     def documents(self) -> Iterator[str]:
@@ -306,8 +304,7 @@ def _checked(frame: pd.DataFrame, task: str, split: str, where: str) -> pd.DataF
     """The checked table, `answers` as plain lists: pyarrow reads a nested list as an array, scorers take lists."""
     if TASKS[task].is_squad and "answers" in frame:
         frame["answers"] = [
-            {"text": list(row["text"]), "answer_start": [int(start) for start in row["answer_start"]]}
-            for row in frame["answers"]
+            {"text": list(row["text"]), "answer_start": [int(start) for start in row["answer_start"]]} for row in frame["answers"]
         ]
     role = next(role for role, stem in TASKS[task].splits.items() if stem == split)
     check_table(frame, TASKS[task], role, where)

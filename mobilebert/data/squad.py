@@ -111,9 +111,7 @@ def windows(
         before = np.array([cls, *question.ids[:max_query_length], sep], dtype=np.int32)
         cuts = _cuts(end - begin, max_length - len(before) - 1, doc_stride)
         for (start, size), best in zip(cuts, _max_context(cuts)):
-            pieces.append(
-                np.concatenate([before, token_ids[begin + start : begin + start + size], [sep]]).astype(np.int32)
-            )
+            pieces.append(np.concatenate([before, token_ids[begin + start : begin + start + size], [sep]]).astype(np.int32))
             best_places.append(np.concatenate([np.zeros(len(before), bool), best, [False]]))
             example.append(row)
             context_start.append(len(before))

@@ -79,8 +79,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
                 temporary,
                 input_names=list(INPUTS),
                 output_names=list(names),
-                dynamic_axes=dict.fromkeys(INPUTS, axes)
-                | {name: axes if name != "logits" else {0: "batch"} for name in names},
+                dynamic_axes=dict.fromkeys(INPUTS, axes) | {name: axes if name != "logits" else {0: "batch"} for name in names},
                 opset_version=OPSET,
                 dynamo=False,
             )

@@ -46,9 +46,7 @@ def measure(
     """
     _check(specs, length=length, batch=batch, threads=threads, rounds=rounds, warmup=warmup)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(
-        ["mobilebert.deployment.latency_worker"]
-    )  # imports are paid once, not once a model
+    processes.set_forkserver_preload(["mobilebert.deployment.latency_worker"])  # imports are paid once, not once a model
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latency-")))
         prepared = {}
@@ -134,8 +132,7 @@ def sharing(machine: dict) -> str | None:
     if others <= OTHERS_CORES * machine["wall_s"] + machine["cores"] * machine["tick_s"]:
         return None
     return (
-        f"other processes used {others / machine['wall_s']:.2f} of a core during the timed rounds, "
-        f"allowed is {OTHERS_CORES:.2f}"
+        f"other processes used {others / machine['wall_s']:.2f} of a core during the timed rounds, allowed is {OTHERS_CORES:.2f}"
     )
 
 
@@ -154,9 +151,7 @@ def _check(specs: list[dict], **settings: int) -> None:
             raise UserError(f"name: {name!r} stands for {names.count(name)} models; each needs its own")
     for spec in specs:
         if spec["engine"] not in ENGINES:
-            raise UserError(
-                f"engine of {spec['name']}: {spec['engine']!r} is unknown: choose one of {', '.join(ENGINES)}"
-            )
+            raise UserError(f"engine of {spec['name']}: {spec['engine']!r} is unknown: choose one of {', '.join(ENGINES)}")
         if spec["config"].get("model_type") not in MODEL_TYPES:
             raise UserError(
                 f"model_type of {spec['name']}: {spec['config'].get('model_type')!r} is unknown: "

@@ -24,9 +24,7 @@ def build(config: dict, seed: int) -> torch.nn.Module:
     return model_class(config_class(**fields), add_pooling_layer=False).eval()
 
 
-def prepare(
-    connection: Connection, config: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int
-) -> None:
+def prepare(connection: Connection, config: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> None:
     """Answers {"inputs": by name, "reference": last_hidden_state (batch, length, hidden_size), "files": by engine}."""
     model = build(config, seed)
     draw = np.random.default_rng(seed)

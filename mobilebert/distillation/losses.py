@@ -70,7 +70,7 @@ def soft_labels(student: torch.Tensor, teacher: torch.Tensor, cross_entropy: boo
 def pretraining_distillation(
     student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, alpha: float, cross_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """alpha * MLM + (1 - alpha) * KD, paper section 3.4 without its NSP term; also MLM and KD alone. Logits (N, V), labels (N,)."""
+    """alpha * MLM + (1 - alpha) * KD, paper section 3.4 without NSP; also MLM and KD alone. Logits (N, V), labels (N,)."""
     hard = F.cross_entropy(student.float(), labels)
     soft = soft_labels(student, teacher, cross_entropy)
     return alpha * hard + (1 - alpha) * soft, hard, soft

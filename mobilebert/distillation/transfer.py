@@ -43,7 +43,9 @@ def copy_outside_encoder(student: nn.Module, teacher: nn.Module) -> list[str]:
     same_norm = student.config.normalization_type == teacher.config.normalization_type
     for name, parameter in student.named_parameters():
         outside = layer_of(name) < 0 and name in source and source[name].shape == parameter.shape
-        if outside and (same_norm or name not in ("mobilebert.embeddings.LayerNorm.weight", "mobilebert.embeddings.LayerNorm.bias")):
+        if outside and (
+            same_norm or name not in ("mobilebert.embeddings.LayerNorm.weight", "mobilebert.embeddings.LayerNorm.bias")
+        ):
             parameter.copy_(source[name])
             copied.append(name)
     return copied
@@ -115,7 +117,10 @@ class Transfer:
         """
         depth, taught = self.depth(step)
         inputs = {key: batch[key] for key in INPUTS if key in batch}
-        wanted = {"output_hidden_states": True, "attention_layers": list(taught) if "at" in self.config["losses"] else []}
+        wanted = {
+            "output_hidden_states": True,
+            "attention_layers": list(taught) if "at" in self.config["losses"] else [],
+        }
         slip = self.recipe == "released" and "fmt" in self.config["losses"]
         with torch.no_grad():
             deep = self.layers if slip else depth

@@ -107,9 +107,7 @@ def glue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
     scores: task name -> its `score(...)`; `mnli_mismatched`, where given, is averaged with `mnli`. Raises UserError
     where one of the nine tasks or one of its scores is missing: a mean over fewer is no GLUE score (`mean_of_cells`).
     """
-    missing = [
-        f"{name} {key}" for name in LEADERBOARD for key in TASKS[name].metrics if key not in scores.get(name, {})
-    ]
+    missing = [f"{name} {key}" for name in LEADERBOARD for key in TASKS[name].metrics if key not in scores.get(name, {})]
     if missing:
         raise UserError(f"the GLUE score needs all nine tasks; missing: {', '.join(missing)}")
     means = {name: float(np.mean([scores[name][key] for key in TASKS[name].metrics])) for name in LEADERBOARD}

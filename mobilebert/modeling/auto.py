@@ -13,9 +13,7 @@ def register_auto_classes() -> None:
     A call, not an effect of importing: from here on this process gets them in place of transformers' own.
     """
     transformers.AutoConfig.register(MobileBertConfig.model_type, MobileBertConfig, exist_ok=True)
-    transformers.AutoTokenizer.register(
-        MobileBertConfig, tokenizer_class=transformers.MobileBertTokenizer, exist_ok=True
-    )
+    transformers.AutoTokenizer.register(MobileBertConfig, tokenizer_class=transformers.MobileBertTokenizer, exist_ok=True)
     for auto, model in (
         (transformers.AutoModel, MobileBertModel),
         (transformers.AutoModelForPreTraining, heads.MobileBertForPreTraining),

@@ -95,9 +95,7 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     biases = 4 * inner + ffns * (ffn_width + inner) + bottleneck * (inner + outer + shared * inner)
     norms = inner + ffns * inner + bottleneck * (inner + outer + shared * inner)
 
-    idle = (
-        bottleneck and inside and shared
-    )  # the shared bottleneck exists then, as in transformers, but nothing reads it
+    idle = bottleneck and inside and shared  # the shared bottleneck exists then, as in transformers, but nothing reads it
     transforms = config["trigram_input"] or embedding != outer
     macs = layers * (mha + ffn + bottlenecks - idle * outer * inner + 2 * seq * inner) + transforms * transformation
     head = outer * outer + outer * vocab
@@ -157,8 +155,7 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
         return json.dumps(record, indent=2)
 
     rows = [
-        (part, f"{computed[part] / 1e6:.3f} M", "")
-        for part in ("embeddings", "mha", "ffn", "bottlenecks", "norms", "biases")
+        (part, f"{computed[part] / 1e6:.3f} M", "") for part in ("embeddings", "mha", "ffn", "bottlenecks", "norms", "biases")
     ]
     rows += [
         ("parameters", f"{figures.encoder / 1e6:.3f} M", f"{params} M (Table 1)"),

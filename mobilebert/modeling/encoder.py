@@ -176,9 +176,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # "meta" has no autocast
             dtype = torch.get_autocast_dtype(device)
         if torch.float16 in (dtype, weight.dtype):
-            raise UserError(
-                "dtype: float16 ends at 65,504 and MobileBERT's activations reach 1e8; use bfloat16 or float32"
-            )
+            raise UserError("dtype: float16 ends at 65,504 and MobileBERT's activations reach 1e8; use bfloat16 or float32")
         return dtype
 
 

@@ -185,9 +185,7 @@ class MobileBertForMaskedLM(_WithVocabulary):
         )
         logits = self.cls.predictions(outputs.last_hidden_state)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
 class MobileBertForNextSentencePrediction(MobileBertPreTrainedModel):

@@ -86,14 +86,9 @@ class MobileBertEmbeddings(nn.Module):
         if self.transforms:
             words = self.embedding_transformation(words)
         # Slices of the tables where the ids are the default ones: no gather forward, no scatter backward.
-        if position_ids is None:
-            position = self.position_embeddings.weight[:tokens]
-        else:
-            position = self.position_embeddings(position_ids)
-        if token_type_ids is None:
-            segment = self.token_type_embeddings.weight[0]
-        else:
-            segment = self.token_type_embeddings(token_type_ids)
+        positions, types = self.position_embeddings, self.token_type_embeddings
+        position = positions.weight[:tokens] if position_ids is None else positions(position_ids)
+        segment = types.weight[0] if token_type_ids is None else types(token_type_ids)
         return self.dropout(self.LayerNorm(words + position + segment))
 
 

@@ -99,20 +99,14 @@ def check(fields: Mapping) -> None:
             if not isinstance(fields[key], bool):
                 raise UserError(f"{key}: {fields[key]!r} is neither true nor false")
         if fields["normalization_type"] not in NORMS:
-            raise UserError(
-                f"normalization_type: {fields['normalization_type']!r} is unknown: choose one of {', '.join(NORMS)}"
-            )
+            raise UserError(f"normalization_type: {fields['normalization_type']!r} is unknown: choose one of {', '.join(NORMS)}")
         if fields["embedding_size"] > fields["hidden_size"]:
             # The output matrix is the embedding table beside hidden_size - embedding_size columns of its own.
-            raise UserError(
-                f"embedding_size: {fields['embedding_size']} is larger than hidden_size, {fields['hidden_size']}"
-            )
+            raise UserError(f"embedding_size: {fields['embedding_size']} is larger than hidden_size, {fields['hidden_size']}")
         if fields["use_bottleneck"]:
             width_key = "intra_bottleneck_size"
     if fields[width_key] % fields["num_attention_heads"]:
-        raise UserError(
-            f"num_attention_heads: {fields['num_attention_heads']} does not divide {width_key}, {fields[width_key]}"
-        )
+        raise UserError(f"num_attention_heads: {fields['num_attention_heads']} does not divide {width_key}, {fields[width_key]}")
 
 
 def _is_number(value) -> bool:

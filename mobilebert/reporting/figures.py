@@ -19,9 +19,7 @@ def loss_curves(records: Mapping[str, Record]) -> dict[str, str]:
     A figure without curves is left out.
     """
     found = {key: record.curves for key, record in records.items() if record.curves}
-    trained = {
-        key: _named(curves, "loss") for key, curves in found.items() if key.startswith(("pretrain/", "distill/"))
-    }
+    trained = {key: _named(curves, "loss") for key, curves in found.items() if key.startswith(("pretrain/", "distill/"))}
     transferred = {key: _named(curves, "loss") for key, curves in found.items() if key.startswith("transfer/")}
     tuned: dict[str, dict[str, list]] = {}
     for key, curves in found.items():
@@ -33,11 +31,7 @@ def loss_curves(records: Mapping[str, Record]) -> dict[str, str]:
         "Knowledge transfer": {"": transferred},
         "Fine-tuning": {task: tuned[task] for task in sorted(tuned)},
     }
-    return {
-        title: _draw(title, panels)
-        for title, panels in figures.items()
-        if any(any(p.values()) for p in panels.values())
-    }
+    return {title: _draw(title, panels) for title, panels in figures.items() if any(any(p.values()) for p in panels.values())}
 
 
 def _named(curves: Mapping[str, list], name: str) -> list[list[tuple[int, float]]]:

@@ -18,9 +18,7 @@ CONTROLS = ("bag-of-embeddings", "control-fresh-student", "control-shuffled-teac
 SUBJECT = "mobilebert"  # what the controls are held against
 
 
-def render(
-    study: Study, graph: Graph, records: Mapping[str, Record], tables: list[FilledTable], outcomes: list[Outcome]
-) -> str:
+def render(study: Study, graph: Graph, records: Mapping[str, Record], tables: list[FilledTable], outcomes: list[Outcome]) -> str:
     """The page's text. records: job id -> current record."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -95,9 +93,7 @@ def _row(record: Record) -> dict[str, str]:
         "status": record.status,
         "reason": record.reason or "",
         "time": duration(record.seconds),
-        "seeds": ", ".join(
-            map(str, record.config.get("seeds", [record.config["seed"]] if "seed" in record.config else []))
-        ),
+        "seeds": ", ".join(map(str, record.config.get("seeds", [record.config["seed"]] if "seed" in record.config else []))),
         "shares": "; ".join(
             f"{split}: {' / '.join(f'{share:.0%}' for share in values)}" for split, values in shares.items() if values
         ),

@@ -32,9 +32,7 @@ def run(run: Run, study: Study) -> None:
         files |= source.files(task)
     tokenizer = build_tokenizer(source, run.folder / "tokenizer", config.vocab_size)
     paragraphs = {
-        context
-        for task in ("squad_v1.1", "squad_v2.0")
-        for context in source.table(task, "validation")["context"].unique()
+        context for task in ("squad_v1.1", "squad_v2.0") for context in source.table(task, "validation")["context"].unique()
     }
     counts = prepare_corpus(
         source,
@@ -49,5 +47,10 @@ def run(run: Run, study: Study) -> None:
         run.artefacts += sorted(str(file.relative_to(run.folder)) for file in (run.folder / folder).iterdir() if file.is_file())
     run.metrics |= {key: value for key, value in counts.items() if isinstance(value, int | float)}
     run.metrics["vocab_size"] = tokenizer.get_vocab_size()
-    run.details |= {"rows": rows, "labels": labels, "files": files, "vocab": sha256(run.folder / "tokenizer" / "vocab.txt")}
+    run.details |= {
+        "rows": rows,
+        "labels": labels,
+        "files": files,
+        "vocab": sha256(run.folder / "tokenizer" / "vocab.txt"),
+    }
     run.details["counts"] = json.loads(json.dumps(counts))

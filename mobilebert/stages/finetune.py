@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from mobilebert.config import Study
-from mobilebert.data.features import encode, encode_squad, sample, table_file
+from mobilebert.data.features import encode, encode_squad, sample
 from mobilebert.data.glue import TASKS
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
@@ -74,7 +74,11 @@ def collect(run: Run, seeds: list[int], headline: str) -> None:
 
 def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> list[str]:
     """What keeps a result from being one on the whole of the task's data."""
-    labels = [f"subset ({role}): {text}" for role, text in run.record_of("data").details["labels"].get(task, {}).items() if role != "test"]
+    labels = [
+        f"subset ({role}): {text}"
+        for role, text in run.record_of("data").details["labels"].get(task, {}).items()
+        if not role.startswith("test")
+    ]
     if used < whole:
         labels.append(f"subset (train): {used:,} of {whole:,} rows drawn at random")
     if setting["eval_rows"] and setting["eval_rows"] == run.details["rows"]["validation"]:

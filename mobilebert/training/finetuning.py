@@ -15,7 +15,6 @@ from mobilebert.records import Run
 from mobilebert.training import optim, schedule
 from mobilebert.training.loop import Task, train
 
-
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 

@@ -63,7 +63,9 @@ def train(
             value = losses["loss"].item()
             if not (math.isfinite(value) and math.isfinite(norm.item())):
                 kept = step // task.checkpoint_every * task.checkpoint_every
-                raise Diverged(f"loss {value}, gradient norm {norm.item()} at step {step} of {task.steps}; last good state: {kept}")
+                raise Diverged(
+                    f"loss {value}, gradient norm {norm.item()} at step {step} of {task.steps}; last good state: {kept}"
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             tokens += batch["input_ids"].numel()

@@ -84,7 +84,6 @@ def make(
     for name, parameter in model.named_parameters():
         groups.setdefault((group(name), is_excluded(name)), []).append(parameter)
     settings = [
-        {"params": parameters, "weight_decay": 0.0 if excluded else weight_decay}
-        for (_, excluded), parameters in groups.items()
+        {"params": parameters, "weight_decay": 0.0 if excluded else weight_decay} for (_, excluded), parameters in groups.items()
     ]
     return {"adamw": AdamW, "lamb": Lamb}[kind](settings, learning_rate, betas=(0.9, beta2))

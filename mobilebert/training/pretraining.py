@@ -78,7 +78,12 @@ def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
     inputs = {key: batch[key] for key in INPUTS if key in batch}
     if hasattr(model, "mobilebert"):
         out = model(**inputs, masked_positions=batch["masked_positions"], **wanted)
-        return {"mlm": out.prediction_logits, "nsp": out.seq_relationship_logits, "states": out.hidden_states, "attentions": out.attentions}
+        return {
+            "mlm": out.prediction_logits,
+            "nsp": out.seq_relationship_logits,
+            "states": out.hidden_states,
+            "attentions": out.attentions,
+        }
     hidden = model.bert(**inputs)
     masked = hidden.last_hidden_state.flatten(0, 1)[batch["masked_positions"]]
     return {"mlm": model.cls.predictions(masked), "nsp": model.cls.seq_relationship(hidden.pooler_output)}

@@ -87,9 +87,7 @@ def test_the_file_computes_what_the_model_does_at_any_size(exported, size, lengt
     assert list(outputs) == OUTPUTS.get(name, ["logits"])
     expected = torch_outputs(model, batch)
     for key, array in outputs.items():
-        np.testing.assert_allclose(
-            array, expected[key].numpy(), rtol=1e-3, atol=1e-4 * expected[key].abs().max().item()
-        )
+        np.testing.assert_allclose(array, expected[key].numpy(), rtol=1e-3, atol=1e-4 * expected[key].abs().max().item())
 
 
 def test_no_constant_of_the_file_would_stretch_an_int8_range(exported):
@@ -161,9 +159,7 @@ def test_every_matrix_that_is_multiplied_is_8_bit_and_within_half_a_step(exporte
     before |= {node.input[1]: before[node.input[1]].T for node in graph.node if node.op_type == "Gemm"}  # x W'
     graph = onnx.load(quantized[0]).graph
     after = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    float_products = [
-        node for node in graph.node if node.op_type in ("MatMul", "Gemm") and set(node.input) & set(after)
-    ]
+    float_products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and set(node.input) & set(after)]
     assert float_products == []
     # Optimization renames some tensors; those that kept their name are compared.
     matrices = [name for name in before if f"{name}_quantized" in after]

@@ -211,9 +211,7 @@ def test_check_table_refuses_in_one_line(name, split, frame, message):
 
 def test_check_table_accepts_hidden_test_labels_and_unanswerable_questions():
     check_table(replaced("rte", label=-1), TASKS["rte"], "test", "f")
-    check_table(
-        replaced("squad_v2.0", answers=[{"text": [], "answer_start": []}] * 2), TASKS["squad_v2.0"], "train", "f"
-    )
+    check_table(replaced("squad_v2.0", answers=[{"text": [], "answer_start": []}] * 2), TASKS["squad_v2.0"], "train", "f")
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -233,8 +233,7 @@ def numpy_block(w, prefix, x, heads, layer_norm, ffns, shared=False):
 
     residual = norm("bottleneck.input.LayerNorm", linear("bottleneck.input.dense", x), 1e-12)
     query, key, value = (
-        linear(f"attention.self.{part}", x).reshape(len(x), heads, -1).swapaxes(0, 1)
-        for part in ("query", "key", "value")
+        linear(f"attention.self.{part}", x).reshape(len(x), heads, -1).swapaxes(0, 1) for part in ("query", "key", "value")
     )
     probabilities = softmax(query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1]), axis=-1)
     context = (probabilities @ value).swapaxes(0, 1).reshape(len(x), -1)

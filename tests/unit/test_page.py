@@ -12,9 +12,7 @@ from mobilebert.reporting.page import controls, duration, render
 from mobilebert.reporting.tables import fill
 from mobilebert.reporting.verdicts import expectations
 
-EXPECT = Expectation(
-    what="beats the baseline", metric="finetune/mobilebert/sst2:accuracy", above=0.8, reason="a < b & c"
-)
+EXPECT = Expectation(what="beats the baseline", metric="finetune/mobilebert/sst2:accuracy", above=0.8, reason="a < b & c")
 STUDY = Study(schema=1, description="<script>alert(1)</script>", expect=(EXPECT,))
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
@@ -22,9 +20,7 @@ VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "met
 def record(key, status="ok", **fields):
     stage, _, name = key.partition("/")
     content = {"metrics": {}, "config": {}, "seconds": 75.0, **fields}
-    return Record(
-        schema=1, study="study", stage=stage, name=name, status=status, fingerprint="0" * 64, inputs={}, **content
-    )
+    return Record(schema=1, study="study", stage=stage, name=name, status=status, fingerprint="0" * 64, inputs={}, **content)
 
 
 RECORDS = {
@@ -143,8 +139,6 @@ def test_figures_are_the_same_bytes_each_time():
     assert loss_curves({}) == {}
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3725, "1 h 2 min")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3725, "1 h 2 min")])
 def test_duration(seconds, text):
     assert duration(seconds) == text

@@ -37,9 +37,7 @@ def graph(tmp_path):
 
 
 def execute(stage, graph, results):
-    return records.execute(
-        graph[stage.__name__.rpartition(".")[2]], "study", results, graph, lambda run: stage.run(run, STUDY)
-    )
+    return records.execute(graph[stage.__name__.rpartition(".")[2]], "study", results, graph, lambda run: stage.run(run, STUDY))
 
 
 def test_report_writes_page_and_tables(graph, tmp_path):

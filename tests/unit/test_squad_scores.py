@@ -96,8 +96,7 @@ def plain_score(rows, threshold, index):
         text = "" if odds > threshold else prediction
         golds = [answer for answer in answers if plain_tokens(answer)] or [""]
         total += max(
-            float(plain_tokens(text) == plain_tokens(gold)) if index == 0 else plain_f1(text, gold, 1.0)
-            for gold in golds
+            float(plain_tokens(text) == plain_tokens(gold)) if index == 0 else plain_f1(text, gold, 1.0) for gold in golds
         )
     return total / len(rows)
 

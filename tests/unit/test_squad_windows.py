@@ -34,9 +34,7 @@ def small_tokenizer() -> BertWordPieceTokenizer:
 
 
 TOKENIZER = small_tokenizer()
-word = st.one_of(
-    st.text(LETTERS, min_size=1, max_size=5), st.sampled_from(["Bad", "Café", "zoë", ".", "日本", ",", "bád"])
-)
+word = st.one_of(st.text(LETTERS, min_size=1, max_size=5), st.sampled_from(["Bad", "Café", "zoë", ".", "日本", ",", "bád"]))
 space = st.sampled_from([" ", "  ", "\n", " \u00a0", ", ", "."])  # punctuation touches an answer and is not part of it
 
 
