@@ -1,0 +1,104 @@
+"""A study is refused before any work, in one line that names file and key and says what is allowed; exit code 2."""
+
+import pytest
+import yaml
+
+from mobilebert import config
+from mobilebert.__main__ import main
+from mobilebert.errors import UserError
+
+GOOD = {"schema": 1, "description": "a test", "device": "cpu", "data": {"source": "synthetic"}}
+
+
+def write(tmp_path, **changes):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return file
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "released", "paper"])
+def test_the_five_studies_load(name):
+    assert config.load(name).name == name
+
+
+def test_the_defaults_are_the_paper():
+    study = config.load("paper")
+    assert (study.pretrain.steps, study.pretrain.batch_size, study.pretrain.optimizer) == (500_000, 4096, "lamb")
+    assert study.transfer.steps == 240_000
+    assert (study.search.steps, study.search.batch_size) == (125_000, 2048)
+    assert study.finetune.setting("squad_v1.1")["doc_stride"] == 128
+    assert study.schedule_labels("pretrain") == study.labels("pretrain") == []
+    assert not study.scale.scaled
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"pretain": {}}, ["pretain", "unknown key", "pretrain"]),
+        ({"pretrain": {"step": 3}}, ["pretrain.step", "unknown key", "steps"]),
+        ({"finetune": {"tasks": {"sst2": {"lr": 1.0}}}}, ["finetune.tasks.sst2.lr", "unknown key", "learning_rate"]),
+        ({"pretrain": {"steps": "many"}}, ["pretrain.steps", "integer", "'many'"]),
+        ({"pretrain": {"steps": 3.5}}, ["pretrain.steps", "integer", "3.5"]),
+        ({"pretrain": {"steps": -3}}, ["pretrain.steps", "greater than 0", "-3"]),
+        ({"pretrain": {"batch_size": 0}}, ["pretrain.batch_size", "greater than 0", "0"]),
+        ({"pretrain": {"steps": 10, "warmup_steps": 20}}, ["pretrain", "warmup_steps 20 must be below steps 10"]),
+        ({"pretrain": {"optimizer": "sgd"}}, ["pretrain.optimizer", "'lamb' or 'adamw'", "'sgd'"]),
+        ({"run": {"mobilebirt": "all"}}, ["run: unknown model 'mobilebirt'", "mobilebert"]),
+        ({"run": {"mobilebert": ["sst3"]}}, ["run.mobilebert: unknown task 'sst3'", "sst2"]),
+        ({"quantize": {"mobilebert": ["cola"]}}, ["quantize.mobilebert: unknown task 'cola'", "mrpc"]),
+        ({"finetune": {"tasks": {"sst3": {}}}}, ["finetune.tasks", "unknown task 'sst3'"]),
+        ({"finetune": {"seeds": []}}, ["finetune.seeds", "at least one seed"]),
+        ({"finetune": {"seeds": [1, 1]}}, ["finetune.seeds", "each once"]),
+        ({"data": {"source": "ftp"}}, ["data.source", "synthetic, hub or local:<folder>"]),
+        ({"latency": {"models": ["x"]}}, ["latency.models: unknown model 'x'"]),
+        ({"schema": 2}, ["schema", "1", "2"]),
+        ({"expect": [{"what": "x", "metric": "a:b", "reason": "c"}]}, ["expect.0", "exactly one of above, below"]),
+    ],
+)
+def test_refused_in_one_line(tmp_path, capsys, changes, wanted):
+    file = write(tmp_path, **changes)
+    assert main(["plan", str(file)]) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.count("\n") == 1
+    for text in [str(file), *wanted]:
+        assert text in out.err
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("- a\n", "mapping"), ("a: [1\n", "not YAML"), ("schema: 1\n", "description"), ("", "mapping")],
+)
+def test_files_that_are_no_study(tmp_path, text, wanted):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=wanted):
+        config.load(file)
+
+
+def test_unknown_study_and_missing_file(tmp_path):
+    with pytest.raises(UserError, match="unknown study 'smoky'; allowed: cpu, gpu, paper, released, smoke"):
+        config.load("smoky")
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load(tmp_path / "absent.yaml")
+
+
+def test_a_rate_without_a_point_is_a_number(tmp_path):
+    """YAML 1.1 reads 1e-4 as text."""
+    assert config.load(write(tmp_path, finetune={"learning_rate": 1})).finetune.learning_rate == 1
+    file = tmp_path / "mine.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 1", "learning_rate: 1e-4"))
+    assert config.load(file).finetune.learning_rate == 1e-4
+
+
+def test_settings_of_one_task_hold_no_other_tasks(tmp_path):
+    study = config.load(write(tmp_path, finetune={"tasks": {"sst2": {"epochs": 7}}}))
+    assert study.finetune.setting("sst2")["epochs"] == 7
+    assert study.finetune.setting("mrpc") == config.load(write(tmp_path)).finetune.setting("mrpc")
+    assert "doc_stride" not in study.finetune.setting("sst2")
+
+
+@pytest.mark.parametrize("arguments", [["pretrain", "mobilebirt"], ["finetune", "mobilebert/sst3"], ["describe", "bert"]])
+def test_unknown_names_on_the_command_line(capsys, arguments):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("mobilebert: ")

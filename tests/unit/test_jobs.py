@@ -1,0 +1,161 @@
+"""Fingerprints: what makes a result stale, and what does not."""
+
+import shutil
+
+import pytest
+
+from mobilebert import jobs
+from mobilebert.config import TASKS, load
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package whose files a test may change; call it to change one and forget what was read."""
+    copy = tmp_path / "mobilebert"
+    shutil.copytree(jobs.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(jobs, "PACKAGE", copy)
+
+    def forget():
+        for function in (jobs._read, jobs.modules, jobs.code_hash):
+            function.cache_clear()
+
+    def change(name, old, new):
+        text = (copy / name).read_text()
+        assert old in text
+        (copy / name).write_text(text.replace(old, new))
+        forget()
+        return {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
+
+    forget()
+    yield change
+    monkeypatch.undo()
+    forget()
+
+
+def changed(study, other):
+    before, after = jobs.build(study), jobs.build(other)
+    assert list(before) == list(after)
+    return {key for key in before if before[key].fingerprint != after[key].fingerprint}
+
+
+def with_task(study, task, **values):
+    tasks = {**study.finetune.tasks, task: study.finetune.tasks.get(task, type(study.finetune.tasks["squad_v1.1"])())}
+    tasks[task] = tasks[task].model_copy(update=values)
+    return study.model_copy(update={"finetune": study.finetune.model_copy(update={"tasks": tasks})})
+
+
+def test_one_tasks_rate_touches_that_task_alone():
+    study = load("smoke")
+    keys = changed(study, with_task(study, "mrpc", learning_rate=3e-4))
+    assert keys
+    assert all(key.endswith("/mrpc") and key.split("/")[0] in ("finetune", "quantize") for key in keys)
+
+
+def test_the_report_follows_its_records():
+    study = load("smoke")
+    before, after = (
+        jobs.finish(item, jobs.build(item)) for item in (study, with_task(study, "mrpc", learning_rate=3e-4))
+    )
+    scope = jobs.scope(study, before)
+    stale = {key for key in [*scope, "report", "track", "check"] if before[key].fingerprint != after[key].fingerprint}
+    assert stale == {"finetune/mobilebert/mrpc", "report", "track", "check"}
+
+
+def test_the_teacher_touches_its_students_and_no_one_else():
+    study = load("smoke")
+    keys = changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"learning_rate": 1e-4})}))
+    assert {"pretrain/ib-bert-large", "transfer/mobilebert", "distill/mobilebert-pd", "finetune/mobilebert/sst2"} <= keys
+    assert not keys & {"data", "latency", "pretrain/search-a", "finetune/bag-of-embeddings/sst2"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"description": "another"},
+        {"expect": ()},
+        {"run": {}},
+    ],
+)
+def test_what_is_no_science_touches_nothing(changes):
+    study = load("smoke")
+    assert changed(study, study.model_copy(update=changes)) == set()
+
+
+def test_paths_and_checkpoint_intervals_touch_nothing():
+    study = load("cpu")
+    data = study.data.model_copy(update={"source": "local:/somewhere/else"})
+    pretrain = study.pretrain.model_copy(update={"checkpoint_every": 7})
+    assert changed(study, study.model_copy(update={"data": data, "pretrain": pretrain})) == set()
+
+
+def test_a_comment_or_a_docstring_changes_no_code_hash(package):
+    before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
+    after = package("training/loop.py", "        for step in range(start, task.steps):", "        # said anew\n        for step in range(start, task.steps):")
+    assert after == before
+    assert package("training/schedule.py", '"""Learning-rate multipliers', '"""Rates') == before
+
+
+def test_a_statement_changes_the_stages_that_use_it(package):
+    before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
+    after = package("training/schedule.py", "1.0 - 0.1 * math.sqrt", "1.0 - 0.2 * math.sqrt")
+    assert {stage for stage in jobs.STAGES if after[stage] != before[stage]} == {"pretrain", "transfer", "distill", "finetune", "quantize"}
+    after = package("evaluation/glue.py", "import numpy as np", "import numpy as np\nEXTRA = 1")
+    assert after["finetune"] != before["finetune"]
+    assert after["latency"] == before["latency"]
+
+
+def test_a_template_is_code_of_the_report(package):
+    before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
+    after = package("reporting/page.html.j2", "</html>", "<!-- x --></html>")
+    assert {stage for stage in jobs.STAGES if after[stage] != before[stage]} == {"report"}
+
+
+def test_modules_reach_the_model():
+    assert "mobilebert.modeling.layers" in jobs.modules("finetune")
+    assert "mobilebert.modeling.layers" not in jobs.modules("data")
+    assert "mobilebert.config" not in jobs.modules("finetune")
+
+
+def test_empty_fields_do_not_tell_python_versions_apart():
+    import ast
+
+    one, two = ast.parse("def f(x):\n    return x"), ast.parse("def f(x):\n    return x")
+    two.body[0].type_params = []  # what 3.12 adds
+    assert jobs._syntax(one) == jobs._syntax(two)
+
+
+def test_inputs_come_before_their_users():
+    for name in ("smoke", "released", "paper"):
+        graph = jobs.finish(load(name), jobs.build(load(name)))
+        seen = set()
+        for key, job in graph.items():
+            assert set(job.inputs) <= seen
+            seen.add(key)
+
+
+def test_smoke_imports_torch_at_most_45_times():
+    study = load("smoke")
+    heavy = ("pretrain", "transfer", "distill", "finetune", "quantize", "latency")
+    assert sum(key.split("/")[0] in heavy for key in jobs.scope(study, jobs.build(study))) <= 45
+
+
+def test_smoke_runs_the_spine_and_every_strategy():
+    scope = jobs.scope(load("smoke"), jobs.build(load("smoke")))
+    assert {f"finetune/mobilebert/{task}" for task in TASKS} <= set(scope)
+    wanted = {"mobilebert-akt", "mobilebert-jkt", "mobilebert-bare", "mobilebert-pd", "mobilebert-pd-fmt", "mobilebert-no-opt"}
+    assert {f"finetune/{model}/sst2" for model in wanted | {"bert-base", "bag-of-embeddings"}} <= set(scope)
+
+
+def test_akt_gets_the_steps_of_both_stages():
+    study = load("paper")
+    graph = jobs.build(study)
+    assert graph["distill/mobilebert-akt"].config["steps"] == 740_000
+    assert graph["distill/mobilebert"].config["steps"] == 500_000
+    assert graph["transfer/mobilebert"].config["steps"] == graph["transfer/mobilebert-jkt"].config["steps"] == 240_000
+    assert "transfer/mobilebert-akt" not in graph
+
+
+def test_a_published_checkpoint_takes_the_place_of_pre_training():
+    graph = jobs.build(load("released"))
+    assert graph["finetune/mobilebert/sst2"].inputs == ("data", "checkpoint/mobilebert")
+    assert not any(key in graph for key in ("distill/mobilebert", "transfer/mobilebert"))
