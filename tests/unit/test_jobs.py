@@ -53,9 +53,7 @@ def test_one_tasks_rate_touches_that_task_alone():
 
 def test_the_report_follows_its_records():
     study = load("smoke")
-    before, after = (
-        jobs.finish(item, jobs.build(item)) for item in (study, with_task(study, "mrpc", learning_rate=3e-4))
-    )
+    before, after = (jobs.finish(item, jobs.build(item)) for item in (study, with_task(study, "mrpc", learning_rate=3e-4)))
     scope = jobs.scope(study, before)
     stale = {key for key in [*scope, "report", "track", "check"] if before[key].fingerprint != after[key].fingerprint}
     assert stale == {"finetune/mobilebert/mrpc", "report", "track", "check"}
@@ -90,7 +88,11 @@ def test_paths_and_checkpoint_intervals_touch_nothing():
 
 def test_a_comment_or_a_docstring_changes_no_code_hash(package):
     before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
-    after = package("training/loop.py", "        for step in range(start, task.steps):", "        # said anew\n        for step in range(start, task.steps):")
+    after = package(
+        "training/loop.py",
+        "        for step in range(start, task.steps):",
+        "        # said anew\n        for step in range(start, task.steps):",
+    )
     assert after == before
     assert package("training/schedule.py", '"""Learning-rate multipliers', '"""Rates') == before
 
@@ -98,7 +100,13 @@ def test_a_comment_or_a_docstring_changes_no_code_hash(package):
 def test_a_statement_changes_the_stages_that_use_it(package):
     before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
     after = package("training/schedule.py", "1.0 - 0.1 * math.sqrt", "1.0 - 0.2 * math.sqrt")
-    assert {stage for stage in jobs.STAGES if after[stage] != before[stage]} == {"pretrain", "transfer", "distill", "finetune", "quantize"}
+    assert {stage for stage in jobs.STAGES if after[stage] != before[stage]} == {
+        "pretrain",
+        "transfer",
+        "distill",
+        "finetune",
+        "quantize",
+    }
     after = package("evaluation/glue.py", "import numpy as np", "import numpy as np\nEXTRA = 1")
     assert after["finetune"] != before["finetune"]
     assert after["latency"] == before["latency"]

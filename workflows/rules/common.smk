@@ -31,6 +31,9 @@ jobs.finish(STUDY, GRAPH, CURRENT)
 STALE = {key for key, job in GRAPH.items() if records.state_of(RESULTS, STUDY.name, job) == "stale"}
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
+ENVIRONMENT = f"{workflow.basedir}/environment.yml"
+# This environment's, also where it is not activated; the rule's own with --software-deployment-method conda.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
 HELD = contextlib.ExitStack()  # the results folder's lock, until this process ends
 
 
@@ -53,7 +56,8 @@ def record(key):
 
 
 def key_of(stage, wildcards):
-    return "/".join([stage, *(str(part) for part in (wildcards.get("model"), wildcards.get("task")) if part)])
+    names = [wildcards.get(part) for part in ("model", "task")]
+    return Path(stage, *filter(None, names)).as_posix()
 
 
 def inputs_of(stage):
@@ -76,16 +80,6 @@ def marker_of(stage):
 
 def program(stage, name=""):
     """Command line of a stage; what it prints goes to the log, which Snakemake shows when the job fails."""
-    words = [sys.executable, "-m", "mobilebert", stage]
+    words = [PYTHON, "-m", "mobilebert", stage]
     options = ["--study", STUDY_FILE, "--results", str(RESULTS)]
     return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log}} 2>&1"
-
-
-rule stale:
-    output:
-        temp(f"{OUT}/.state/stale"),
-    log:
-        f"{OUT}/logs/stale.log",
-    localrule: True
-    shell:
-        "touch {output} 2> {log}"

@@ -5,6 +5,8 @@ rule data:
         f"{OUT}/data/result.json",
     log:
         f"{OUT}/logs/data.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores
     shell:
         program("data")

@@ -7,6 +7,8 @@ rule finetune:
         f"{OUT}/finetune/{{model}}/{{task}}/result.json",
     log:
         f"{OUT}/logs/finetune/{{model}}/{{task}}.log",
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=GPUS,

@@ -6,6 +6,8 @@ rule latency:
         f"{OUT}/latency/result.json",
     log:
         f"{OUT}/logs/latency.log",
+    conda:
+        ENVIRONMENT
     threads: workflow.cores
     shell:
         program("latency")

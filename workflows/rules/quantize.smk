@@ -7,6 +7,8 @@ rule quantize:
         f"{OUT}/quantize/{{model}}/{{task}}/result.json",
     log:
         f"{OUT}/logs/quantize/{{model}}/{{task}}.log",
+    conda:
+        ENVIRONMENT
     threads: 1
     shell:
         program("quantize", "{wildcards.model}/{wildcards.task}")

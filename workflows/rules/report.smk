@@ -9,6 +9,8 @@ rule report:
         f"{OUT}/report/tables.md",
     log:
         f"{OUT}/logs/report.log",
+    conda:
+        ENVIRONMENT
     shell:
         program("report")
 
@@ -21,6 +23,8 @@ rule track:
         f"{OUT}/track/result.json",
     log:
         f"{OUT}/logs/track.log",
+    conda:
+        ENVIRONMENT
     shell:
         program("track")
 
@@ -33,6 +37,8 @@ rule check:
         touch(f"{OUT}/check/passed"),
     log:
         f"{OUT}/logs/check.log",
+    conda:
+        ENVIRONMENT
     shell:
         program("check")
 
@@ -49,7 +55,22 @@ for NUMBER in range(1, 10):
             f"{OUT}/tables/table_{NUMBER}.md",
         log:
             f"{OUT}/logs/table_{NUMBER}.log",
+        conda:
+            ENVIRONMENT
         params:
             number=NUMBER,
         shell:
             program("table", "{params.number}").replace("> {log} 2>&1", "> {output} 2> {log}").replace("--threads {threads} ", "")
+
+
+# What a stale record waits for: made when one is found, gone when the run is over.
+rule stale:
+    output:
+        temp(f"{OUT}/.state/stale"),
+    log:
+        f"{OUT}/logs/stale.log",
+    conda:
+        ENVIRONMENT
+    localrule: True
+    shell:
+        "touch {output} 2> {log}"

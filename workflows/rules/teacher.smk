@@ -7,6 +7,8 @@ rule pretrain:
         f"{OUT}/pretrain/{{model}}/result.json",
     log:
         f"{OUT}/logs/pretrain/{{model}}.log",
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=GPUS,
@@ -22,6 +24,8 @@ rule checkpoint:
         f"{OUT}/checkpoint/{{model}}/result.json",
     log:
         f"{OUT}/logs/checkpoint/{{model}}.log",
+    conda:
+        ENVIRONMENT
     threads: 1
     shell:
         program("checkpoint", "{wildcards.model}")

@@ -7,6 +7,8 @@ rule transfer:
         f"{OUT}/transfer/{{model}}/result.json",
     log:
         f"{OUT}/logs/transfer/{{model}}.log",
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=GPUS,
@@ -22,6 +24,8 @@ rule distill:
         f"{OUT}/distill/{{model}}/result.json",
     log:
         f"{OUT}/logs/distill/{{model}}.log",
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         gpu=GPUS,

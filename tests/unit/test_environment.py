@@ -1,0 +1,42 @@
+"""pyproject.toml, constraints.txt and environment.yml say the same."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+PINS = {canonicalize_name(name): version for name, version in PINS.items()}
+
+
+def declared() -> list[Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    return [Requirement(line) for line in lines]
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    for requirement in declared():
+        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
+
+
+def test_torch_is_the_one_that_was_measured():
+    assert PINS["torch"] == "2.13.0"
+
+
+def test_conda_has_the_same_packages():
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    listed = {canonicalize_name(name): version for name, version in (line.split("==") for line in pip["pip"])}
+    assert listed == {canonicalize_name(item.name): PINS[canonicalize_name(item.name)] for item in declared()}
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_the_training_core_needs_no_workflow():
+    """A GPU machine runs the stages without Snakemake, MLflow, datasets or evaluate."""
+    core = " ".join(PROJECT["dependencies"])
+    assert not re.search(r"snakemake|mlflow|datasets|evaluate|onnx", core)

@@ -1,0 +1,173 @@
+"""Every study can be planned and dry-run with no data, no network and no GPU; what is wrong is refused before any work."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from mobilebert import config, preflight
+from mobilebert.data.glue import TASKS
+from mobilebert.data.sources import open_source
+from mobilebert.errors import UserError
+from mobilebert.records import sha256
+
+STUDIES = ("smoke", "cpu", "gpu", "released", "paper")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_dry_run(workflow, study, tmp_path):
+    run = workflow.run(study, tmp_path, "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert "finetune" in run.stdout + run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_plan_prints_every_job(study):
+    from mobilebert import jobs
+    from mobilebert.reporting.plan import plan
+
+    loaded = config.load(study)
+    graph = jobs.build(loaded)
+    text = plan(loaded, graph, "h100")
+    assert all(key in text for key in jobs.scope(loaded, graph))
+
+
+def test_lint(workflow):
+    run = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"], cwd=workflow.root, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_help_is_instant_and_light():
+    code = (
+        "import sys; from mobilebert.__main__ import parser; parser().format_help(); print({'torch', 'pandas'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (["study=smoky"], "unknown study 'smoky'"),
+        (["study=smoke", "stduy=cpu"], "unknown key stduy; allowed: study, results"),
+    ],
+)
+def test_snakemake_refuses_with_exit_code_2(workflow, settings, wanted):
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
+    run = subprocess.run(command, cwd=workflow.root, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert [line for line in run.stderr.splitlines() if line.startswith("mobilebert: ")] == [run.stderr.splitlines()[-1]]
+    assert wanted in run.stderr
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A local data folder, written from the generator."""
+    folder = tmp_path_factory.mktemp("data")
+    source = open_source("synthetic")
+    for task in TASKS:
+        for split in source.splits(task):
+            path = folder / TASKS[task].folder / f"{split}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.table(task, split).to_parquet(path, index=False)
+    (folder / "corpus").mkdir()
+    (folder / "corpus/books.txt").write_text("\n\n".join(source.documents()))
+    words = sorted({word for text in source.documents() for word in text.replace(".", " ").split()})
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *words]) + "\n")
+    sign(folder)
+    return folder
+
+
+def sign(folder):
+    lines = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS"):
+        lines.append(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder)}")
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def study_on(workflow, tmp_path):
+    def make(folder, **data):
+        content = yaml.safe_load(workflow.mini.read_text())
+        content["data"] = {"source": f"local:{folder}", "heldout_share": 0.1, **data}
+        for part in ("pretrain", "transfer", "distill"):
+            content[part]["learning_rate"] = 0.003
+        content["finetune"]["learning_rate"] = 0.001
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    return make
+
+
+def copy(prepared, tmp_path):
+    import shutil
+
+    return shutil.copytree(prepared, tmp_path / "data")
+
+
+def refused(study_file):
+    with pytest.raises(UserError) as caught:
+        preflight.check(config.load(study_file), prepared=False)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_good_data_passes(prepared, study_on):
+    preflight.check(config.load(study_on(prepared)), prepared=False)
+    preflight.check(config.load(study_on(prepared, sums=sha256(prepared / "SHA256SUMS"))), prepared=False)
+
+
+def test_missing_folder_stops_snakemake(workflow, study_on, tmp_path):
+    run = workflow.run(study_on(tmp_path / "absent"), tmp_path / "results")
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == f"mobilebert: mine: data.source: no folder {tmp_path / 'absent'}"
+    assert not (tmp_path / "results/mine/data").exists()
+
+
+def test_other_data_than_the_study_was_written_for(prepared, study_on):
+    assert "data.sums" in refused(study_on(prepared, sums="0" * 64))
+
+
+def test_one_flipped_byte(prepared, study_on, tmp_path):
+    folder = copy(prepared, tmp_path)
+    file = folder / "glue/sst2/train.parquet"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    text = refused(study_on(folder))
+    assert "glue/sst2/train.parquet" in text
+    assert hashlib.sha256(content).hexdigest() in text
+
+
+@pytest.mark.parametrize(
+    ("break_it", "wanted"),
+    [
+        (lambda frame: frame.drop(columns="sentence"), ["sentence"]),
+        (lambda frame: frame.assign(label=[7] * len(frame)), ["label", "7"]),
+        (lambda frame: frame.iloc[:0], ["empty"]),
+    ],
+)
+def test_wrong_tables(prepared, study_on, tmp_path, break_it, wanted):
+    folder = copy(prepared, tmp_path)
+    file = folder / "glue/sst2/validation.parquet"
+    break_it(pd.read_parquet(file)).to_parquet(file, index=False)
+    sign(folder)
+    text = refused(study_on(folder))
+    assert all(word in text for word in ["sst2/validation.parquet", *wanted])
+
+
+def test_a_gpu_study_names_the_machine_that_has_none(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    code = (
+        "from mobilebert import config; from mobilebert.training.device import device_of\n"
+        "try: device_of(config.load('gpu'))\nexcept Exception as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "device: the study gpu trains on an NVIDIA GPU and this machine shows none; study cpu needs none\n"
