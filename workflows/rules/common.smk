@@ -1,8 +1,11 @@
 # The study, its graph of jobs, and what on disk belongs to it. Fingerprints decide what is stale (mobilebert/jobs.py); file
-# times do not, so every record is an `ancient` input, and a stale one is given a marker that is not there yet.
+# times do not: to a job whose record stands every input is `ancient`, and one with a stale record gets an input that is newer.
 import contextlib
+import os
 import shlex
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 from mobilebert import config as studies, jobs, preflight, records
@@ -29,6 +32,10 @@ OUT = RESULTS / STUDY.name
 CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
 jobs.finish(STUDY, GRAPH, CURRENT)
 STALE = {key for key, job in GRAPH.items() if records.state_of(RESULTS, STUDY.name, job) == "stale"}
+# An input newer than every stale record: Snakemake's own reason to make them again, in a dry run too. It lies outside the results.
+NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
+LATEST = [records.file(RESULTS, STUDY.name, GRAPH[key]).stat().st_mtime + 1 for key in STALE]
+os.utime(NEWER.name, (max([time.time(), *LATEST]),) * 2)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"
@@ -60,22 +67,24 @@ def key_of(stage, wildcards):
     return Path(stage, *filter(None, names)).as_posix()
 
 
-def inputs_of(stage):
-    """Input function: the records that a job reads."""
+def settled(stage):
+    """Input function: the records that a job reads, if its own record stands: their age is nothing to it."""
 
     def paths(wildcards):
-        return [record(key) for key in GRAPH[key_of(stage, wildcards)].inputs]
+        key = key_of(stage, wildcards)
+        return [] if key in STALE else [record(upstream) for upstream in GRAPH[key].inputs]
 
     return paths
 
 
-def marker_of(stage):
-    """Input function: a marker to wait for when the record on disk is of another fingerprint."""
+def unsettled(stage):
+    """Input function: the records that a job with a stale record reads, and the newer file."""
 
-    def marker(wildcards):
-        return [f"{OUT}/.state/stale"] if key_of(stage, wildcards) in STALE else []
+    def paths(wildcards):
+        key = key_of(stage, wildcards)
+        return [NEWER.name, *(record(upstream) for upstream in GRAPH[key].inputs)] if key in STALE else []
 
-    return marker
+    return paths
 
 
 def program(stage, name=""):

@@ -1,6 +1,6 @@
 rule data:
     input:
-        marker_of("data"),
+        unsettled("data"),
     output:
         f"{OUT}/data/result.json",
     log:

@@ -1,8 +1,8 @@
 # Paper sections 4.3 and 4.4: GLUE and SQuAD, scored by the job that trains.
 rule finetune:
     input:
-        ancient(inputs_of("finetune")),
-        marker_of("finetune"),
+        ancient(settled("finetune")),
+        unsettled("finetune"),
     output:
         f"{OUT}/finetune/{{model}}/{{task}}/result.json",
     log:

@@ -1,8 +1,8 @@
 # Paper section 4.6.3: int8, scored again.
 rule quantize:
     input:
-        ancient(inputs_of("quantize")),
-        marker_of("quantize"),
+        ancient(settled("quantize")),
+        unsettled("quantize"),
     output:
         f"{OUT}/quantize/{{model}}/{{task}}/result.json",
     log:

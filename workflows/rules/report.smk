@@ -1,8 +1,8 @@
 # Records -> tables, page, MLflow and verdicts. `check` comes last, so that a failed expectation still has its report.
 rule report:
     input:
-        ancient(inputs_of("report")),
-        marker_of("report"),
+        ancient(settled("report")),
+        unsettled("report"),
     output:
         f"{OUT}/report/result.json",
         f"{OUT}/report/index.html",
@@ -17,8 +17,8 @@ rule report:
 
 rule track:
     input:
-        ancient(inputs_of("track")),
-        marker_of("track"),
+        ancient(settled("track")),
+        unsettled("track"),
     output:
         f"{OUT}/track/result.json",
     log:
@@ -31,8 +31,8 @@ rule track:
 
 rule check:
     input:
-        ancient(inputs_of("check")),
-        marker_of("check"),
+        ancient(settled("check")),
+        unsettled("check"),
     output:
         touch(f"{OUT}/check/passed"),
     log:
@@ -61,16 +61,3 @@ for NUMBER in range(1, 10):
             number=NUMBER,
         shell:
             program("table", "{params.number}").replace("> {log} 2>&1", "> {output} 2> {log}").replace("--threads {threads} ", "")
-
-
-# What a stale record waits for: made when one is found, gone when the run is over.
-rule stale:
-    output:
-        temp(f"{OUT}/.state/stale"),
-    log:
-        f"{OUT}/logs/stale.log",
-    conda:
-        ENVIRONMENT
-    localrule: True
-    shell:
-        "touch {output} 2> {log}"

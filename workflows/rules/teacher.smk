@@ -1,8 +1,8 @@
 # Paper section 4.2: the teacher, BERT_BASE, the search rows; or a published checkpoint in place of pre-training.
 rule pretrain:
     input:
-        ancient(inputs_of("pretrain")),
-        marker_of("pretrain"),
+        ancient(settled("pretrain")),
+        unsettled("pretrain"),
     output:
         f"{OUT}/pretrain/{{model}}/result.json",
     log:
@@ -18,8 +18,8 @@ rule pretrain:
 
 rule checkpoint:
     input:
-        ancient(inputs_of("checkpoint")),
-        marker_of("checkpoint"),
+        ancient(settled("checkpoint")),
+        unsettled("checkpoint"),
     output:
         f"{OUT}/checkpoint/{{model}}/result.json",
     log:

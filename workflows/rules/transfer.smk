@@ -1,8 +1,8 @@
 # Paper sections 3.3 to 3.5: knowledge transfer, then pre-training distillation.
 rule transfer:
     input:
-        ancient(inputs_of("transfer")),
-        marker_of("transfer"),
+        ancient(settled("transfer")),
+        unsettled("transfer"),
     output:
         f"{OUT}/transfer/{{model}}/result.json",
     log:
@@ -18,8 +18,8 @@ rule transfer:
 
 rule distill:
     input:
-        ancient(inputs_of("distill")),
-        marker_of("distill"),
+        ancient(settled("distill")),
+        unsettled("distill"),
     output:
         f"{OUT}/distill/{{model}}/result.json",
     log:
