@@ -169,7 +169,7 @@ def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch, moment):
             patch.setattr(checkpoint, "save_file", half)
         else:
             patch.setattr(checkpoint.os, "fsync", no_sync)
-        with pytest.raises(OSError, match="No space|Input/output"):
+        with pytest.raises(OSError, match=r"No space|Input/output"):
             checkpoint.save(path, *trained(seed=3), 4, "mine")
     model, optimizer = trained(seed=2, steps=0)
     assert checkpoint.load(path, model, optimizer, "mine") == 3

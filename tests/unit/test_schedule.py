@@ -1,5 +1,7 @@
 """Learning-rate multipliers at their end points, and the table of stages of progressive transfer."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,12 +27,11 @@ def test_linear_without_warmup_starts_at_the_peak():
 def test_linear_rises_then_falls_in_equal_steps(data, steps, end):
     warmup = data.draw(st.integers(0, steps - 1))
     rates = [linear(step, steps, warmup, end) for step in range(steps)]
-    assert max(rates) == 1.0
-    assert all(0 < rate <= 1 for rate in rates)
-    assert rates[-1] >= end
-    rises = [b - a for a, b in zip(rates[:warmup], rates[1:warmup])]
+    assert max(rates) == pytest.approx(1.0, abs=1e-12)
+    assert min(rates) >= min(end, 1 / max(1, warmup)) - 1e-12
+    rises = [b - a for a, b in pairwise(rates[:warmup])]
     assert rises == pytest.approx([1 / warmup] * len(rises) if warmup else [])
-    falls = [a - b for a, b in zip(rates[warmup:], rates[warmup + 1 :])]
+    falls = [a - b for a, b in pairwise(rates[warmup:])]
     assert falls == pytest.approx([(1 - end) / (steps - warmup)] * len(falls))
 
 
@@ -71,7 +72,7 @@ def test_stage_curve_at_full_scale():
 @given(st.integers(1, 500))
 def test_stage_curve_rises_in_the_first_tenth_and_then_falls_to_nine_tenths(steps):
     curve, warmup = [stage_curve(step, steps) for step in range(steps)], max(1, steps // 10)
-    assert all(a < b for a, b in zip(curve[:warmup], curve[1:warmup]))
+    assert all(a < b for a, b in pairwise(curve[:warmup]))
     assert curve[warmup - 1] == 1.0
-    assert all(a >= b for a, b in zip(curve[warmup:], curve[warmup + 1 :]))
+    assert all(a >= b for a, b in pairwise(curve[warmup:]))
     assert all(0.9 <= rate <= 1.0 for rate in curve[warmup:])

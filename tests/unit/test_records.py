@@ -1,0 +1,136 @@
+"""What a run leaves behind, however it ends."""
+
+import json
+
+import pytest
+
+from mobilebert import jobs, records
+from mobilebert.config import load
+from mobilebert.errors import UserError
+
+JOB = "data"
+
+
+@pytest.fixture
+def graph():
+    return jobs.build(load("smoke"))
+
+
+def execute(graph, results, stage, key=JOB):
+    return records.execute(graph[key], "smoke", results, graph, stage)
+
+
+def give(run):
+    """A stage that makes one artefact."""
+    (run.folder / "thing.txt").write_text("thing")
+    run.artefacts.append("thing.txt")
+    run.metrics["accuracy"] = 0.5
+    run.log(0, train_loss=2.0)
+
+
+def test_a_record_says_what_ran_on_what(graph, tmp_path):
+    record = execute(graph, tmp_path, give)
+    assert (record.status, record.metrics, record.curves) == ("ok", {"accuracy": 0.5}, {"train_loss": [(0, 2.0)]})
+    assert record.fingerprint == graph[JOB].fingerprint
+    assert record.artefacts["thing.txt"]["sha256"] == records.sha256(tmp_path / "smoke/data/thing.txt")
+    assert record.versions["python"]
+    assert record.machine["cores"] >= 1
+    assert records.state_of(tmp_path, "smoke", graph[JOB]) == "current"
+    assert not list((tmp_path / "smoke/.state").glob("*/"))
+
+
+def test_a_diverged_run_is_a_result_and_refuses_what_follows(graph, tmp_path):
+    def diverge(run):
+        run.log(3, train_loss=float("nan"))
+        raise records.Diverged("loss nan at step 3")
+
+    record = execute(graph, tmp_path, diverge)
+    assert (record.status, record.reason, record.curves["train_loss"]) == ("diverged", "loss nan at step 3", [(3, None)])
+    after = execute(graph, tmp_path, lambda run: pytest.fail("ran on a diverged input"), "pretrain/ib-bert-large")
+    assert (after.status, after.reason) == ("refused", "input data is diverged")
+    assert records.state_of(tmp_path, "smoke", graph["pretrain/ib-bert-large"]) == "current"
+
+
+def test_a_refusal_leaves_a_record_and_is_tried_again(graph, tmp_path):
+    def refuse(run):
+        raise UserError("corpus: empty")
+
+    with pytest.raises(UserError, match="corpus: empty"):
+        execute(graph, tmp_path, refuse)
+    record = records.read(tmp_path / "smoke/data/result.json")
+    assert (record.status, record.reason) == ("refused", "corpus: empty")
+    assert records.state_of(tmp_path, "smoke", graph[JOB]) == "stale"
+
+
+def test_a_crash_leaves_no_record_and_keeps_its_state(graph, tmp_path):
+    def crash(run):
+        (run.state / "checkpoint").write_text("3")
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        execute(graph, tmp_path, crash)
+    assert records.state_of(tmp_path, "smoke", graph[JOB]) == "missing"
+    seen = []
+    execute(graph, tmp_path, lambda run: seen.append((run.state / "checkpoint").read_text()))
+    assert seen == ["3"]
+
+
+def test_a_void_measurement_says_so(graph, tmp_path):
+    record = execute(graph, tmp_path, lambda run: "the machine was shared")
+    assert (record.status, record.reason) == ("void", "the machine was shared")
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (lambda record: {**record, "fingerprint": "0" * 64}, "stale"),
+        (lambda record: {**record, "stage": "pretrain"}, "stale"),
+        (lambda record: {**record, "schema": 2}, "stale"),
+        (lambda record: {key: value for key, value in record.items() if key != "status"}, "stale"),
+        (lambda record: {**record, "a_later_key": 1}, "current"),
+    ],
+)
+def test_only_a_jobs_own_record_is_trusted(graph, tmp_path, change, state):
+    execute(graph, tmp_path, give)
+    file = tmp_path / "smoke/data/result.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    assert records.state_of(tmp_path, "smoke", graph[JOB]) == state
+
+
+def test_an_input_is_checked_before_it_is_used(graph, tmp_path):
+    run = records.Run(graph["pretrain/ib-bert-large"], "smoke", tmp_path, graph)
+    with pytest.raises(UserError, match=r"data/result\.json: missing; make it with: python -m mobilebert data"):
+        run.record_of(JOB)
+    execute(graph, tmp_path, give)
+    assert run.artefact_of(JOB, "thing.txt").read_text() == "thing"
+    with pytest.raises(UserError, match=r"other\.txt: missing"):
+        run.artefact_of(JOB, "other.txt")
+    (tmp_path / "smoke/data/thing.txt").write_text("thinG")
+    with pytest.raises(UserError, match=r"thing\.txt: sha256 is not"):
+        run.artefact_of(JOB, "thing.txt")
+    file = tmp_path / "smoke/data/result.json"
+    file.write_text(file.read_text().replace(graph[JOB].fingerprint, "0" * 64))
+    with pytest.raises(UserError, match="made by another configuration"):
+        run.record_of(JOB)
+
+
+def test_two_processes_do_not_make_one_result(graph, tmp_path):
+    def inner(run):
+        with pytest.raises(UserError, match="another process is making this result"):
+            execute(graph, tmp_path, give)
+
+    assert execute(graph, tmp_path, inner).status == "ok"
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+    records.write_atomically(tmp_path / "a", b"old")
+    with pytest.raises(TypeError):
+        records.write_atomically(tmp_path / "a", None)
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_labels_pass_from_teacher_to_student(graph, tmp_path):
+    execute(graph, tmp_path, lambda run: run.label(["scaled"]))
+    run = records.Run(graph["pretrain/ib-bert-large"], "smoke", tmp_path, graph)
+    run.label(["short", "scaled"], JOB)
+    assert run.labels == ["short", "scaled"]
