@@ -85,7 +85,7 @@ def test_an_epochs_batches_have_rows_of_like_lengths():
     batches = examples.epoch(10, 0, 0)
     padded = sum(len(batch) * lengths[batch].max() for batch in batches)
     assert padded < 1.1 * lengths.sum()  # at random it is 1.8 times
-    widest = [lengths[batch].max() for batch in batches]
+    widest = [lengths[batch].max() for batch in batches[:50]]  # as many as a bucket has: a rising run is no shuffle
     assert widest != sorted(widest)
 
 
@@ -166,7 +166,7 @@ def berts_cut(a, b, room):
 @EXAMPLES
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(8, 40))
 def test_a_pair_is_cut_to_length_from_the_ends_of_the_longer_text(tokenizer, first, second, length):
-    """BERT's cut, but for the one odd token where both texts are cut."""
+    """BERT's cut, but for the one odd token where both texts are longer than half of the room."""
     frame = pd.DataFrame({"sentence1": [" ".join(WORDS[:first])], "sentence2": [" ".join(WORDS[:second])], "label": [0]})
     examples = encode(tokenizer, "rte", frame, length)
     found, types = examples.ids[0].tolist(), examples.types[0].tolist()
@@ -174,10 +174,11 @@ def test_a_pair_is_cut_to_length_from_the_ends_of_the_longer_text(tokenizer, fir
     kept = found.index(SEP) - 1
     assert found == [CLS, *ids(*WORDS[:kept]), SEP, *ids(*WORDS[: len(a) + len(b) - kept]), SEP]
     assert types == [0] * (kept + 2) + [1] * (len(a) + len(b) - kept + 1)
-    assert abs(kept - len(a)) <= (len(a) < first and len(b) < second)
+    odd = first + second > length - 3 and min(first, second) > (length - 3) // 2
+    assert abs(kept - len(a)) <= odd
 
 
-def test_where_both_texts_are_cut_the_odd_token_is_the_firsts_as_in_bert(tokenizer):
+def test_where_both_texts_are_too_long_the_odd_token_is_the_firsts_as_in_bert(tokenizer):
     frame = pd.DataFrame({"sentence1": [" ".join(WORDS[:9])], "sentence2": [" ".join(WORDS[:9])], "label": [0]})
     a, b = berts_cut(WORDS[:9], WORDS[:9], 5)
     assert (len(a), len(b)) == (3, 2)
