@@ -13,8 +13,8 @@ export PATH := $(BIN):$(PATH)
 .PHONY: reproduce test install
 
 reproduce: $(READY)
-	snakemake --cores $(CORES) --config study=$(STUDY) $(ARGS)
-	@cat results/$(notdir $(basename $(STUDY)))/report/tables.md 2>/dev/null || true
+	@snakemake --cores $(CORES) --config study=$(STUDY) $(ARGS); code=$$?; \
+	cat results/$(notdir $(basename $(STUDY)))/report/tables.md 2>/dev/null; exit $$code
 
 test: $(READY)
 	ruff check .

@@ -91,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"mobilebert: {error}", file=sys.stderr)
+        return 2
 
 
 def _stage(options, study) -> int:

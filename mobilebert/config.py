@@ -30,7 +30,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; an object never changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Strict):
@@ -47,6 +47,12 @@ class Data(Strict):
         if value not in ("synthetic", "hub") and not re.fullmatch(r"local:.+", value):
             raise ValueError("synthetic, hub or local:<folder> is allowed")
         return value
+
+    @model_validator(mode="after")
+    def local_is_pinned(self):
+        if self.source.startswith("local:") and not re.fullmatch(r"[0-9a-f]{64}", self.sums or ""):
+            raise ValueError("sums must be the sha256 of <folder>/SHA256SUMS, so that a result names the data it stands on")
+        return self
 
 
 class Scale(Strict):
@@ -87,7 +93,6 @@ class Pretrain(Training):
     steps: Positive = 500_000
     warmup_steps: NotNegative = 10_000
     batch_size: Positive = 4096
-    dropout: bool = True
 
 
 class Search(Pretrain):
@@ -120,6 +125,24 @@ class Distill(Training):
     warmup_steps: NotNegative = 10_000
     batch_size: Positive = 4096
     alpha: Share = 0.5  # share of the hard masked-LM labels
+
+
+class Checkpoint(Strict):
+    """Published weights. A hub name at a revision, or a local folder of the hub's layout pinned by its weights' hash."""
+
+    source: str
+    revision: str = "main"
+    sha256: str | None = None  # of model.safetensors, of a local folder
+
+    @property
+    def is_local(self) -> bool:
+        return self.source.startswith((".", "/", "~"))
+
+    @model_validator(mode="after")
+    def local_is_pinned(self):
+        if self.is_local and not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
+            raise ValueError("sha256 must be that of the folder's model.safetensors")
+        return self
 
 
 class TaskSetting(Strict):
@@ -166,6 +189,18 @@ class Finetune(Strict):
         if not value or len(set(value)) != len(value):
             raise ValueError("at least one seed, each once, is allowed")
         return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def over_the_defaults(cls, value):
+        """A study that sets one task keeps what it does not set of the others'."""
+        if not isinstance(value, dict):
+            return value
+        merged = {name: setting.model_dump(exclude_none=True) for name, setting in cls.model_fields["tasks"].default.items()}
+        for name, setting in value.items():
+            own = setting.model_dump(exclude_none=True) if isinstance(setting, TaskSetting) else setting
+            merged[name] = {**merged.get(name, {}), **own} if isinstance(own, dict) else own
+        return merged
 
     @field_validator("tasks")
     @classmethod
@@ -241,7 +276,7 @@ class Study(Strict):
     distill: Distill = Distill()
     finetune: Finetune = Finetune()
     latency: Latency = Latency()
-    checkpoints: dict[str, str] = {}  # model -> hub name or folder that takes the place of its pre-training
+    checkpoints: dict[str, Checkpoint] = {}  # model -> weights that take the place of its pre-training
     run: dict[str, Literal["all"] | tuple[str, ...]] = {"mobilebert": "all"}  # model -> tasks it is fine-tuned on
     quantize: dict[str, Literal["all"] | tuple[str, ...]] = {"mobilebert": "all"}
     expect: tuple[Expectation, ...] = ()
@@ -294,6 +329,26 @@ class Study(Strict):
         share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
         return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
 
+    @model_validator(mode="after")
+    def lengths_fit(self):
+        longest = self.scale.max_position_embeddings or 512
+        lengths = {
+            f"{name}.length": getattr(self, name).length for name in ("pretrain", "search", "transfer", "distill", "latency")
+        }
+        for task in TASKS:
+            setting = self.finetune.setting(task)
+            lengths[f"finetune.tasks.{task}.length"] = setting["length"]
+            room = setting["length"] - setting.get("max_query_length", 0) - 3
+            if task.startswith("squad") and setting["doc_stride"] > room:
+                raise ValueError(
+                    f"finetune.doc_stride: {setting['doc_stride']} is more than the {room} context tokens of a window "
+                    f"of {task}, length {setting['length']} less max_query_length {setting['max_query_length']} less 3"
+                )
+        for key, length in lengths.items():
+            if length > longest:
+                raise ValueError(f"{key}: {length} is more than the model's {longest} positions")
+        return self
+
     def tasks_of(self, model: str) -> tuple[str, ...]:
         tasks = self.run.get(model, ())
         if tasks == "all":
@@ -306,7 +361,13 @@ class Study(Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text; people write learning rates so."""
+    """YAML 1.1 reads `1e-4` as text; people write learning rates so. And a key given twice is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -369,7 +430,7 @@ def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:  # a key of a mapping or an index of a list: `model` is already what it holds
             continue
-        inner = [kind for kind in (TaskSetting, Expectation) if kind.__name__ in str(field.annotation)]
+        inner = [kind for kind in (TaskSetting, Expectation, Checkpoint) if kind.__name__ in str(field.annotation)]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             inner = [field.annotation]
         if not inner:

@@ -32,7 +32,8 @@ STAGES = (
     "track",
     "check",
 )
-TRAINING_STAGES = ("pretrain", "transfer", "distill", "finetune")
+# Masked positions of a sequence at most. The paper masks 15 %; the released commands stop at 20, even of 512 tokens.
+MAX_PREDICTIONS = {"paper": None, "released": 20}
 
 # Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
 CARRIERS = frozenset(
@@ -193,12 +194,16 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     if row.preset == "bag-of-embeddings":
         return
     base = {"architecture": architecture(study, model), "seed": study.seed, "recipe": study.recipe}
+    base["max_predictions"] = MAX_PREDICTIONS[study.recipe]
     if model in study.checkpoints:
-        graph.add("checkpoint", model, {"source": study.checkpoints[model], "architecture": base["architecture"]})
+        weights = study.checkpoints[model]  # pinned by hash or by name and revision: a folder's path is not science
+        pin = {"sha256": weights.sha256} if weights.is_local else {"source": weights.source, "revision": weights.revision}
+        graph.add("checkpoint", model, {**pin, "architecture": base["architecture"]})
         return
     if not row.teacher:
         settings = study.search if row.schedule == "search" else study.pretrain
-        graph.add("pretrain", model, {**base, **_science(settings)}, ["data"])
+        science = {**_science(settings), "dropout": row.dropout}
+        graph.add("pretrain", model, {**base, **science}, ["data"])
         return
     teacher = final_job(study, row.teacher)
     base["control"] = row.control
@@ -261,7 +266,14 @@ def finish(study: Study, graph: Graph, extra=()) -> Graph:
     """Add report, tracking and check over the scope and over what else has a current record."""
     inputs = [key for key in graph if key in {*scope(study, graph), *extra}]
     expect = [item.model_dump() for item in study.expect]
-    graph.add("report", "", {"study": study.name, "expect": expect}, inputs)
+    for item in study.expect:
+        for key in (item.metric, item.above, item.below):
+            if isinstance(key, str) and key.partition(":")[0] not in graph:
+                raise UserError(f"{study.name}: expect: {key!r} names no record of this study")
+    view = {"study": study.name, **study.model_dump(mode="json", exclude={"data", "checkpoints"})}
+    printed = [table.model_dump(mode="json") for table in paper.tables()]
+    sizes = {model: architecture(study, model, full_size=True) for model in paper.models()}
+    graph.add("report", "", {**view, "tables": digest(printed), "architectures": digest(sizes)}, inputs)
     graph.add("track", "", {"study": study.name, "expect": expect}, inputs)
     graph.add("check", "", {"expect": expect}, [*inputs, "report", "track"])
     return graph

@@ -27,6 +27,7 @@ from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job
 
 SCHEMA = 1  # of result.json: raised when a key changes its meaning, never when one is added
+VIEWS = ("report", "track", "check")  # of whatever records there are
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "onnxruntime", "snakemake", "mlflow")
 
 
@@ -82,8 +83,11 @@ def read(path: Path) -> Record:
         raise UserError(f"{path}: not a record of schema {SCHEMA}: {first_problem(error, Record)}") from None
 
 
-def state_of(results: Path, study: str, job: Job) -> Literal["missing", "stale", "current"]:
-    """Whether the record on disk is this job's: its fingerprint decides, not its age. A record that was refused is stale."""
+def state_of(results: Path, study: str, job: Job, graph: Graph) -> Literal["missing", "stale", "current"]:
+    """Whether the record on disk is this job's: its fingerprint decides, not its age.
+
+    A refused record is to be made again, unless what refused it still stands: an input that diverged.
+    """
     path = file(results, study, job)
     if not path.exists():
         return "missing"
@@ -91,16 +95,26 @@ def state_of(results: Path, study: str, job: Job) -> Literal["missing", "stale",
         record = read(path)
     except UserError:
         return "stale"
-    mine = record.fingerprint == job.fingerprint and record.id == job.id
-    retry = record.status == "refused" and not (record.reason or "").startswith("input ")
-    return "current" if mine and not retry else "stale"
+    if record.fingerprint != job.fingerprint or record.id != job.id:
+        return "stale"
+    return "current" if record.status != "refused" or _bad_input(results, study, job, graph) else "stale"
+
+
+def _bad_input(results: Path, study: str, job: Job, graph: Graph) -> str | None:
+    """Why a job cannot run on its inputs: one that diverged, or was itself refused for such a one."""
+    for key in job.inputs:
+        if state_of(results, study, graph[key], graph) == "current":
+            status = read(file(results, study, graph[key])).status
+            if status in ("diverged", "refused"):
+                return f"input {key} is {status}"
+    return None
 
 
 def current(results: Path, study: str, graph: Graph) -> dict[str, Record]:
     """Every record on disk that is its job's own."""
     found = {}
     for key, job in graph.items():
-        if state_of(results, study, job) == "current":
+        if state_of(results, study, job, graph) == "current":
             found[key] = read(file(results, study, job))
     return found
 
@@ -175,16 +189,16 @@ class Run:
             stream.write(json.dumps({"step": step, **json_safe(values)}) + "\n")
 
     def resume(self, name: str, start: int) -> None:
-        """Take up the curves of training `name` that an earlier process left: the points before step `start`."""
+        """Take up the curves that an earlier process left; of training `name` the points before step `start`."""
         path, kept = self.state / "curves.jsonl", []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # a line cut short by the kill
                     point = json.loads(line)
-                    own = any(key.startswith(f"{name}_") for key in point)
+                    own = bool(name) and any(key.startswith(f"{name}_") for key in point)
                     if not own or point["step"] < start:
                         kept.append(point)
-        path.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
+        write_atomically(path, "".join(json.dumps(point) + "\n" for point in kept).encode())
         self.curves = {}
         for point in kept:
             for key, value in point.items():
@@ -195,7 +209,7 @@ class Run:
         """The current record of an input. Raises UserError when it is missing or belongs to another configuration."""
         job = self.graph[key]
         path = file(self.results, self.study, job)
-        if state_of(self.results, self.study, job) == "missing":
+        if not path.exists():
             raise UserError(f"{path}: missing; make it with: python -m mobilebert {job.stage} {job.name} --study {self.study}")
         record = read(path)
         if record.fingerprint != job.fingerprint:
@@ -203,6 +217,8 @@ class Run:
                 f"{path}: made by another configuration or other code (fingerprint {record.fingerprint[:12]}, "
                 f"wanted {job.fingerprint[:12]}); make it again with: python -m mobilebert {job.stage} {job.name}"
             )
+        if record.status == "refused":
+            raise UserError(f"{path}: refused: {record.reason}")
         return record
 
     def artefact_of(self, key: str, name: str) -> Path:
@@ -271,28 +287,38 @@ def lock(path: Path, message: str):
         yield
 
 
+def _finished(run: Run) -> Record | None:
+    """The record of a run that need not be made again: its own, not void, its artefacts all there."""
+    if state_of(run.results, run.study, run.job, run.graph) != "current":
+        return None
+    record = read(run.folder / "result.json")
+    sizes = {name: known["bytes"] for name, known in record.artefacts.items()}
+    there = all((run.folder / name).is_file() and (run.folder / name).stat().st_size == sizes[name] for name in sizes)
+    return record if record.status != "void" and there else None
+
+
 def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
-    """Run `stage(run)` and leave a record, whatever came of it.
+    """Run `stage(run)` and leave a record, whatever came of it. What is done already is not done again.
 
     A loss that is not finite is an outcome: the record says `diverged`, and the stages after it say `refused`. A UserError
     leaves a `refused` record and is raised again.
     """
     run = Run(job, study, results, graph)
     with lock(lock_of(run.state), f"{run.folder}: another process is making this result"):
+        if job.stage not in VIEWS and (done := _finished(run)):
+            return done
         run.state.mkdir(parents=True, exist_ok=True)
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.state / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": os.getpid()}))
         (run.folder / "result.json").unlink(missing_ok=True)
         try:
-            bad = [
-                key for key in job.inputs if job.stage not in ("report", "track", "check") and run.record_of(key).status != "ok"
-            ]
-            if bad:
-                run.write("refused", f"input {bad[0]} is {run.record_of(bad[0]).status}")
+            if job.stage not in VIEWS and (reason := _bad_input(results, study, job, graph)):
+                run.write("refused", reason)
             else:
                 run.write("ok" if (outcome := stage(run)) is None else "void", outcome)
         except Diverged as error:
             run.write("diverged", str(error))
+            return read(run.folder / "result.json")  # its last good state stays
         except UserError as error:
             run.write("refused", str(error))
             raise

@@ -70,7 +70,7 @@ def sample(frame, rows: int | None, seed: int):
 
 
 def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
-    """GLUE rows: [CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `length` from the longer text's end, as BERT does."""
+    """GLUE rows: [CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `length` from the longer text's end."""
     task = TASKS[task_name]
     tokenizer.no_padding()
     tokenizer.enable_truncation(length, strategy="longest_first")
@@ -89,8 +89,8 @@ def encode_squad(tokenizer, frame, setting: dict, training: bool) -> tuple[Examp
         tokenizer,
         frame,
         max_length=setting["length"],
-        doc_stride=min(setting["doc_stride"], setting["length"] // 3),
-        max_query_length=min(setting["max_query_length"], setting["length"] // 3),
+        doc_stride=setting["doc_stride"],
+        max_query_length=setting["max_query_length"],
         training=training,
     )
     rows = [windows[index] for index in range(len(windows))]

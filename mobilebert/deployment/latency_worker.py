@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
-from mobilebert.modeling import MobileBertConfig, MobileBertModel
+from mobilebert.modeling.configuration import MobileBertConfig
+from mobilebert.modeling.encoder import MobileBertModel
 
 CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
 

@@ -27,7 +27,7 @@ def layer_of(name: str) -> int:
 
 def check_pair(student: nn.Module, teacher: nn.Module) -> None:
     """Raises UserError when student and teacher cannot be compared layer by layer."""
-    for field in ("num_hidden_layers", "hidden_size", "vocab_size"):
+    for field in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
         mine, theirs = getattr(student.config, field), getattr(teacher.config, field)
         if mine != theirs:
             raise UserError(f"{field}: the student has {mine}, the teacher {theirs}; knowledge transfer needs them equal")
@@ -113,7 +113,8 @@ class Transfer:
     def loss(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         """Run both models as deep as the step needs; the mean of the taught layers' losses.
 
-        The released code divides a stage's loss by the number of layers; LAMB does not see a constant factor.
+        The released code divides a stage's loss by the number of layers: LAMB's step does not see a constant factor, its clipping
+        at norm 1 does.
         """
         depth, taught = self.depth(step)
         inputs = {key: batch[key] for key in INPUTS if key in batch}

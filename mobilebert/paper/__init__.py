@@ -29,6 +29,7 @@ class Model(Strict):
     teacher: str | None = None
     strategy: Literal["none", "akt", "jkt", "pkt"] = "none"  # knowledge transfer, paper section 3.5
     losses: tuple[Literal["fmt", "at"], ...] = ()  # layer-wise losses of the transfer
+    dropout: bool = True  # in pre-training; the students have none, there as in distillation (released code)
     control: Literal["none", "fresh-student", "shuffled-teacher"] = "none"
     note: str = ""
 

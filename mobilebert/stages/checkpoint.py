@@ -9,21 +9,44 @@ from mobilebert.errors import UserError
 from mobilebert.records import Run, sha256
 from mobilebert.training import pretraining
 
+# Fields that make a model another one; dropout and initial ranges do not.
+SHAPES = {
+    "vocab_size",
+    "hidden_size",
+    "embedding_size",
+    "intra_bottleneck_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_feedforward_networks",
+    "hidden_act",
+    "normalization_type",
+    "trigram_input",
+    "use_bottleneck",
+    "use_bottleneck_attention",
+    "key_query_shared_bottleneck",
+    "classifier_activation",
+}
+
 
 def run(run: Run, study: Study) -> None:
-    source, wanted = run.job.config["source"], run.job.config["architecture"]
-    local = Path(source)
-    if source.startswith((".", "/", "~")) and not (local.expanduser() / "config.json").is_file():
-        raise UserError(f"checkpoints.{run.job.name}: no config.json in {source}")
+    weights, wanted = study.checkpoints[run.job.name], run.job.config["architecture"]
+    source = weights.source
+    if weights.is_local:
+        file = Path(source).expanduser() / "model.safetensors"
+        if not file.is_file():
+            raise UserError(f"checkpoints.{run.job.name}: no model.safetensors in {source}")
+        if sha256(file) != weights.sha256:
+            raise UserError(f"checkpoints.{run.job.name}: {file} has sha256 {sha256(file)}, the study names {weights.sha256}")
+        source = str(file.parent)
     try:
-        model = pretraining.load_model(local.expanduser() if local.expanduser().is_dir() else source, wanted)
+        model = pretraining.load_model(source, wanted, revision=weights.revision)
     except OSError as error:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"checkpoints.{run.job.name}: {source} cannot be loaded ({line}); a local folder works offline") from None
-    for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        found = getattr(model.config, field)
+    for field in SHAPES & wanted.keys():
+        found = getattr(model.config, field, None)
         if found != wanted[field]:
             raise UserError(f"checkpoints.{run.job.name}: {source} has {field} {found}, the row needs {wanted[field]}")
     pretraining.save_model(run, model)
     run.label(study.labels("checkpoint"))
-    run.details["source_sha256"] = sha256(run.folder / "model" / "model.safetensors")

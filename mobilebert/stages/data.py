@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from mobilebert import preflight
 from mobilebert.config import Study
 from mobilebert.data.corpus import prepare_corpus
 from mobilebert.data.features import table_file
@@ -16,6 +17,7 @@ from mobilebert.records import Run, sha256
 
 def run(run: Run, study: Study) -> None:
     config = study.data
+    preflight.check(study, prepared=False)  # also where this program is run by hand
     source = open_source(config.source, seed=config.seed, documents=config.documents)
     rows, labels, files = {}, {}, {}
     for task in TASKS:  # before the corpus: a wrong table is found in a second, not after an hour

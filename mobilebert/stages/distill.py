@@ -46,7 +46,7 @@ def run(run: Run, study: Study) -> None:
 
 
 def loss(student, teacher, batch: dict, config: dict, layers: Transfer | None) -> dict[str, torch.Tensor]:
-    """alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and AKT's sum over the layers."""
+    """alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and AKT's mean over the layers."""
     wanted = {}
     if layers:
         wanted = {"output_hidden_states": True, "attention_layers": list(range(layers.layers))}

@@ -14,7 +14,7 @@ from mobilebert.data.features import encode, encode_squad, sample
 from mobilebert.data.glue import TASKS
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
-from mobilebert.records import Run
+from mobilebert.records import Diverged, Run, write_atomically
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
 
@@ -34,6 +34,7 @@ def run(run: Run, study: Study) -> None:
     pretrained = [key for key in run.job.inputs if key != "data"]
     folder = run.artefact_of(pretrained[0], "model/model.safetensors").parent if pretrained else None
 
+    run.resume("", 0)  # the curves of seeds that were finished before a kill
     for seed in setting["seeds"]:
         done = run.state / f"seed{seed}.json"
         if done.exists():
@@ -42,13 +43,14 @@ def run(run: Run, study: Study) -> None:
         out.mkdir(exist_ok=True)
         torch.manual_seed(seed)
         model = new_model(task.name, setting["architecture"], folder).to(device).train()
-        finetune(run, examples, model, setting, seed, device)
-        metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
-        if isinstance(model, BagOfEmbeddings):
-            torch.manual_seed(0)  # nothing reads the baseline's weights
-        else:
+        try:
+            finetune(run, examples, model, setting, seed, device)
+            metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
+        except Diverged as error:
+            metrics, details = None, {"diverged": str(error)}
+        if metrics and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
             model.save_pretrained(out / "model")
-        done.write_text(json.dumps({"metrics": metrics, "details": details}), encoding="utf-8")
+        write_atomically(done, json.dumps({"metrics": metrics, "details": details}).encode())
     collect(run, setting["seeds"], task.metrics[0])
     run.details["train_rows"] = len(frame)
     run.label(study.labels("finetune"), *pretrained)
@@ -56,13 +58,18 @@ def run(run: Run, study: Study) -> None:
 
 
 def collect(run: Run, seeds: list[int], headline: str) -> None:
-    """Samples of every seed, their median as the metric; artefacts of the best seed on the validation set."""
+    """Samples of every seed (null where it diverged), their median as the metric; artefacts of the best seed on validation.
+
+    Raises Diverged when every seed did.
+    """
     found = {seed: json.loads((run.state / f"seed{seed}.json").read_text(encoding="utf-8")) for seed in seeds}
-    for name in found[seeds[0]]["metrics"]:
-        values = [found[seed]["metrics"][name] for seed in seeds]
-        run.samples[name] = values
-        run.metrics[name] = statistics.median(values)
-    best = max(seeds, key=lambda seed: found[seed]["metrics"][headline])
+    ended = [seed for seed in seeds if found[seed]["metrics"]]
+    if not ended:
+        raise Diverged(f"every seed: {found[seeds[0]]['details']['diverged']}")
+    for name in found[ended[0]]["metrics"]:
+        run.samples[name] = [found[seed]["metrics"][name] if seed in ended else None for seed in seeds]
+        run.metrics[name] = statistics.median(found[seed]["metrics"][name] for seed in ended)
+    best = max(ended, key=lambda seed: found[seed]["metrics"][headline])
     run.details |= {**found[best]["details"], "best_seed": best, "seeds": list(seeds)}
     for source in sorted((run.state / f"seed{best}").rglob("*")):
         if source.is_file():

@@ -22,7 +22,15 @@ def run(run: Run, study: Study) -> None:
     train(run, model, make_optimizer(model, config), make_task(run, study, model, corpus), "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
-    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].schedule))
+    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].schedule) + corpus_labels(run, study))
+
+
+def corpus_labels(run: Run, study: Study) -> list[str]:
+    """What the model read, where it is not the paper's BooksCorpus (0.8 G words) and Wikipedia (2.5 G)."""
+    kind, tokens = study.data.source.split(":")[0], run.record_of("data").metrics["tokens_train"]
+    if kind == "hub" and study.data.documents is None:
+        return ["corpus: books of Project Gutenberg in place of BooksCorpus"]
+    return [f"scaled: a corpus of {tokens:,.0f} tokens"]
 
 
 def corpus_of(run: Run):
@@ -43,7 +51,9 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
     end = 1e-4 if config["recipe"] == "released" else 0.0
     return Task(
         steps=steps,
-        batch=pretraining.batches(corpus, "train", config["length"], config["batch_size"], config["seed"]),
+        batch=pretraining.batches(
+            corpus, "train", config["length"], config["batch_size"], config["seed"], config["max_predictions"]
+        ),
         loss=lambda batch, step: pretraining.loss(model, batch),
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=config["seed"],

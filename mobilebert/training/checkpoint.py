@@ -46,8 +46,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
     if facts.get("fingerprint") != fingerprint:
         raise UserError(f"{path}: state of another run ({facts.get('fingerprint', '?')[:12]}, this is {fingerprint[:12]})")
     weights = _weights(model)
-    expected = {f"model.{name}" for name in weights}
-    if expected != {key for key in tensors if key.startswith("model.")}:
+    expected = {f"model.{name}": value.shape for name, value in weights.items()}
+    if expected != {key: value.shape for key, value in tensors.items() if key.startswith("model.")}:
         raise UserError(f"{path}: state of another architecture; delete it to start this run from its first step")
     with torch.no_grad():
         for name, value in weights.items():

@@ -47,7 +47,8 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
         from mobilebert.modeling.tasks import MobileBertForSequenceClassification as Classification
     if task.is_squad:
         return Answering.from_pretrained(folder)
-    return Classification.from_pretrained(folder, num_labels=task.num_labels)
+    head = {"classifier_dropout": architecture["classifier_dropout"]}  # 0.1 in the released code, whatever a checkpoint says
+    return Classification.from_pretrained(folder, num_labels=task.num_labels, **head)
 
 
 def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:

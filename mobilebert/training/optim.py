@@ -22,7 +22,9 @@ class _WithoutBiasCorrection(torch.optim.Optimizer):
     """First and second moments of every parameter, and the update m / (sqrt(v) + eps) + decay * w."""
 
     def __init__(self, groups, learning_rate: float, betas=(0.9, 0.999), eps: float = 1e-6):
-        super().__init__(groups, {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": 0.0, "rate": 1.0})
+        super().__init__(
+            groups, {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": 0.0, "rate": 1.0, "excluded": False}
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -61,7 +63,7 @@ class Lamb(_WithoutBiasCorrection):
     """You et al. 2020, as released: trust ratio ||w|| / ||update|| with the decay inside the update, 1 if either is zero."""
 
     def _apply(self, parameters, update, rate, group):
-        if not group["weight_decay"]:  # the excluded parameters: no decay, no trust ratio
+        if group["excluded"]:  # the excluded parameters: no decay, no trust ratio
             torch._foreach_add_(parameters, update, alpha=-rate)
             return
         weights = torch.stack(torch._foreach_norm(parameters))
@@ -84,6 +86,7 @@ def make(
     for name, parameter in model.named_parameters():
         groups.setdefault((group(name), is_excluded(name)), []).append(parameter)
     settings = [
-        {"params": parameters, "weight_decay": 0.0 if excluded else weight_decay} for (_, excluded), parameters in groups.items()
+        {"params": parameters, "excluded": excluded, "weight_decay": 0.0 if excluded else weight_decay}
+        for (_, excluded), parameters in groups.items()
     ]
     return {"adamw": AdamW, "lamb": Lamb}[kind](settings, learning_rate, betas=(0.9, beta2))

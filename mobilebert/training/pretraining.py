@@ -30,15 +30,15 @@ def new_model(architecture: dict) -> nn.Module:
     return MobileBertForPreTraining(MobileBertConfig(**fields))
 
 
-def load_model(folder: Path, architecture: dict) -> nn.Module:
-    """The pre-training model saved in a folder."""
+def load_model(folder: Path | str, architecture: dict, revision: str = "main") -> nn.Module:
+    """The pre-training model saved in a folder, or that of a hub name."""
     if architecture["model_type"] == "bert":
         from transformers import BertForPreTraining
 
-        return BertForPreTraining.from_pretrained(folder)
+        return BertForPreTraining.from_pretrained(folder, revision=revision)
     from mobilebert.modeling.heads import MobileBertForPreTraining
 
-    return MobileBertForPreTraining.from_pretrained(folder)
+    return MobileBertForPreTraining.from_pretrained(folder, revision=revision)
 
 
 def save_model(run: Run, model: nn.Module) -> None:
@@ -54,12 +54,22 @@ def input_model(run: Run, key: str) -> nn.Module:
     return load_model(folder, run.graph[key].config["architecture"])
 
 
-def batches(folder: Path, split: str, length: int, size: int, seed: int) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Step -> batch of segment pairs: input_ids, token_type_ids (B, T), masked_positions, masked_labels (N,), labels (B,).
+def batches(
+    folder: Path, split: str, length: int, size: int, seed: int, max_predictions: int | None = None
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Step -> batch of segment pairs: input_ids, token_type_ids (B, T), masked_positions, masked_labels (N,),
+    next_sentence_label (B,).
 
     `attention_mask` (B, T) is there only when something is padded, so that full batches need no mask.
     """
-    pairs = Pairs(folder, split, length=length, tokenizer=load_tokenizer(folder.parent / "tokenizer"), seed=seed)
+    pairs = Pairs(
+        folder,
+        split,
+        length=length,
+        tokenizer=load_tokenizer(folder.parent / "tokenizer"),
+        seed=seed,
+        max_predictions=max_predictions,
+    )
 
     def batch(step: int) -> dict[str, torch.Tensor]:
         arrays = pairs.batch(step, size)

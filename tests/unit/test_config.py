@@ -51,6 +51,12 @@ def test_the_defaults_are_the_paper():
         ({"finetune": {"seeds": [1, 1]}}, ["finetune.seeds", "each once"]),
         ({"data": {"source": "ftp"}}, ["data.source", "synthetic, hub or local:<folder>"]),
         ({"latency": {"models": ["x"]}}, ["latency.models: unknown model 'x'"]),
+        ({"data": {"source": "local:x"}}, ["data", "sums must be the sha256"]),
+        ({"checkpoints": {"mobilebert": {"source": "./x"}}}, ["checkpoints.mobilebert", "sha256 must be"]),
+        ({"finetune": {"tasks": {"sst2": {"length": 1024}}}}, ["finetune.tasks.sst2.length: 1024", "512 positions"]),
+        ({"pretrain": {"length": 1024}}, ["pretrain.length: 1024", "512 positions"]),
+        ({"finetune": {"doc_stride": 384}}, ["finetune.doc_stride: 384", "317 context tokens"]),
+        ({"transfer": {"learning_rate": float("inf")}}, ["transfer.learning_rate", "finite"]),
         ({"schema": 2}, ["schema", "1", "2"]),
         ({"expect": [{"what": "x", "metric": "a:b", "reason": "c"}]}, ["expect.0", "exactly one of above, below"]),
     ],
@@ -67,7 +73,13 @@ def test_refused_in_one_line(tmp_path, capsys, changes, wanted):
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("- a\n", "mapping"), ("a: [1\n", "not YAML"), ("schema: 1\n", "description"), ("", "mapping")],
+    [
+        ("device: cpu\ndevice: cuda\n", "key given twice: device"),
+        ("- a\n", "mapping"),
+        ("a: [1\n", "not YAML"),
+        ("schema: 1\n", "description"),
+        ("", "mapping"),
+    ],
 )
 def test_files_that_are_no_study(tmp_path, text, wanted):
     file = tmp_path / "mine.yaml"
@@ -89,6 +101,14 @@ def test_a_rate_without_a_point_is_a_number(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(file.read_text().replace("learning_rate: 1", "learning_rate: 1e-4"))
     assert config.load(file).finetune.learning_rate == 1e-4
+
+
+def test_setting_one_task_keeps_the_defaults_of_the_others(tmp_path):
+    """SQuAD's 4e-5, 5 epochs and length 384 are not lost where a study sets SST-2."""
+    finetune = config.load(write(tmp_path, finetune={"tasks": {"sst2": {"epochs": 7}, "squad_v2.0": {"epochs": 2}}})).finetune
+    first, second = finetune.setting("squad_v1.1"), finetune.setting("squad_v2.0")
+    assert (first["learning_rate"], first["epochs"], first["length"]) == (4e-5, 5, 384)
+    assert (second["learning_rate"], second["epochs"], second["length"]) == (4e-5, 2, 384)
 
 
 def test_settings_of_one_task_hold_no_other_tasks(tmp_path):

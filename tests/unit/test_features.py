@@ -178,13 +178,6 @@ def test_a_pair_is_cut_to_length_from_the_ends_of_the_longer_text(tokenizer, fir
     assert abs(kept - len(a)) <= odd
 
 
-def test_where_both_texts_are_too_long_the_odd_token_is_the_firsts_as_in_bert(tokenizer):
-    frame = pd.DataFrame({"sentence1": [" ".join(WORDS[:9])], "sentence2": [" ".join(WORDS[:9])], "label": [0]})
-    a, b = berts_cut(WORDS[:9], WORDS[:9], 5)
-    assert (len(a), len(b)) == (3, 2)
-    assert encode(tokenizer, "rte", frame, 8).ids[0].tolist() == [CLS, *ids(*a), SEP, *ids(*b), SEP]
-
-
 def test_a_sentence_is_cut_to_length_and_the_next_call_is_not(tokenizer):
     frame = pd.DataFrame({"sentence": [" ".join(WORDS[:20])], "label": [0]})
     assert encode(tokenizer, "cola", frame, 8).ids[0].tolist() == [CLS, *ids(*WORDS[:6]), SEP]

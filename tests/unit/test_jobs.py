@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mobilebert import jobs
+from mobilebert import jobs, paper
 from mobilebert.config import TASKS, load
 
 
@@ -70,13 +70,54 @@ def test_the_teacher_touches_its_students_and_no_one_else():
     "changes",
     [
         {"description": "another"},
-        {"expect": ()},
         {"run": {}},
     ],
 )
 def test_what_is_no_science_touches_nothing(changes):
     study = load("smoke")
     assert changed(study, study.model_copy(update=changes)) == set()
+
+
+def test_other_data_or_other_weights_touch_everything_made_from_them():
+    study = load("cpu")
+    other = study.model_copy(update={"data": study.data.model_copy(update={"sums": "0" * 64})})
+    assert {"data", "pretrain/ib-bert-large", "finetune/mobilebert/sst2"} <= changed(study, other)
+    study = load("released")
+    weights = {**study.checkpoints, "mobilebert": study.checkpoints["mobilebert"].model_copy(update={"revision": "abc"})}
+    keys = changed(study, study.model_copy(update={"checkpoints": weights}))
+    assert {"checkpoint/mobilebert", "finetune/mobilebert/sst2"} <= keys
+    assert "finetune/bert-base/sst2" not in keys
+
+
+def test_a_local_checkpoint_is_its_weights_not_its_path():
+    study = load("released")
+
+    def at(path, sha256):
+        weights = study.checkpoints["mobilebert"].model_copy(update={"source": path, "sha256": sha256})
+        return study.model_copy(update={"checkpoints": {**study.checkpoints, "mobilebert": weights}})
+
+    assert changed(at("/a", "0" * 64), at("/b", "0" * 64)) == set()
+    assert "checkpoint/mobilebert" in changed(at("/a", "0" * 64), at("/a", "1" * 64))
+
+
+def test_an_expectation_on_no_record_is_refused():
+    from mobilebert.errors import UserError
+
+    study = load("smoke")
+    item = study.expect[0].model_copy(update={"metric": "finetune/mobilebirt/sst2:accuracy"})
+    study = study.model_copy(update={"expect": (item,)})
+    with pytest.raises(UserError, match="names no record of this study"):
+        jobs.finish(study, jobs.build(study))
+
+
+def test_a_published_cell_is_part_of_the_report(monkeypatch):
+    study = load("smoke")
+    before = jobs.finish(study, jobs.build(study))
+    table = paper.table(8)
+    tables = [item if item.number != 8 else table.model_copy(update={"title": "another"}) for item in paper.tables()]
+    monkeypatch.setattr(paper, "tables", lambda: tables)
+    after = jobs.finish(study, jobs.build(study))
+    assert {key for key in before if before[key].fingerprint != after[key].fingerprint} == {"report", "check"}
 
 
 def test_paths_and_checkpoint_intervals_touch_nothing():
@@ -121,6 +162,8 @@ def test_a_template_is_code_of_the_report(package):
 def test_modules_reach_the_model():
     assert "mobilebert.modeling.layers" in jobs.modules("finetune")
     assert "mobilebert.modeling.layers" not in jobs.modules("data")
+    for stage in ("pretrain", "transfer", "distill", "checkpoint", "finetune", "quantize", "latency"):
+        assert {"mobilebert.modeling.layers", "mobilebert.modeling.encoder"} <= set(jobs.modules(stage)), stage
     assert "mobilebert.config" not in jobs.modules("finetune")
 
 

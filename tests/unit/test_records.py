@@ -35,7 +35,7 @@ def test_a_record_says_what_ran_on_what(graph, tmp_path):
     assert record.artefacts["thing.txt"]["sha256"] == records.sha256(tmp_path / "smoke/data/thing.txt")
     assert record.versions["python"]
     assert record.machine["cores"] >= 1
-    assert records.state_of(tmp_path, "smoke", graph[JOB]) == "current"
+    assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == "current"
     assert not list((tmp_path / "smoke/.state").glob("*/"))
 
 
@@ -48,7 +48,7 @@ def test_a_diverged_run_is_a_result_and_refuses_what_follows(graph, tmp_path):
     assert (record.status, record.reason, record.curves["train_loss"]) == ("diverged", "loss nan at step 3", [(3, None)])
     after = execute(graph, tmp_path, lambda run: pytest.fail("ran on a diverged input"), "pretrain/ib-bert-large")
     assert (after.status, after.reason) == ("refused", "input data is diverged")
-    assert records.state_of(tmp_path, "smoke", graph["pretrain/ib-bert-large"]) == "current"
+    assert records.state_of(tmp_path, "smoke", graph["pretrain/ib-bert-large"], graph) == "current"
 
 
 def test_a_refusal_leaves_a_record_and_is_tried_again(graph, tmp_path):
@@ -59,7 +59,41 @@ def test_a_refusal_leaves_a_record_and_is_tried_again(graph, tmp_path):
         execute(graph, tmp_path, refuse)
     record = records.read(tmp_path / "smoke/data/result.json")
     assert (record.status, record.reason) == ("refused", "corpus: empty")
-    assert records.state_of(tmp_path, "smoke", graph[JOB]) == "stale"
+    assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == "stale"
+
+
+def test_what_an_input_refused_is_tried_again_when_the_input_is_there(graph, tmp_path):
+    teacher = "pretrain/ib-bert-large"
+
+    def diverge(run):
+        raise records.Diverged("loss nan")
+
+    execute(graph, tmp_path, diverge)
+    execute(graph, tmp_path, give, teacher)
+    assert records.state_of(tmp_path, "smoke", graph[teacher], graph) == "current"
+    (tmp_path / "smoke/data/result.json").unlink()
+    assert records.state_of(tmp_path, "smoke", graph[teacher], graph) == "stale"
+    execute(graph, tmp_path, give)
+    assert execute(graph, tmp_path, give, teacher).status == "ok"
+
+
+def test_a_refused_input_is_an_error_not_a_record(graph, tmp_path):
+    def refuse(run):
+        raise UserError("no GPU")
+
+    with pytest.raises(UserError):
+        execute(graph, tmp_path, refuse)
+    with pytest.raises(UserError, match="refused: no GPU"):
+        execute(graph, tmp_path, lambda run: run.record_of(JOB), "pretrain/ib-bert-large")
+
+
+def test_the_last_good_state_of_a_diverged_run_stays(graph, tmp_path):
+    def diverge(run):
+        (run.state / "train.safetensors").write_text("good")
+        raise records.Diverged("loss nan")
+
+    execute(graph, tmp_path, diverge)
+    assert list((tmp_path / "smoke/.state").glob("data-*/train.safetensors"))
 
 
 def test_a_crash_leaves_no_record_and_keeps_its_state(graph, tmp_path):
@@ -69,7 +103,7 @@ def test_a_crash_leaves_no_record_and_keeps_its_state(graph, tmp_path):
 
     with pytest.raises(RuntimeError):
         execute(graph, tmp_path, crash)
-    assert records.state_of(tmp_path, "smoke", graph[JOB]) == "missing"
+    assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == "missing"
     seen = []
     execute(graph, tmp_path, lambda run: seen.append((run.state / "checkpoint").read_text()))
     assert seen == ["3"]
@@ -94,7 +128,7 @@ def test_only_a_jobs_own_record_is_trusted(graph, tmp_path, change, state):
     execute(graph, tmp_path, give)
     file = tmp_path / "smoke/data/result.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    assert records.state_of(tmp_path, "smoke", graph[JOB]) == state
+    assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == state
 
 
 def test_an_input_is_checked_before_it_is_used(graph, tmp_path):
@@ -120,6 +154,19 @@ def test_two_processes_do_not_make_one_result(graph, tmp_path):
             execute(graph, tmp_path, give)
 
     assert execute(graph, tmp_path, inner).status == "ok"
+
+
+def test_what_is_done_is_not_done_again(graph, tmp_path):
+    first = execute(graph, tmp_path, give)
+    assert execute(graph, tmp_path, lambda run: pytest.fail("done before")) == first
+    (tmp_path / "smoke/data/thing.txt").unlink()
+    assert execute(graph, tmp_path, give).started >= first.started
+    assert (tmp_path / "smoke/data/thing.txt").is_file()
+
+
+def test_a_void_measurement_is_made_again(graph, tmp_path):
+    execute(graph, tmp_path, lambda run: "the machine was shared")
+    assert execute(graph, tmp_path, give).status == "ok"
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):

@@ -10,6 +10,7 @@ from mobilebert import records
 def test_real_data_from_corpus_to_score(workflow, real_data, tmp_path):
     content = yaml.safe_load(workflow.mini.read_text())
     content["data"] = {"source": f"local:{real_data}", "documents": 200, "heldout_share": 0.05}
+    content["data"]["sums"] = records.sha256(real_data / "SHA256SUMS")
     for part in ("pretrain", "transfer", "distill"):
         content[part] |= {"learning_rate": 0.003, "steps": 10, "warmup_steps": 1}
     content["finetune"] |= {"learning_rate": 0.001, "seeds": [0], "eval_rows": 50, "train_rows": 100}

@@ -95,7 +95,9 @@ def sign(folder):
 def study_on(workflow, tmp_path):
     def make(folder, **data):
         content = yaml.safe_load(workflow.mini.read_text())
-        content["data"] = {"source": f"local:{folder}", "heldout_share": 0.1, **data}
+        sums = folder / "SHA256SUMS"
+        pin = sha256(sums) if sums.is_file() else "0" * 64
+        content["data"] = {"source": f"local:{folder}", "heldout_share": 0.1, "sums": pin, **data}
         for part in ("pretrain", "transfer", "distill"):
             content[part]["learning_rate"] = 0.003
         content["finetune"]["learning_rate"] = 0.001
@@ -121,7 +123,6 @@ def refused(study_file):
 
 def test_good_data_passes(prepared, study_on):
     preflight.check(config.load(study_on(prepared)), prepared=False)
-    preflight.check(config.load(study_on(prepared, sums=sha256(prepared / "SHA256SUMS"))), prepared=False)
 
 
 def test_missing_folder_stops_snakemake(workflow, study_on, tmp_path):

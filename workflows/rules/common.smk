@@ -27,11 +27,11 @@ try:
 except UserError as error:
     refuse(error)
 
-RESULTS = Path(config.get("results", "results"))
+RESULTS = Path(str(config.get("results", "results")))
 OUT = RESULTS / STUDY.name
 CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
 jobs.finish(STUDY, GRAPH, CURRENT)
-STALE = {key for key, job in GRAPH.items() if records.state_of(RESULTS, STUDY.name, job) == "stale"}
+STALE = {key for key, job in GRAPH.items() if records.state_of(RESULTS, STUDY.name, job, GRAPH) == "stale"}
 # An input newer than every stale record: Snakemake's own reason to make them again, in a dry run too. It lies outside the results.
 NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
 LATEST = [records.file(RESULTS, STUDY.name, GRAPH[key]).stat().st_mtime + 1 for key in STALE]
@@ -53,7 +53,7 @@ onstart:
     # Not for a dry run, and not when there is nothing to do.
     try:
         HELD.enter_context(records.lock(OUT / ".lock", f"{OUT}: in use by a live run"))
-        preflight.check(STUDY, records.state_of(RESULTS, STUDY.name, GRAPH["data"]) == "current")
+        preflight.check(STUDY, records.state_of(RESULTS, STUDY.name, GRAPH["data"], GRAPH) == "current")
     except UserError as error:
         refuse(error)
 
