@@ -15,8 +15,9 @@ from pathlib import Path
 
 from mobilebert import paper
 from mobilebert.architecture import architecture
-from mobilebert.config import TASKS, Study
+from mobilebert.config import Study
 from mobilebert.errors import UserError
+from mobilebert.settings import TASKS
 
 PACKAGE = Path(__file__).parent
 STAGES = (
@@ -37,7 +38,8 @@ MAX_PREDICTIONS = {"paper": None, "released": 20}
 
 # Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
 CARRIERS = frozenset(
-    f"mobilebert{name}" for name in ("", ".config", ".jobs", ".records", ".errors", ".paper", ".architecture", ".progress")
+    f"mobilebert{name}"
+    for name in ("", ".config", ".settings", ".jobs", ".records", ".errors", ".paper", ".architecture", ".progress")
 )
 
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilebert.config import TASKS, Study
+from mobilebert.config import Study
 from mobilebert.data import glue
 from mobilebert.jobs import Graph, final_job
 from mobilebert.records import Record
 from mobilebert.reporting.figures import loss_curves
 from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable
 from mobilebert.reporting.verdicts import Outcome
+from mobilebert.settings import TASKS
 
 CONTROLS = ("bag-of-embeddings", "control-fresh-student", "control-shuffled-teacher")
 SUBJECT = "mobilebert"  # what the controls are held against

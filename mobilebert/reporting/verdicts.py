@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mobilebert.config import Expectation
 from mobilebert.records import Record
+from mobilebert.settings import Expectation
 
 Verdict = Literal["match", "near", "differs", "not judged", "not run", "diverged", "refused", "void"]
 

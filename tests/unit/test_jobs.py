@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from mobilebert import jobs, paper
-from mobilebert.config import TASKS, load
+from mobilebert.config import load
+from mobilebert.settings import TASKS
 
 
 @pytest.fixture

@@ -4,13 +4,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mobilebert.config import Expectation, Study
+from mobilebert.config import Study
 from mobilebert.jobs import Graph
 from mobilebert.records import Record
 from mobilebert.reporting.figures import loss_curves
 from mobilebert.reporting.page import controls, duration, render
 from mobilebert.reporting.tables import fill
 from mobilebert.reporting.verdicts import expectations
+from mobilebert.settings import Expectation
 
 EXPECT = Expectation(what="beats the baseline", metric="finetune/mobilebert/sst2:accuracy", above=0.8, reason="a < b & c")
 STUDY = Study(schema=1, description="<script>alert(1)</script>", expect=(EXPECT,))

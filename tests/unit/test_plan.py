@@ -3,9 +3,10 @@
 import pytest
 
 from mobilebert import jobs
-from mobilebert.config import Finetune, Pretrain, Study
+from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.reporting.plan import DEVICES, plan
+from mobilebert.settings import Finetune, Pretrain
 
 PAPER = Study(schema=1, description="the paper")
 

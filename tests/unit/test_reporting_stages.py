@@ -5,8 +5,9 @@ import json
 import pytest
 
 from mobilebert import records
-from mobilebert.config import Expectation, Study
+from mobilebert.config import Study
 from mobilebert.jobs import Graph, Job
+from mobilebert.settings import Expectation
 from mobilebert.stages import check, report, track
 
 METRIC = "finetune/mobilebert/qnli:accuracy"

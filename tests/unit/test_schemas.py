@@ -5,21 +5,22 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from mobilebert import config, paper, records
+from mobilebert import config, paper, records, settings
 
 GOLDEN = Path(__file__).with_name("golden") / "schemas.json"
 MODELS: list[type[BaseModel]] = [
     config.Study,
-    config.Data,
-    config.Scale,
-    config.Pretrain,
-    config.Search,
-    config.Transfer,
-    config.Distill,
-    config.Finetune,
-    config.TaskSetting,
-    config.Latency,
-    config.Expectation,
+    settings.Data,
+    settings.Scale,
+    settings.Pretrain,
+    settings.Search,
+    settings.Transfer,
+    settings.Distill,
+    settings.Finetune,
+    settings.TaskSetting,
+    settings.Latency,
+    settings.Expectation,
+    settings.Checkpoint,
     records.Record,
     paper.Model,
     paper.Table,

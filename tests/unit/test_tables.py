@@ -5,10 +5,11 @@ import math
 import pytest
 
 from mobilebert import paper
-from mobilebert.config import Scale, Study
+from mobilebert.config import Study
 from mobilebert.records import Record
 from mobilebert.reporting.facts import facts
 from mobilebert.reporting.tables import fill, fill_table, markdown
+from mobilebert.settings import Scale
 
 STUDY = Study(schema=1, description="the paper")
 

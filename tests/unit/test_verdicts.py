@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilebert.config import Expectation
 from mobilebert.records import Record
 from mobilebert.reporting.verdicts import cell, expectations
+from mobilebert.settings import Expectation
 
 
 def record(key="finetune/student/sst2", status="ok", **metrics):

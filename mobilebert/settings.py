@@ -1,0 +1,250 @@
+"""The parts of a study, each a typed group of keys; the defaults are the paper's recipe (see `mobilebert.config`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "squad_v1.1", "squad_v2.0")
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors; an object never changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Strict):
+    source: str = "hub"  # synthetic | local:<folder> | hub
+    sums: str | None = None  # sha256 of a local folder's SHA256SUMS: the data that the study was written for
+    seed: NotNegative = 0
+    documents: Positive | None = None  # read at most so many of the corpus; None: all
+    heldout_share: Rate = 0.005
+    vocab_size: Positive | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
+
+    @field_validator("source")
+    @classmethod
+    def known_source(cls, value: str) -> str:
+        if value not in ("synthetic", "hub") and not re.fullmatch(r"local:.+", value):
+            raise ValueError("synthetic, hub or local:<folder> is allowed")
+        return value
+
+    @model_validator(mode="after")
+    def local_is_pinned(self):
+        if self.source.startswith("local:") and not re.fullmatch(r"[0-9a-f]{64}", self.sums or ""):
+            raise ValueError("sums must be the sha256 of <folder>/SHA256SUMS, so that a result names the data it stands on")
+        return self
+
+
+class Scale(Strict):
+    """Every width divided by one number, every depth by another: relations between the rows of a table survive."""
+
+    width_divisor: Positive = 1
+    layer_divisor: Positive = 1
+    max_position_embeddings: Positive | None = None
+    residual_init: bool = False  # residual-branch weights start at 1/sqrt(2 x layers): deep NoNorm diverges without
+
+    @property
+    def scaled(self) -> bool:
+        return self.width_divisor > 1 or self.layer_divisor > 1
+
+
+class Training(Strict):
+    steps: Positive
+    warmup_steps: NotNegative
+    batch_size: Positive
+    length: Annotated[int, Field(ge=8)] = 512
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.5e-3
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    beta2: Rate = 0.999
+    weight_decay: Share = 0.01
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: Positive = 1000
+
+    @model_validator(mode="after")
+    def warmup_ends(self):
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        return self
+
+
+class Pretrain(Training):
+    """MLM + NSP (paper section 4.2). Teacher: 500k steps of 4,096 sequences with LAMB; peak rate from the released code."""
+
+    steps: Positive = 500_000
+    warmup_steps: NotNegative = 10_000
+    batch_size: Positive = 4096
+
+
+class Search(Pretrain):
+    """Tables 2 and 3: 125k steps of 2,048 sequences, "half of BERT's schedule" (paper section 4.1)."""
+
+    steps: Positive = 125_000
+    warmup_steps: NotNegative = 2_500
+    batch_size: Positive = 2048
+
+
+class Transfer(Training):
+    """Knowledge transfer (paper section 3.5): 240k steps, 10k a layer for PKT."""
+
+    steps: Positive = 240_000
+    warmup_steps: NotNegative = 0
+    batch_size: Positive = 4096
+    lower_layers: Share = 0.1  # rate of layers already learnt, as a share of the current layer's; 0 freezes them
+    factors: tuple[float, float, float, float] | None = None  # feature map, means, variances, attention; None: the recipe's
+
+    @field_validator("factors", mode="before")
+    @classmethod
+    def factors_from_list(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Distill(Training):
+    """Pre-training distillation (paper section 3.4), the teacher's schedule; alpha from the released code."""
+
+    steps: Positive = 500_000
+    warmup_steps: NotNegative = 10_000
+    batch_size: Positive = 4096
+    alpha: Share = 0.5  # share of the hard masked-LM labels
+
+
+class Checkpoint(Strict):
+    """Published weights. A hub name at a revision, or a local folder of the hub's layout pinned by its weights' hash."""
+
+    source: str
+    revision: str = "main"
+    sha256: str | None = None  # of model.safetensors, of a local folder
+
+    @property
+    def is_local(self) -> bool:
+        return self.source.startswith((".", "/", "~"))
+
+    @model_validator(mode="after")
+    def local_is_pinned(self):
+        if self.is_local and not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
+            raise ValueError("sha256 must be that of the folder's model.safetensors")
+        return self
+
+
+class TaskSetting(Strict):
+    """What one task changes of `Finetune`; None keeps the study's value."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    batch_size: Positive | None = None
+    epochs: Positive | None = None
+    length: Annotated[int, Field(ge=8)] | None = None
+    train_rows: Positive | None = None
+    eval_rows: Positive | None = None
+
+
+class Finetune(Strict):
+    """Released code's defaults (5e-5, 3 epochs, batch 32, length 128); SQuAD as its README: 4e-5, 5 epochs, length 384."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+    batch_size: Positive = 32
+    epochs: Positive = 3
+    length: Annotated[int, Field(ge=8)] = 128
+    warmup_share: Share = 0.1
+    weight_decay: Share = 0.01
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seeds: tuple[NotNegative, ...] = (0, 1, 2, 3, 4)
+    train_rows: Positive | None = None
+    eval_rows: Positive | None = None
+    doc_stride: Positive = 128
+    max_query_length: Positive = 64
+    max_answer_length: Positive = 30
+    baseline_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3  # of the bag of embeddings, never pre-trained
+    tasks: dict[str, TaskSetting] = {
+        "squad_v1.1": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
+        "squad_v2.0": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
+    }
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def seeds_from_list(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def distinct(cls, value):
+        if not value or len(set(value)) != len(value):
+            raise ValueError("at least one seed, each once, is allowed")
+        return value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def over_the_defaults(cls, value):
+        """A study that sets one task keeps what it does not set of the others'."""
+        if not isinstance(value, dict):
+            return value
+        merged = {name: setting.model_dump(exclude_none=True) for name, setting in cls.model_fields["tasks"].default.items()}
+        for name, setting in value.items():
+            own = setting.model_dump(exclude_none=True) if isinstance(setting, TaskSetting) else setting
+            merged[name] = {**merged.get(name, {}), **own} if isinstance(own, dict) else own
+        return merged
+
+    @field_validator("tasks")
+    @classmethod
+    def known_tasks(cls, value):
+        for name in value:
+            if name not in TASKS:
+                raise ValueError(f"unknown task {name!r}; allowed: {', '.join(TASKS)}")
+        return value
+
+    def setting(self, task: str) -> dict:
+        """The resolved setting of one task: everything a fine-tuning run depends on, and no other task's values."""
+        base = self.model_dump(exclude={"tasks"})
+        own = self.tasks.get(task, TaskSetting()).model_dump(exclude_none=True)
+        if not task.startswith("squad"):
+            for key in ("doc_stride", "max_query_length", "max_answer_length"):
+                del base[key]
+        return {**base, **own}
+
+
+class Latency(Strict):
+    """Paper section 4.5: batch 1, length 128, 4 threads (a phone's big cores). Models interleaved in rounds."""
+
+    length: Annotated[int, Field(ge=8)] = 128
+    batch_size: Positive = 1
+    threads: Positive = 4
+    rounds: Positive = 50
+    warmup: NotNegative = 5
+    full_size: bool = True  # the paper's widths, whatever the study's scale: speed needs no trained weights
+    models: tuple[str, ...] = (
+        "bert-base",
+        "mobilebert",
+        "mobilebert-tiny",
+        "mobilebert-no-opt",
+        "mobilebert-layernorm-relu",
+        "mobilebert-nonorm-gelu",
+    )
+    engines: tuple[Literal["pytorch", "onnxruntime", "onnxruntime-int8"], ...] = ("pytorch",)
+
+    @field_validator("models", "engines", mode="before")
+    @classmethod
+    def from_list(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Expectation(Strict):
+    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin."""
+
+    what: str
+    metric: str  # e.g. finetune/mobilebert/sst2:accuracy
+    above: str | float | None = None
+    below: str | float | None = None
+    by: float = 0.0
+    reason: str
+
+    @model_validator(mode="after")
+    def one_side(self):
+        if (self.above is None) == (self.below is None):
+            raise ValueError("exactly one of above, below is allowed")
+        return self
