@@ -28,9 +28,9 @@ class Workflow:
         )
 
     @classmethod
-    def scheduled(cls, study, results: Path) -> set[str]:
-        """Job ids that a dry run would make, `stale` and `all` left out."""
-        found = cls.run(study, results, "--dry-run")
+    def scheduled(cls, study, results: Path, *targets: str) -> set[str]:
+        """Ids of the jobs that a dry run would make."""
+        found = cls.run(study, results, "--dry-run", *targets)
         assert found.returncode == 0, found.stderr
         name = Path(study).stem
         made = re.findall(
