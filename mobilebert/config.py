@@ -188,13 +188,13 @@ def load(study: str | Path) -> Study:
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first of pydantic's complaints: key, what is wrong, what is allowed."""
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "study"
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(model, problem["loc"][:-1])
         return f"{where}: unknown key" + (f"; allowed: {', '.join(fields)}" if fields else "")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("missing", "value_error"):
-        return f"{where}: {message}"
+        return f"{where}: {message}" if where else message  # of the whole study: the message names its key
     return f"{where}: {message}, not {problem['input']!r}"
 
 

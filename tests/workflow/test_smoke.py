@@ -110,6 +110,19 @@ def test_records_from_another_machine(workflow, smoke, tmp_path):
     assert "finetune/mobilebert/sst2" in workflow.scheduled("smoke", copied)
 
 
+def test_a_record_stands_without_those_it_was_made_from(workflow, smoke, tmp_path):
+    """Results may come back from another machine without the runs behind them; those are made again when something needs them."""
+    copied = tmp_path / "copied"
+    shutil.copytree(smoke, copied, copy_function=shutil.copyfile)
+    (copied / "smoke/distill/mobilebert-jkt/result.json").unlink()
+    assert workflow.scheduled("smoke", copied) == set()
+    (copied / "smoke/finetune/mobilebert-jkt/sst2/result.json").unlink()
+    (copied / "smoke/check/passed").unlink()
+    made = workflow.scheduled("smoke", copied)
+    assert {"distill/mobilebert-jkt", "finetune/mobilebert-jkt/sst2"} <= made
+    assert made <= {"distill/mobilebert-jkt", "finetune/mobilebert-jkt/sst2", "report", "track", "check"}
+
+
 def test_a_table_runs_what_it_lacks(workflow, smoke):
     made = workflow.scheduled("smoke", smoke, "table_8")
     assert {"finetune/mobilebert-akt/mnli", "finetune/mobilebert-jkt/squad_v1.1"} <= made
