@@ -211,6 +211,9 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     base["control"] = row.control
     transfer = {**_science(study.transfer), "strategy": row.strategy, "losses": row.losses}
     inputs = ["data", teacher]
+    layers = base["architecture"]["num_hidden_layers"]
+    if row.strategy == "pkt" and study.transfer.steps < layers:
+        raise UserError(f"{study.name}: transfer.steps: {study.transfer.steps} is less than one for each of {layers} layers")
     if row.strategy in ("jkt", "pkt"):
         inputs.append(graph.add("transfer", model, {**base, **transfer}, ["data", teacher]))
     config = {**base, **_science(study.distill), "strategy": row.strategy, "transfer": None}

@@ -111,6 +111,15 @@ def test_an_expectation_on_no_record_is_refused():
         jobs.finish(study, jobs.build(study))
 
 
+def test_a_transfer_too_short_for_its_layers_is_refused():
+    from mobilebert.errors import UserError
+
+    study = load("smoke")
+    study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"steps": 1})})
+    with pytest.raises(UserError, match="transfer.steps: 1 is less than one for each of 2 layers"):
+        jobs.build(study)
+
+
 def test_a_published_cell_is_part_of_the_report(monkeypatch):
     study = load("smoke")
     before = jobs.finish(study, jobs.build(study))
