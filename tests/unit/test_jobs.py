@@ -116,7 +116,7 @@ def test_a_transfer_too_short_for_its_layers_is_refused():
 
     study = load("smoke")
     study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"steps": 1})})
-    with pytest.raises(UserError, match="transfer.steps: 1 is less than one for each of 2 layers"):
+    with pytest.raises(UserError, match=r"transfer\.steps: 1 is less than one for each of 2 layers"):
         jobs.build(study)
 
 
