@@ -16,13 +16,8 @@ def run(code: str) -> str:
 
 
 def test_import_is_light():
-    code = (
-        "import sys, time; t = time.perf_counter(); import mobilebert; spent = time.perf_counter() - t; "
-        "print(spent, sorted({'torch', 'transformers', 'numpy', 'yaml'} & set(sys.modules)))"
-    )
-    spent, heavy = zip(*(run(code).split(" ", 1) for _ in range(3)))
-    assert heavy == ("[]",) * 3
-    assert min(map(float, spent)) < 0.05
+    code = "import sys, mobilebert; print(sorted({'torch', 'transformers', 'numpy', 'yaml'} & set(sys.modules)))"
+    assert run(code) == "[]"
 
 
 def test_every_exported_name_is_there():
