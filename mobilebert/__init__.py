@@ -19,6 +19,7 @@ _MODELING = (
     "MobileBertForTokenClassification",
     "MobileBertModel",
     "MobileBertPreTrainedModel",
+    "fold",
     "register_auto_classes",
 )
 _TOKENIZERS = ("MobileBertTokenizer", "MobileBertTokenizerFast")

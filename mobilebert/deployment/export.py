@@ -21,7 +21,7 @@ OPSET = 20  # the first with a Gelu operator
 
 
 def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
-    """Write `model`, in evaluation mode, to `path` as ONNX (float32, opset 20).
+    """Write `model`, in evaluation mode and folded where it can be (`modeling.folding`), to `path` as ONNX (float32, opset 20).
 
     Inputs: input_ids, attention_mask (1 for a token, 0 for padding), token_type_ids: int64 (batch, sequence), both axes
     free, sequence up to `max_position_embeddings`. Outputs: logits (batch, num_labels); or start_logits and end_logits
@@ -33,6 +33,8 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
     """
     import torch
 
+    from mobilebert.modeling.folding import fold, foldable
+
     longest = model.config.max_position_embeddings
     if not 2 <= length <= longest:
         raise UserError(f"length: {length} is not from 2 to {longest}, the model's max_position_embeddings")
@@ -42,7 +44,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
     class Deployed(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.model = model
+            self.model = fold(model) if foldable(model) else model
 
         def forward(self, input_ids, attention_mask, token_type_ids):
             # (batch, 1, 1, sequence), made once for all layers; both model families add a 4-D mask as it is.

@@ -13,9 +13,9 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
     """Write the model in `source` to `target` with int8 weights; returns {"bytes_before": ..., "bytes_after": ...}.
 
     The paper's "standard 8-bit post-training quantization" (table of quantized models), as ONNX Runtime does it: the
-    weights of matrix products (int8) and the embedding tables (uint8) get one scale a matrix; the activations that meet
-    such weights are quantized at run time, each by its own range, so there is nothing to calibrate. Products of two
-    activations (the attention scores) stay float32.
+    weights of matrix products (int8) get one scale a column, the embedding tables (uint8) one a table; the activations
+    that meet such weights are quantized at run time, each by its own range, so there is nothing to calibrate. Products of
+    two activations (the attention scores) stay float32.
 
     The file appears under its name only when it is complete. Raises UserError where `source` is not an ONNX model.
     """
@@ -30,8 +30,9 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
         # dynamic quantization reads, and fails on some exported graphs.
         quant_pre_process(source, prepared, skip_onnx_shape=True, skip_symbolic_shape=True)
         # Measured on MobileBERT, 128 tokens, one core: unsigned weights give the same error and take 58 ms where signed
-        # ones take 25; a scale for each column changes the relative error from 0.014 to 0.012.
-        quantize_dynamic(prepared, result, weight_type=QuantType.QInt8)
+        # ones take 25. A folded model's columns differ in scale, query from value for one: with one scale a matrix its
+        # relative error is 0.032, with one a column 0.019, at no cost in time (0.022 and 0.018 where it is not folded).
+        quantize_dynamic(prepared, result, weight_type=QuantType.QInt8, per_channel=True)
         os.replace(result, target)
     return {"bytes_before": source.stat().st_size, "bytes_after": target.stat().st_size}
 

@@ -17,6 +17,7 @@ _HOME = {
     "MobileBertForTokenClassification": "tasks",
     "MobileBertModel": "encoder",
     "MobileBertPreTrainedModel": "encoder",
+    "fold": "folding",
     "register_auto_classes": "auto",
 }
 __all__ = sorted(_HOME)

@@ -12,7 +12,7 @@ from mobilebert.errors import UserError
 from mobilebert.modeling.configuration import MobileBertConfig
 
 ACTIVATIONS = {
-    "relu": nn.ReLU,
+    "relu": lambda: nn.ReLU(inplace=True),  # its input, a linear layer's output, is nobody else's: not in backward either
     "relu6": nn.ReLU6,
     "gelu": nn.GELU,
     "gelu_new": lambda: nn.GELU(approximate="tanh"),
