@@ -168,12 +168,14 @@ def test_the_model_itself_stays_as_it_was():
     model = build("ForSequenceClassification").train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold(model)
-    assert model.training and not folded.training
+    assert model.training
+    assert not folded.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     assert all(isinstance(layer, FoldedLayer) for layer in folded.mobilebert.encoder.layer)
     after = model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(after[key], before[key]) for key in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
     model.mobilebert.encoder.layer[0].output.dense.weight.data.zero_()
     assert not torch.equal(fold(model)(**inputs()).logits, folded(**inputs()).logits)
 
@@ -208,9 +210,12 @@ def test_evaluation_lays_the_weights_out_for_the_product_and_changes_nothing_els
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert parameter.is_contiguous()
     model.eval()
-    assert linear.weight is parameter and parameter.t().is_contiguous() and torch.equal(parameter, before)
+    assert linear.weight is parameter
+    assert parameter.t().is_contiguous()
+    assert torch.equal(parameter, before)
     model(**inputs(), labels=torch.tensor([0, 1, 1])).loss.backward()
     optimizer.step()
     assert not torch.equal(parameter, before)
     model.train()
-    assert linear.weight is parameter and parameter.is_contiguous()
+    assert linear.weight is parameter
+    assert parameter.is_contiguous()
