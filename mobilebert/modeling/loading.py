@@ -28,6 +28,11 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
     unexpected = _of_body(model, report["unexpected_keys"])
     if unexpected:
         raise UserError(f"{source}: weights of another architecture: the model has no {unexpected[0]}{_and_others(unexpected)}")
+    check_finite(model, source)
+
+
+def check_finite(model: torch.nn.Module, source) -> None:
+    """Raise UserError, by name, for the first weight with NaN or infinite values."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.device.type != "meta" and not weight.isfinite().all():
             raise UserError(f"{source}: {name} holds NaN or infinite values; only finite weights can be loaded")

@@ -118,8 +118,8 @@ def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[
     if job.stage == "finetune":
         trained = config["length"] * _rows(study, config, "train") * config["epochs"] * len(config["seeds"])
         evaluated *= len(config["seeds"])
-    if architecture["model_type"] == "bag-of-embeddings":
-        return trained + evaluated, []  # no matrix product worth counting
+    if architecture["model_type"] in ("bag-of-embeddings", "auto"):
+        return trained + evaluated, []  # no matrix product worth counting; a baseline's sizes are not known yet
     each = _forward(cost(architecture, config["length"]))
     return trained + evaluated, [(architecture, (3 * trained + evaluated) * each)]
 
