@@ -63,14 +63,19 @@ class MobileBertEncoder(nn.Module):
         attention_mask: torch.Tensor | None,
         num_layers: int,
         attention_layers: Collection[int],
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
-        """Input and output of each of the first `num_layers` blocks, and each block's probabilities or None."""
-        states, attentions = [hidden_states], []
+        with_states: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor | None, ...]]:
+        """Output of the first `num_layers` blocks; where asked, the input and output of each; each one's probabilities or None.
+
+        States that nobody asked for are not held: in inference a block's input is freed behind it.
+        """
+        states, attentions = [hidden_states] if with_states else None, []
         for index in range(num_layers):
             hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
-            states.append(hidden_states)
+            if states is not None:
+                states.append(hidden_states)
             attentions.append(probabilities)
-        return tuple(states), tuple(attentions)
+        return hidden_states, states and tuple(states), tuple(attentions)
 
 
 class MobileBertPooler(nn.Module):
@@ -182,11 +187,11 @@ class MobileBertModel(MobileBertPreTrainedModel):
             refuse_ids(self.embeddings, input_ids, token_type_ids, position_ids)
             raise
         mask = additive_mask(attention_mask, dtype, self.config.mask_value)
-        states, attentions = self.encoder(embedded, mask, num_layers, attention_layers)
+        last, states, attentions = self.encoder(embedded, mask, num_layers, attention_layers, output_hidden_states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states[-1],
-            pooler_output=None if self.pooler is None else self.pooler(states[-1]),
-            hidden_states=states if output_hidden_states else None,
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            hidden_states=states,
             attentions=attentions if attention_layers else None,
         )
 

@@ -34,6 +34,7 @@ configurations = st.fixed_dictionaries(
         "key_query_shared_bottleneck": st.booleans(),
         "classifier_activation": st.booleans(),
         "normalization_type": st.sampled_from(["no_norm", "layer_norm"]),
+        "hidden_act": st.sampled_from(["relu", "relu6", "gelu", "gelu_new"]),
     }
 )
 
