@@ -60,7 +60,8 @@ def study(tmp_path, folder, **changes):
 def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
     folder = distilbert(tmp_path / "distilbert")
     file = study(tmp_path, folder)
-    for stage in (["data"], ["checkpoint", "distilbert"], ["finetune", "distilbert/sst2"], ["finetune", "distilbert/squad_v1.1"]):
+    tasks = (["finetune", "distilbert/sst2"], ["finetune", "distilbert/squad_v1.1"], ["quantize", "distilbert/sst2"])
+    for stage in (["data"], ["checkpoint", "distilbert"], *tasks):
         assert main([*stage, "--study", str(file), "--results", str(tmp_path / "results")]) == 0, capsys.readouterr().err
     results = tmp_path / "results" / "mine"
     taken = load_file(results / "checkpoint/distilbert/model/model.safetensors")
@@ -74,6 +75,9 @@ def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
         tuned = load_file(results / f"finetune/distilbert/{task}/model/model.safetensors")
         name = "transformer.layer.0.attention.q_lin.weight"
         assert not torch.equal(tuned[f"distilbert.{name}"], taken[name])
+    quantized = json.loads((results / "quantize/distilbert/sst2/result.json").read_text())
+    assert quantized["status"] == "ok"
+    assert quantized["metrics"]["bytes_after"] < quantized["metrics"]["bytes_before"]
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad_v1.1"])

@@ -192,6 +192,10 @@ def test_describe(name):
     assert f"{figures.encoder / 1e6:.3f} M" in text
     assert f"{record['published']['parameters_M']} M (Table 1)" in text
     assert "published" in text
+    for shown in (f"{figures.kernels:,}", f"{figures.weight_bytes['int8'] / 2**20:,.2f} MiB"):
+        assert shown in text
+    for key in ("kernels", "activation_bytes", "saved_bytes_per_token", "weight_bytes", "training_state_bytes"):
+        assert record["cost"][key] == getattr(figures, key)
     assert "Table 4" not in describe(name, 64)  # the paper's FLOPs are for length 128
 
 
