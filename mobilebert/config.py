@@ -82,7 +82,7 @@ class Study(Strict):
     @model_validator(mode="after")
     def known_names(self):
         models = self.models
-        for model in self.checkpoints.keys() - paper.models().keys():
+        for model in [name for name in models if name not in paper.models()]:
             if model not in self.run:  # so that a paper row's name, mistyped, is no new baseline
                 allowed = ", ".join(paper.models())
                 raise ValueError(f"checkpoints: unknown model {model!r}; allowed: {allowed}, or a baseline that run names too")

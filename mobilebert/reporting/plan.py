@@ -91,10 +91,7 @@ def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
     """
     config = job.config
     architecture = config.get("architecture", {})
-    if job.stage not in ("pretrain", "distill", "transfer", "finetune") or architecture["model_type"] not in (
-        "mobilebert",
-        "bert",
-    ):
+    if job.stage == "checkpoint" or architecture.get("model_type") not in ("mobilebert", "bert"):
         return 0, 0
     figures = cost(architecture, config["length"])
     state = figures.training_state_bytes

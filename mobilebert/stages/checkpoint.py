@@ -32,7 +32,7 @@ SHAPES = {
 }
 
 
-def load_baseline(source: str, wanted: dict, revision: str = "main") -> PreTrainedModel:
+def load_baseline(source: str, revision: str) -> PreTrainedModel:
     """The body of any model that transformers' Auto classes can load; heads are left behind, a pooler may be new.
 
     Raises UserError for weights that the checkpoint lacks, of another shape or not finite.
@@ -55,9 +55,11 @@ def run(run: Run, study: Study) -> None:
         if sha256(file) != weights.sha256:
             raise UserError(f"checkpoints.{run.job.name}: {file} has sha256 {sha256(file)}, the study names {weights.sha256}")
         source = str(file.parent)
-    load = load_baseline if wanted["model_type"] == "auto" else pretraining.load_model
     try:
-        model = load(source, wanted, revision=weights.revision)
+        if wanted["model_type"] == "auto":
+            model = load_baseline(source, weights.revision)
+        else:
+            model = pretraining.load_model(source, wanted, weights.revision)
     except (OSError, ValueError) as error:  # not found; a model type that transformers does not know
         line = str(error).strip().splitlines()[0]
         raise UserError(f"checkpoints.{run.job.name}: {source} cannot be loaded ({line}); a local folder works offline") from None

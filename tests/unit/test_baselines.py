@@ -143,6 +143,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     ):
         save_file(changed, file, {"format": "pt"})
         with pytest.raises(UserError, match=r"transformer\.layer\.1\.ffn\.lin1\.weight"):
-            load_baseline(str(tmp_path), {})
+            load_baseline(str(tmp_path), "main")
     save_file(whole, file, {"format": "pt"})
-    assert isinstance(load_baseline(str(tmp_path), {}), transformers.DistilBertModel)
+    assert isinstance(load_baseline(str(tmp_path), "main"), transformers.DistilBertModel)

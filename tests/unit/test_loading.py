@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 import mobilebert
 from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel
 from mobilebert.errors import UserError
-from mobilebert.modeling.presets import MASK_VALUES
+from mobilebert.modeling.presets import MASK_VALUES, preset
+from mobilebert.training import pretraining
 
 
 def test_a_saved_model_is_loaded_unchanged_by_both_libraries(tmp_path):
@@ -141,6 +142,24 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path, value):
     model.save_pretrained(tmp_path)
     line = refusal(lambda: mobilebert.MobileBertForMaskedLM.from_pretrained(tmp_path))
     assert "encoder.layer.1.output.dense.weight holds NaN or infinite values" in line
+
+
+def test_a_bert_row_is_loaded_as_strictly(tmp_path):
+    fields = preset("bert-base", **{key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers")})
+    fields |= {"num_attention_heads": 2, "intermediate_size": 20, "max_position_embeddings": 16}
+    saved = pretraining.new_model(fields)
+    saved.save_pretrained(tmp_path / "bert")
+    loaded = pretraining.load_model(tmp_path / "bert", fields)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.state_dict().items())
+    file = tmp_path / "bert" / "model.safetensors"
+    weights = load_file(file)
+    lost = weights.pop("bert.encoder.layer.1.output.dense.weight")
+    save_file(weights, file, {"format": "pt"})
+    assert "it has no bert.encoder.layer.1.output.dense.weight" in refusal(lambda: pretraining.load_model(file.parent, fields))
+    save_file({**weights, "bert.encoder.layer.1.output.dense.weight": lost * float("nan")}, file, {"format": "pt"})
+    assert "holds NaN" in refusal(lambda: pretraining.load_model(file.parent, fields))
+    MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path / "other")
+    refusal(lambda: pretraining.load_model(tmp_path / "other", fields))
 
 
 # ---- inputs, of every head
