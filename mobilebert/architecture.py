@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mobilebert import paper
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.modeling.presets import preset
@@ -13,9 +12,13 @@ WIDTHS = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediat
 def architecture(study: Study, model: str, full_size: bool = False) -> dict:
     """Fields of `MobileBertConfig` or `BertConfig` of the model row, `model_type` included, divided by the study's scale.
 
+    Of a baseline, which comes as it is, no more than the vocabulary; its model type is "auto".
+
     `full_size` gives the paper's own widths. Raises UserError when a width does not divide.
     """
-    row = paper.models()[model]
+    row = study.models[model]
+    if row.preset == "checkpoint":  # known once it is loaded; its ids must be those of the study's tokenizer
+        return {"model_type": "auto", "vocab_size": study.data.vocab_size or preset("bert-base")["vocab_size"]}
     if row.preset == "bag-of-embeddings":
         base = preset("mobilebert")
         fields = {

@@ -50,7 +50,7 @@ class Study(Strict):
     distill: Distill = Distill()
     finetune: Finetune = Finetune()
     latency: Latency = Latency()
-    checkpoints: dict[str, Checkpoint] = Field({})  # model -> weights that take the place of its pre-training
+    checkpoints: dict[str, Checkpoint] = Field({})  # model, or a baseline of any name -> weights in place of pre-training
     run: dict[str, Literal["all"] | tuple[str, ...]] = Field({"mobilebert": "all"})  # model -> tasks it is fine-tuned on
     quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field({"mobilebert": "all"})
     expect: tuple[Expectation, ...] = ()
@@ -60,6 +60,12 @@ class Study(Strict):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def models(self) -> dict[str, paper.Model]:
+        """The paper's model rows, and a baseline for every further name among the checkpoints."""
+        rows = paper.models()
+        return rows | {name: paper.Model(preset="checkpoint") for name in self.checkpoints if name not in rows}
 
     @field_validator("run", "quantize", mode="before")
     @classmethod
@@ -75,14 +81,20 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def known_names(self):
-        models = paper.models()
-        for key, table in (("run", self.run), ("quantize", self.quantize), ("checkpoints", self.checkpoints)):
+        models = self.models
+        for model in [name for name in models if name not in paper.models()]:
+            if model not in self.run:  # so that a paper row's name, mistyped, is no new baseline
+                allowed = ", ".join(paper.models())
+                raise ValueError(f"checkpoints: unknown model {model!r}; allowed: {allowed}, or a baseline that run names too")
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", model):
+                raise ValueError(f"checkpoints: {model!r}: a baseline's name is of lower-case letters, digits, '.' and '-'")
+        for key, table in (("run", self.run), ("quantize", self.quantize)):
             for model in table:
                 if model not in models:
                     raise ValueError(f"{key}: unknown model {model!r}; allowed: {', '.join(models)}")
         for model in self.latency.models:
-            if model not in models:
-                raise ValueError(f"latency.models: unknown model {model!r}; allowed: {', '.join(models)}")
+            if model not in paper.models():
+                raise ValueError(f"latency.models: unknown model {model!r}; allowed: {', '.join(paper.models())}")
         for key, table, allowed in (("run", self.run, TASKS), ("quantize", self.quantize, QUANTIZED_TASKS)):
             for model, tasks in table.items():
                 for task in () if tasks == "all" else tasks:

@@ -158,7 +158,7 @@ def _science(settings) -> dict:
 
 def final_job(study: Study, model: str) -> str | None:
     """The job whose record holds the model's finished pre-trained weights; None for the bag of embeddings."""
-    row = paper.models()[model]
+    row = study.models[model]
     if row.preset == "bag-of-embeddings":
         return None
     if model in study.checkpoints:
@@ -172,7 +172,7 @@ def build(study: Study) -> Graph:
     data = study.data
     kind = data.source.split(":")[0]  # a folder's path is not science; `sums` pins what is in it
     graph.add("data", "", {**data.model_dump(exclude={"source"}), "source": kind})
-    rows = paper.models()
+    rows = study.models
     for model in sorted(rows, key=lambda name: rows[name].teacher is not None):  # teachers first
         _pretrained(graph, study, model)
         final = final_job(study, model)
@@ -192,7 +192,7 @@ def build(study: Study) -> Graph:
 
 
 def _pretrained(graph: Graph, study: Study, model: str) -> None:
-    row = paper.models()[model]
+    row = study.models[model]
     if row.preset == "bag-of-embeddings":
         return
     base = {"architecture": architecture(study, model), "seed": study.seed, "recipe": study.recipe}
@@ -237,7 +237,7 @@ def with_upstream(graph: Graph, ids) -> list[str]:
 def scope(study: Study, graph: Graph) -> list[str]:
     """The jobs that a bare `snakemake` runs, without report, tracking and check."""
     ids = ["data", "latency"]
-    for model in paper.models():
+    for model in study.models:
         ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
         ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
         if final_job(study, model) and not study.tasks_of(model) and model in study.run:

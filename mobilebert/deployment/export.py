@@ -41,6 +41,9 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
     if model.dtype != torch.float32:
         raise UserError(f"dtype: the model holds {model.dtype}; only float32 is exported")
 
+    # Where the padding's score takes the place of the key's own, the model must find it as it is.
+    masked_score = -6.0 if getattr(model.config, "mask_value", None) == "-6" else MASKED_SCORE
+
     class Deployed(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -48,7 +51,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
 
         def forward(self, input_ids, attention_mask, token_type_ids):
             # (batch, 1, 1, sequence), made once for all layers; both model families add a 4-D mask as it is.
-            mask = (1.0 - attention_mask.to(torch.float32))[:, None, None, :] * MASKED_SCORE
+            mask = (1.0 - attention_mask.to(torch.float32))[:, None, None, :] * masked_score
             out = self.model(input_ids=input_ids, attention_mask=mask, token_type_ids=token_type_ids)
             return tuple(out[name] for name in names)
 

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from mobilebert import paper
 from mobilebert.errors import UserError
 from mobilebert.modeling.presets import check, preset
 
@@ -16,6 +17,9 @@ class MobileBertConfig(PreTrainedConfig):
     - `hidden_act`: "relu", "relu6", "gelu" (erf) or "gelu_new" (tanh: Google's, so the teacher's).
     - `use_bottleneck_attention=False` with `key_query_shared_bottleneck=False`: query, key and value all read the
       `hidden_size`-wide block input and project it to `intra_bottleneck_size` (paper Table 1, teacher and student).
+    - `mask_value`: what padded keys score. "min": the dtype's minimum is added, as in transformers. "-10000": that is added,
+      as in the released code before its quantization commit. "-6": stands in place of the score (score * mask +
+      (1 - mask) * -6), as in the released code since; padded keys then keep weight.
     - `residual_init_scale`: multiplies `initializer_range` for the weights that write to a residual stream (attention
       output, FFN output, output bottleneck). 1/sqrt(2 * layers) keeps a deep NoNorm model from diverging.
 
@@ -49,6 +53,7 @@ class MobileBertConfig(PreTrainedConfig):
     classifier_activation: bool = True
     classifier_dropout: float | int | None = None
     tie_word_embeddings: bool = True
+    mask_value: str = "min"
 
     def __post_init__(self, **kwargs):
         kwargs.pop("true_hidden_size", None)  # published config.json files hold it; here it is derived
@@ -71,3 +76,24 @@ class MobileBertConfig(PreTrainedConfig):
         if model_type != cls.model_type:
             raise UserError(f"preset {name}: model_type is {model_type!r}; build it with transformers.BertConfig")
         return cls(**values)
+
+    @classmethod
+    def from_row(cls, name: str, **overrides) -> "MobileBertConfig":
+        """The configuration of a model row of `paper/models.yaml` at the paper's own size, with `overrides`.
+
+        Table 2's rows are "search-a" to "search-i", Table 3's "search-192" to "search-96". Raises UserError for an
+        unknown row and as `from_preset` does.
+        """
+        rows = paper.models()
+        if name not in rows:
+            raise UserError(f"row {name!r} is unknown: choose one of {', '.join(rows)}")
+        return cls.from_preset(rows[name].preset, **{**rows[name].overrides, **overrides})
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """As transformers; raises UserError for another model's config.json, where that only warns."""
+        values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = values.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise UserError(f"{pretrained_model_name_or_path}: model_type is {found!r} in config.json, not {cls.model_type!r}")
+        return values, rest

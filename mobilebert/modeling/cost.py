@@ -1,7 +1,12 @@
-"""Parameters and FLOPs of a configuration, by arithmetic: nothing is built, no torch is needed.
+"""Parameters, FLOPs, kernels and memory of a configuration, by arithmetic: nothing is built, no torch is needed.
 
 A FLOP count is 2 x multiply-accumulates of the matrix products (embedding transformation, bottlenecks, projections,
 attention scores and contexts, FFNs); norms, activations and softmax are left out, as in the paper's Table 4.
+
+A kernel is an operation of eager PyTorch that computes, in inference and without padding: a matrix product with its bias,
+an addition, a norm, an activation, a fused attention, a lookup. Views and idle dropout are none.
+
+Memory is of tensors, without what the allocator and the kernels use beside them.
 """
 
 import json
@@ -27,11 +32,15 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters by part, and FLOPs of one sequence of `seq` tokens.
+    """Parameters by part; FLOPs, kernels and activations of one sequence of `seq` tokens.
 
     Blocks: `mha`, `ffn` and `bottlenecks` are weight matrices (the columns of Table 3), their biases are `biases`.
     `embeddings` are the tables and the transformation with its bias; `norms` holds every norm of encoder and
     embeddings. `mlm_head` counts the decoder's tied columns with the embeddings, so not again.
+
+    activation_bytes: the most that lives at once in float32 inference of embeddings and encoder.
+    saved_bytes_per_token: what float32 training keeps for the backward pass, with logits for MASK_RATE of the tokens,
+        fused attention and no dropout masks. Gradients in flight and the logits themselves come on top.
     """
 
     seq: int
@@ -46,11 +55,30 @@ class Cost:
     nsp_head: int
     encoder_flops: int
     mlm_flops_per_prediction: int
+    kernels: int
+    activation_bytes: int
+    saved_bytes_per_token: float
 
     @property
     def encoder(self) -> int:
         """Parameters of embeddings and encoder, without pooler and heads: the total that the paper's tables give."""
         return self.embeddings + self.mha + self.ffn + self.bottlenecks + self.norms + self.biases
+
+    @property
+    def parameters(self) -> int:
+        """Those of the pre-training model: encoder, pooler and both heads."""
+        return self.encoder + self.pooler + self.mlm_head + self.nsp_head
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """Of embeddings and encoder; int8: matrices and tables (`embeddings`, `mha`, `ffn`, `bottlenecks`) in one byte."""
+        rest = self.norms + self.biases
+        return {"fp32": 4 * self.encoder, "bf16": 2 * self.encoder, "int8": self.encoder + 3 * rest}
+
+    @property
+    def training_state_bytes(self) -> int:
+        """Weights, gradients and the two moments of LAMB or AdamW of the pre-training model, four bytes each."""
+        return 16 * self.parameters
 
     @property
     def training_flops_per_token(self) -> float:
@@ -95,10 +123,36 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     biases = 4 * inner + ffns * (ffn_width + inner) + bottleneck * (inner + outer + shared * inner)
     norms = inner + ffns * inner + bottleneck * (inner + outer + shared * inner)
 
+    reads_shared = bottleneck and shared and not inside
     idle = bottleneck and inside and shared  # the shared bottleneck exists then, as in transformers, but nothing reads it
     transforms = config["trigram_input"] or embedding != outer
     macs = layers * (mha + ffn + bottlenecks - idle * outer * inner + 2 * seq * inner) + transforms * transformation
     head = outer * outer + outer * vocab
+
+    # A product, an addition and a norm each: attention output, FFNs (with a product and an activation more), way out.
+    # Before them query, key, value and the fused attention; each bottleneck is a product and a norm.
+    kernels = 4 + 3 + 5 * ffns + 2 * (bottleneck + reads_shared) + 3 * bottleneck
+    lookup = 1 + 2 * config["trigram_input"] + transforms + 3  # the trigram pads and concatenates; position, segment, norm
+
+    # Lives through a block: its input, the residual and the shared input. Beside them query, key, value and context; or
+    # the FFN's input and its width before and after the activation; or, on the way out, FFN input, width and output, and
+    # the product beside its sum with the residual. Beneath all of it, from the second block on, the embeddings.
+    held = outer + bottleneck * inner + reads_shared * inner
+    way_out = 2 * (outer if bottleneck else inner) + bottleneck * inner
+    block = held + max(4 * inner, inner + 2 * ffn_width, inner + ffn_width + way_out)
+    trigram = config["trigram_input"] * embedding
+    live = max(block + (layers > 1) * outer, trigram + 3 * outer, trigram + words + outer)
+
+    # Kept for the backward pass: the block's input; query, key, value, context and a normalizer a head; then what enters a
+    # norm (of LayerNorm its mean and deviation too) and what enters a product. relu is undone from its output, the other
+    # activations from their input, which is one width more. An output that is the next input counts once.
+    statistics = 2 * (config["normalization_type"] == "layer_norm")
+    widths = ffn_width * (1 if config["hidden_act"] == "relu" else 2)
+    saved = outer + 4 * inner + config["num_attention_heads"] + (2 * inner + statistics)
+    saved += ffns * (widths + 2 * inner + statistics)
+    saved += inner + outer + 2 * statistics if bottleneck else -inner
+    saved += reads_shared * (2 * inner + statistics) + (bottleneck and inside) * inner
+    saved = layers * saved + transforms * words + outer + statistics
     return Cost(
         seq=seq,
         embeddings=embeddings,
@@ -113,12 +167,15 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
         nsp_head=2 * outer + 2,
         encoder_flops=2 * seq * macs,
         mlm_flops_per_prediction=2 * head,
+        kernels=lookup + layers * kernels,
+        activation_bytes=4 * seq * live,
+        saved_bytes_per_token=4 * (saved + _saved_by_heads(config)),
     )
 
 
 def _bert(config: Mapping, seq: int) -> Cost:
     layers, vocab = config["num_hidden_layers"], config["vocab_size"]
-    width, ffn_width = config["hidden_size"], config["intermediate_size"]
+    width, ffn_width, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     mha, ffn = 4 * width * width, 2 * width * ffn_width
     return Cost(
         seq=seq,
@@ -133,7 +190,17 @@ def _bert(config: Mapping, seq: int) -> Cost:
         nsp_head=2 * width + 2,
         encoder_flops=2 * seq * layers * (mha + ffn + 2 * seq * width),
         mlm_flops_per_prediction=2 * (width * width + width * vocab),
+        kernels=7 + 12 * layers,  # three lookups, a gather, two additions, norm; counted as in `_mobilebert`
+        activation_bytes=4 * seq * ((layers > 1) * width + max(5 * width, 2 * width + 2 * ffn_width)),
+        saved_bytes_per_token=4 * (layers * (8 * width + 2 * ffn_width + heads + 4) + width + 2 + _saved_by_heads(config)),
     )
+
+
+def _saved_by_heads(config: Mapping) -> float:
+    """Floats a token: the last block's output, of which the NSP head reads a view; and what the MLM head keeps of each
+    prediction: inputs of product, activation (not relu), norm and decoder, two of LayerNorm, the log-probabilities."""
+    width = config["hidden_size"]
+    return width + MASK_RATE * ((3 if config["hidden_act"] == "relu" else 4) * width + 2 + config["vocab_size"])
 
 
 def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
@@ -149,6 +216,9 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
     computed = asdict(figures) | {
         "encoder": figures.encoder,
         "training_flops_per_token": figures.training_flops_per_token,
+        "parameters": figures.parameters,
+        "weight_bytes": figures.weight_bytes,
+        "training_state_bytes": figures.training_state_bytes,
     }
     if as_json:
         record = {"preset": name, "config": config, "cost": computed, "published": published}
@@ -168,10 +238,19 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
             "" if published["flops_G"] is None else f"{flops} G (Table 4)",
         ),
         ("training FLOPs/token", f"{figures.training_flops_per_token / 1e9:.4f} G", ""),
+        ("kernels", f"{figures.kernels:,}", ""),
+        *((f"weights, {precision}", _mib(size), "") for precision, size in figures.weight_bytes.items()),
+        (f"activations, length {seq}", _mib(figures.activation_bytes), ""),
+        ("training state", _mib(figures.training_state_bytes), ""),
+        ("training memory/token", _mib(figures.saved_bytes_per_token), ""),
     ]
-    lines = [_shape(name, config), f"{'':22}{'computed':>12}   published"]
-    lines += [f"{label:22}{value:>12}   {printed}".rstrip() for label, value, printed in rows]
+    lines = [_shape(name, config), f"{'':24}{'computed':>13}   published"]
+    lines += [f"{label:24}{value:>13}   {printed}".rstrip() for label, value, printed in rows]
     return "\n".join(lines)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.2f} MiB"
 
 
 def _shape(name: str, config: Mapping) -> str:

@@ -21,6 +21,7 @@ from mobilebert.modeling.layers import (
     MobileBertOutput,
     NoNorm,
 )
+from mobilebert.modeling.loading import check_loaded
 
 
 class MobileBertLayer(GradientCheckpointingLayer):
@@ -75,14 +76,19 @@ class MobileBertEncoder(nn.Module):
         attention_mask: torch.Tensor | None,
         num_layers: int,
         attention_layers: Collection[int],
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
-        """Input and output of each of the first `num_layers` blocks, and each block's probabilities or None."""
-        states, attentions = [hidden_states], []
+        with_states: bool,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor | None, ...]]:
+        """Output of the first `num_layers` blocks; where asked, the input and output of each; each one's probabilities or None.
+
+        States that nobody asked for are not held: in inference a block's input is freed behind it.
+        """
+        states, attentions = [hidden_states] if with_states else None, []
         for index in range(num_layers):
             hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
-            states.append(hidden_states)
+            if states is not None:
+                states.append(hidden_states)
             attentions.append(probabilities)
-        return tuple(states), tuple(attentions)
+        return hidden_states, states and tuple(states), tuple(attentions)
 
 
 class MobileBertPooler(nn.Module):
@@ -105,6 +111,21 @@ class MobileBertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the losses are plain means, so a Trainer must divide by its accumulation steps
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As transformers', for a folder or a hub name, with the refusals of `loading.check_loaded`.
+
+        A head or a pooler that the checkpoint lacks is drawn anew; weights of the body are not. Raises UserError.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        ignore = kwargs.pop("ignore_mismatched_sizes", False)
+        # True always: transformers then reports shapes that differ, and the refusal can name them.
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        check_loaded(model, pretrained_model_name_or_path, report, ignore)
+        return (model, report) if wants_report else model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) weights, zero biases, unit norms; residual writers scaled."""
@@ -156,7 +177,8 @@ class MobileBertModel(MobileBertPreTrainedModel):
             each block run: (batch, heads, queries, keys), before dropout, or None for the blocks not named.
             `output_attentions=True` names all of them.
 
-        Raises UserError for float16, in which the activations overflow, ValueError for arguments that contradict.
+        Raises UserError for float16, in which the activations overflow, for too long a sequence and, on the CPU, for ids
+        out of range; ValueError for arguments that contradict.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
@@ -172,13 +194,17 @@ class MobileBertModel(MobileBertPreTrainedModel):
         elif not all(0 <= index < num_layers for index in attention_layers):
             raise ValueError(f"attention_layers: {sorted(attention_layers)} are not all among the {num_layers} run")
         dtype = self._compute_dtype()
-        embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        mask = additive_mask(attention_mask, dtype)
-        states, attentions = self.encoder(embedded, mask, num_layers, attention_layers)
+        try:
+            embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        except IndexError:  # of a lookup on the CPU; nothing is paid for ids in range
+            refuse_ids(self.embeddings, input_ids, token_type_ids, position_ids)
+            raise
+        mask = additive_mask(attention_mask, dtype, self.config.mask_value)
+        last, states, attentions = self.encoder(embedded, mask, num_layers, attention_layers, output_hidden_states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=states[-1],
-            pooler_output=None if self.pooler is None else self.pooler(states[-1]),
-            hidden_states=states if output_hidden_states else None,
+            last_hidden_state=last,
+            pooler_output=None if self.pooler is None else self.pooler(last),
+            hidden_states=states,
             attentions=attentions if attention_layers else None,
         )
 
@@ -193,15 +219,29 @@ class MobileBertModel(MobileBertPreTrainedModel):
         return dtype
 
 
-def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A mask to add to attention scores: 0 where attended, the dtype's minimum elsewhere (as transformers).
+def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, position_ids) -> None:
+    """Raise UserError for the first of the three whose ids its table does not hold."""
+    for name, ids, table in (
+        ("input_ids", input_ids, embeddings.word_embeddings),
+        ("token_type_ids", token_type_ids, embeddings.token_type_embeddings),
+        ("position_ids", position_ids, embeddings.position_embeddings),
+    ):
+        last = table.num_embeddings - 1
+        if ids is not None and ids.numel() and not 0 <= ids.min() <= ids.max() <= last:
+            raise UserError(f"{name}: ids from {ids.min()} to {ids.max()}; allowed are 0 to {last}")
+
+
+def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype, mask_value: str = "min") -> torch.Tensor | None:
+    """A mask to add to attention scores: 0 where attended, `mask_value` (see MobileBertConfig) elsewhere.
 
     `dtype` is that of the scores: float32's minimum, cast to bfloat16, would become an infinity, and a row that is all
-    padding NaN.
+    padding NaN. With "-6" a mask is one of keys: the attention finds them by that value.
     """
     if attention_mask is None:
         return None
     if attention_mask.dim() == 4:
+        if mask_value == "-6" and attention_mask.shape[2] != 1:
+            raise ValueError('attention_mask: with mask_value "-6" a mask is one of keys: (batch, 1, 1, keys) or 2 dimensions')
         if attention_mask.dtype != torch.bool:
             return attention_mask.to(dtype)
         attends = attention_mask
@@ -209,4 +249,5 @@ def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> to
         attends = attention_mask[:, None, None, :].bool()
     else:
         raise ValueError(f"attention_mask: {attention_mask.dim()} dimensions; allowed are 2 or 4")
-    return torch.zeros(attends.shape, dtype=dtype, device=attends.device).masked_fill(~attends, torch.finfo(dtype).min)
+    value = torch.finfo(dtype).min if mask_value == "min" else float(mask_value)
+    return torch.zeros(attends.shape, dtype=dtype, device=attends.device).masked_fill(~attends, value)

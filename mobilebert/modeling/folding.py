@@ -88,7 +88,7 @@ class FoldedLayer(nn.Module):
     def __init__(self, layer: MobileBertLayer, hidden_act: str):
         super().__init__()
         attention = layer.attention.self
-        self.heads, self.width = attention.heads, attention.query.out_features
+        self.heads, self.width, self.replaces_scores = attention.heads, attention.query.out_features, attention.replaces_scores
         products = [_exact(linear) for linear in (attention.query, attention.key, attention.value)]
         root = (self.width // self.heads) ** -0.5
         products[0] = tuple(root * part for part in products[0])
@@ -140,6 +140,8 @@ class FoldedLayer(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         if projected.shape[1] > 3 * self.width:
             x = projected[:, 3 * self.width :]
+        if self.replaces_scores and attention_mask is not None:
+            key = key.masked_fill((attention_mask == -6).transpose(-1, -2), 0)  # as MobileBertSelfAttention
         probabilities = None
         if with_probabilities:
             scores = query @ key.transpose(-1, -2)

@@ -139,6 +139,7 @@ class MobileBertSelfAttention(nn.Module):
         # transformers gives query and key `inner` always, so it can build neither Table 1's student nor the teacher.
         query_input = inner if config.use_bottleneck_attention or config.key_query_shared_bottleneck else outer
         self.heads = config.num_attention_heads
+        self.replaces_scores = config.mask_value == "-6"
         self.query = nn.Linear(query_input, inner)
         self.key = nn.Linear(query_input, inner)
         self.value = nn.Linear(value_input, inner)
@@ -162,6 +163,9 @@ class MobileBertSelfAttention(nn.Module):
         query = self._split(self.query(query_key_input))
         key = self._split(self.key(query_key_input))
         value = self._split(self.value(value_input))
+        if self.replaces_scores and attention_mask is not None:
+            # A key of zeros scores 0, so that -6 added to it takes the score's place.
+            key = key.masked_fill((attention_mask == -6).transpose(-1, -2), 0)
         rate = self.dropout.p if self.training else 0.0
         if with_probabilities:
             scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5

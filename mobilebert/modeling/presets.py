@@ -11,6 +11,7 @@ from mobilebert.errors import UserError
 FOLDER = Path(__file__).parents[1] / "presets"
 ACTIVATIONS = ("relu", "relu6", "gelu", "gelu_new")
 NORMS = ("no_norm", "layer_norm")
+MASK_VALUES = ("min", "-10000", "-6")
 # What a task adds to a preset: these belong to the fine-tuning head, so no preset file holds them.
 TASK_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
@@ -100,6 +101,9 @@ def check(fields: Mapping) -> None:
                 raise UserError(f"{key}: {fields[key]!r} is neither true nor false")
         if fields["normalization_type"] not in NORMS:
             raise UserError(f"normalization_type: {fields['normalization_type']!r} is unknown: choose one of {', '.join(NORMS)}")
+        if fields["mask_value"] not in MASK_VALUES:
+            allowed = ", ".join(f'"{value}"' for value in MASK_VALUES)
+            raise UserError(f"mask_value: {fields['mask_value']!r} is unknown: choose one of {allowed}")
         if fields["embedding_size"] > fields["hidden_size"]:
             # The output matrix is the embedding table beside hidden_size - embedding_size columns of its own.
             raise UserError(f"embedding_size: {fields['embedding_size']} is larger than hidden_size, {fields['hidden_size']}")

@@ -1,4 +1,4 @@
-"""What a study will take before anything runs: tokens, FLOPs and hours of every job. Estimates, and marked as such."""
+"""What a study will take before anything runs: tokens, FLOPs, hours and memory of every job. Estimates, and marked as such."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One job's estimate."""
+    """One job's estimate. Memory of training, in bytes: `state` whatever the batch, `per_token` of a batch beside it."""
 
     id: str
     tokens: float
     flops: float
     hours: float
+    state: float = 0
+    per_token: float = 0
 
 
 def plan(study: Study, graph: Graph, device: str) -> str:
@@ -64,11 +66,14 @@ def plan(study: Study, graph: Graph, device: str) -> str:
         f"{device}: dense peak {made_of.bf16:g} TFLOP/s in bf16, {made_of.fp32:g} in fp32 ({made_of.origin})",
         f"assumed share of it: {made_of.wide:.0%} in blocks {WIDE} or more wide, {made_of.narrow:.0%} in narrower ones",
         f"rows: {_rows_origin(study)}; SQuAD counts one window a question",
+        "memory: weights, gradients and moments in 4 bytes each, a frozen teacher's weights; and what a token of a batch adds",
         "",
-        f"{'job':{width}}  {'tokens':>9}  {'FLOPs':>9}  {'hours':>9}",
+        f"{'job':{width}}  {'tokens':>9}  {'FLOPs':>9}  {'hours':>9}  {'GiB':>7}  {'MiB/token':>9}",
     ]
     for item in [*found, total]:
-        lines.append(f"{item.id:{width}}  {_short(item.tokens):>9}  {_short(item.flops):>9}  {_hours(item.hours):>9}")
+        memory = f"{_size(item.state, 2**30):>7}  {_size(item.per_token, 2**20):>9}" if item is not total else ""
+        numbers = f"{_short(item.tokens):>9}  {_short(item.flops):>9}  {_hours(item.hours):>9}"
+        lines.append(f"{item.id:{width}}  {numbers}  {memory}".rstrip())
     return "\n".join(lines)
 
 
@@ -76,7 +81,24 @@ def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
     tokens, parts = _work(study, graph, job)
     peak = 1e12 * (device.bf16 if job.config.get("precision") == "bf16" else device.fp32)
     seconds = sum(flops / peak / (device.wide if _width(config) >= WIDE else device.narrow) for config, flops in parts)
-    return Line(job.id, tokens, sum(flops for _, flops in parts), seconds / 3600)
+    return Line(job.id, tokens, sum(flops for _, flops in parts), seconds / 3600, *_memory(study, graph, job))
+
+
+def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
+    """Bytes of training: whatever the batch, and for each token of one, halved in bf16.
+
+    Of the pre-training model: an upper bound for fine-tuning, which has no masked-LM head.
+    """
+    config = job.config
+    architecture = config.get("architecture", {})
+    if job.stage == "checkpoint" or architecture.get("model_type") not in ("mobilebert", "bert"):
+        return 0, 0
+    figures = cost(architecture, config["length"])
+    state = figures.training_state_bytes
+    if job.stage in ("distill", "transfer"):
+        teacher = graph[final_job(study, paper.models()[job.name].teacher)].config["architecture"]
+        state += 4 * cost(teacher, config["length"]).parameters
+    return state, figures.saved_bytes_per_token / (2 if config["precision"] == "bf16" else 1)
 
 
 def _width(config: Mapping) -> int:
@@ -118,8 +140,8 @@ def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[
     if job.stage == "finetune":
         trained = config["length"] * _rows(study, config, "train") * config["epochs"] * len(config["seeds"])
         evaluated *= len(config["seeds"])
-    if architecture["model_type"] == "bag-of-embeddings":
-        return trained + evaluated, []  # no matrix product worth counting
+    if architecture["model_type"] in ("bag-of-embeddings", "auto"):
+        return trained + evaluated, []  # no matrix product worth counting; a baseline's sizes are not known yet
     each = _forward(cost(architecture, config["length"]))
     return trained + evaluated, [(architecture, (3 * trained + evaluated) * each)]
 
@@ -152,6 +174,10 @@ def _forward(figures: Cost) -> float:
 
 def _short(number: float) -> str:
     return f"{number:.2e}" if number else "–"
+
+
+def _size(number: float, unit: int) -> str:
+    return f"{number / unit:.3f}" if number else "–"
 
 
 def _hours(hours: float) -> str:

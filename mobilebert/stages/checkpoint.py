@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import AutoModel, PreTrainedModel
+
 from mobilebert.config import Study
 from mobilebert.errors import UserError
+from mobilebert.modeling.loading import check_finite
 from mobilebert.records import Run, sha256
 from mobilebert.training import pretraining
 
@@ -29,6 +32,19 @@ SHAPES = {
 }
 
 
+def load_baseline(source: str, revision: str) -> PreTrainedModel:
+    """The body of any model that transformers' Auto classes can load; heads are left behind, a pooler may be new.
+
+    Raises UserError for weights that the checkpoint lacks, of another shape or not finite.
+    """
+    model, report = AutoModel.from_pretrained(source, revision=revision, ignore_mismatched_sizes=True, output_loading_info=True)
+    lost = {key for key in report["missing_keys"] if "pooler" not in key} | {key for key, *_ in report["mismatched_keys"]}
+    if lost:
+        raise UserError(f"{source}: {min(lost)} of {type(model).__name__} is not there, or of another shape")
+    check_finite(model, source)
+    return model
+
+
 def run(run: Run, study: Study) -> None:
     weights, wanted = study.checkpoints[run.job.name], run.job.config["architecture"]
     source = weights.source
@@ -40,8 +56,11 @@ def run(run: Run, study: Study) -> None:
             raise UserError(f"checkpoints.{run.job.name}: {file} has sha256 {sha256(file)}, the study names {weights.sha256}")
         source = str(file.parent)
     try:
-        model = pretraining.load_model(source, wanted, revision=weights.revision)
-    except OSError as error:
+        if wanted["model_type"] == "auto":
+            model = load_baseline(source, weights.revision)
+        else:
+            model = pretraining.load_model(source, wanted, weights.revision)
+    except (OSError, ValueError) as error:  # not found; a model type that transformers does not know
         line = str(error).strip().splitlines()[0]
         raise UserError(f"checkpoints.{run.job.name}: {source} cannot be loaded ({line}); a local folder works offline") from None
     for field in SHAPES & wanted.keys():

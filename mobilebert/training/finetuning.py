@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,12 @@ from mobilebert.training import optim, schedule
 from mobilebert.training.loop import Task, train
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def inputs_of(model: nn.Module, batch: dict) -> dict:
+    """Those of INPUTS that the model takes, by its signature: DistilBERT has no token types."""
+    taken = inspect.signature(model.forward).parameters
+    return {key: batch[key] for key in INPUTS if key in taken}
 
 
 class BagOfEmbeddings(nn.Module):
@@ -42,12 +49,17 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
     if architecture["model_type"] == "bert":
         from transformers import BertForQuestionAnswering as Answering
         from transformers import BertForSequenceClassification as Classification
+    elif architecture["model_type"] == "auto":
+        from transformers import AutoModelForQuestionAnswering as Answering
+        from transformers import AutoModelForSequenceClassification as Classification
     else:
         from mobilebert.modeling.tasks import MobileBertForQuestionAnswering as Answering
         from mobilebert.modeling.tasks import MobileBertForSequenceClassification as Classification
     if task.is_squad:
         return Answering.from_pretrained(folder)
-    head = {"classifier_dropout": architecture["classifier_dropout"]}  # 0.1 in the released code, whatever a checkpoint says
+    head = {}
+    if "classifier_dropout" in architecture:  # 0.1 in the released code, whatever a checkpoint says; a baseline keeps its own
+        head["classifier_dropout"] = architecture["classifier_dropout"]
     return Classification.from_pretrained(folder, num_labels=task.num_labels, **head)
 
 
@@ -84,7 +96,7 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
     plan = Task(
         steps=steps,
         batch=batch,
-        loss=lambda batch, step: {"loss": loss(setting["task"], model(**{key: batch[key] for key in INPUTS}), batch)},
+        loss=lambda batch, step: {"loss": loss(setting["task"], model(**inputs_of(model, batch)), batch)},
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=seed,
         precision=setting["precision"],
@@ -99,7 +111,7 @@ def forward_of(model: nn.Module, device: str):
 
     @torch.no_grad()
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tensors = {key: torch.from_numpy(value).to(device) for key, value in batch.items()}
+        tensors = {key: torch.from_numpy(value).to(device) for key, value in inputs_of(model, batch).items()}
         out = model(**tensors)
         return {key: out[key].float().cpu().numpy() for key in ("logits", "start_logits", "end_logits") if key in out}
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mobilebert.data.pairs import Pairs
 from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.modeling.loading import check_loaded
 from mobilebert.records import Diverged, Run
 
 HELDOUT_BATCHES, HELDOUT_SIZE = 8, 32  # 256 held-out pairs, the same for every model of a study
@@ -35,7 +36,12 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
     if architecture["model_type"] == "bert":
         from transformers import BertForPreTraining
 
-        return BertForPreTraining.from_pretrained(folder, revision=revision)
+        # Every loading report is read: transformers only warns where it draws lost weights anew.
+        model, report = BertForPreTraining.from_pretrained(
+            folder, revision=revision, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        check_loaded(model, folder, report, ignore_mismatched_sizes=False)
+        return model
     from mobilebert.modeling.heads import MobileBertForPreTraining
 
     return MobileBertForPreTraining.from_pretrained(folder, revision=revision)

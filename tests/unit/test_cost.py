@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel, paper
 from mobilebert.errors import UserError
 from mobilebert.modeling.cost import cost, describe
 from mobilebert.modeling.presets import names, preset
@@ -34,6 +34,7 @@ configurations = st.fixed_dictionaries(
         "key_query_shared_bottleneck": st.booleans(),
         "classifier_activation": st.booleans(),
         "normalization_type": st.sampled_from(["no_norm", "layer_norm"]),
+        "hidden_act": st.sampled_from(["relu", "relu6", "gelu", "gelu_new"]),
     }
 )
 
@@ -121,46 +122,44 @@ def test_heads_of_the_released_model():
     assert (figures.mlm_head, figures.nsp_head, figures.pooler) == (12_014_650, 1_026, 0)
 
 
-@pytest.mark.parametrize(
-    ("hidden", "intra", "heads", "millions"),
-    [  # paper, Table 2, rows a to i, recomputed
-        (1024, 1024, 16, 357.6),
-        (768, 1024, 16, 325.9),
-        (512, 1024, 16, 294.2),
-        (384, 1024, 16, 278.4),
-        (256, 1024, 16, 262.5),
-        (512, 1024, 4, 294.2),
-        (512, 512, 4, 92.7),
-        (512, 256, 4, 34.4),
-        (512, 128, 4, 15.9),
-    ],
-)
-def test_table_2(hidden, intra, heads, millions):
-    fields = preset(
-        "ib-bert-large",
-        hidden_size=hidden,
-        intra_bottleneck_size=intra,
-        intermediate_size=4 * intra,
-        num_attention_heads=heads,
-    )
-    assert round(cost(fields).encoder / 1e6, 1) == millions
+# paper.md's recomputation of Table 2, in M; the printed column agrees with it within 2.5 M.
+TABLE_2 = dict(zip("abcdefghi", (357.6, 325.9, 294.2, 278.4, 262.5, 294.2, 92.7, 34.4, 15.9)))
+# Of Table 3, M of multi-head attention and of the feed-forward networks; the printed ones are rounded to half millions.
+TABLE_3 = {192: (7.96, 7.08), 160: (6.51, 9.83), 128: (5.11, 12.58), 96: (3.76, 14.16)}
 
 
-@pytest.mark.parametrize(
-    ("intra", "heads", "ffns", "mha", "ffn"),
-    [(192, 6, 1, 7.96, 7.08), (160, 5, 2, 6.51, 9.83), (128, 4, 4, 5.11, 12.58), (96, 3, 8, 3.76, 14.16)],
-)
-def test_table_3(intra, heads, ffns, mha, ffn):
-    figures = cost(
-        preset(
-            "mobilebert-table1",
-            intra_bottleneck_size=intra,
-            num_attention_heads=heads,
-            intermediate_size=4 * intra,
-            num_feedforward_networks=ffns,
-        )
-    )
-    assert (round(figures.mha / 1e6, 2), round(figures.ffn / 1e6, 2)) == (mha, ffn)
+@pytest.mark.parametrize("row", paper.table(2).rows, ids=lambda row: row.model)
+def test_rows_of_table_2(row):
+    config = MobileBertConfig.from_row(row.model)
+    with torch.device("meta"):
+        built = MobileBertModel(config, add_pooling_layer=False)
+    figures = cost(config.to_dict())
+    assert parameters(built) == figures.encoder
+    assert round(figures.encoder / 1e6, 1) == TABLE_2[row.model[-1]]
+    assert abs(figures.encoder / 1e6 - row.published["params_M"]) <= 2.5
+    for key, printed in (("hidden_size", "h_inter"), ("intra_bottleneck_size", "h_intra"), ("num_attention_heads", "heads")):
+        assert getattr(config, key) == row.published[printed]
+    assert config.num_hidden_layers == 24
+
+
+@pytest.mark.parametrize("row", paper.table(3).rows, ids=lambda row: row.model)
+def test_rows_of_table_3(row):
+    config = MobileBertConfig.from_row(row.model)
+    figures = cost(config.to_dict())
+    found = (figures.mha / 1e6, figures.ffn / 1e6)
+    assert tuple(round(value, 2) for value in found) == TABLE_3[config.intra_bottleneck_size]
+    for value, key in zip(found, ("mha_params_M", "ffn_params_M")):
+        assert abs(value - row.published[key]) <= 0.25
+    for key, printed in (
+        ("intra_bottleneck_size", "h_intra"),
+        ("num_attention_heads", "heads"),
+        ("num_feedforward_networks", "n_ffn"),
+    ):
+        assert getattr(config, key) == row.published[printed]
+    assert config.intermediate_size == 4 * config.intra_bottleneck_size
+    with torch.device("meta"):
+        built = MobileBertModel(config, add_pooling_layer=False)
+    assert parameters(built) == figures.encoder
 
 
 def test_training_flops():
@@ -193,6 +192,10 @@ def test_describe(name):
     assert f"{figures.encoder / 1e6:.3f} M" in text
     assert f"{record['published']['parameters_M']} M (Table 1)" in text
     assert "published" in text
+    for shown in (f"{figures.kernels:,}", f"{figures.weight_bytes['int8'] / 2**20:,.2f} MiB"):
+        assert shown in text
+    for key in ("kernels", "activation_bytes", "saved_bytes_per_token", "weight_bytes", "training_state_bytes"):
+        assert record["cost"][key] == getattr(figures, key)
     assert "Table 4" not in describe(name, 64)  # the paper's FLOPs are for length 128
 
 

@@ -70,12 +70,14 @@ def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = EXACT):
     ffns=st.integers(1, 4),
     act=st.sampled_from(["relu", "relu6", "gelu", "gelu_new"]),
     trigram=st.booleans(),
+    mask_value=st.sampled_from(["min", "-10000", "-6"]),
     padded=st.booleans(),
     seed=st.integers(0, 5),
 )
-def test_same_outputs_for_every_configuration(layout, bottleneck, ffns, act, trigram, padded, seed):
+def test_same_outputs_for_every_configuration(layout, bottleneck, ffns, act, trigram, mask_value, padded, seed):
     inside, shared = layout if bottleneck else (False, False)
     fields = {"use_bottleneck": bottleneck, "use_bottleneck_attention": inside, "key_query_shared_bottleneck": shared}
+    fields["mask_value"] = mask_value
     model = build(seed=seed, num_feedforward_networks=ffns, hidden_act=act, trigram_input=trigram, **fields)
     folded, given = fold(model), inputs(padded)
     with torch.no_grad():

@@ -5,6 +5,8 @@ import pytest
 from mobilebert import jobs
 from mobilebert.config import Study
 from mobilebert.errors import UserError
+from mobilebert.modeling.cost import cost
+from mobilebert.modeling.presets import preset
 from mobilebert.reporting.plan import DEVICES, plan
 from mobilebert.settings import Finetune, Pretrain
 
@@ -28,7 +30,7 @@ def test_tokens_and_flops_of_pre_training_bert_base():
     the encoder and, for 15 % of the tokens, 2 x (768^2 + 768 x 30522) for the head; training takes three times that."""
     settings = Pretrain(steps=10, warmup_steps=1, batch_size=4, length=128)
     study = Study(schema=1, description="d", pretrain=settings, run={"bert-base": ()}, quantize={})
-    tokens, flops, hours = rows(study)["pretrain/bert-base"]
+    tokens, flops, hours = rows(study)["pretrain/bert-base"][:3]
     encoder = 2 * 12 * (4 * 768**2 + 2 * 768 * 3072 + 2 * 128 * 768)
     expected = 5120 * 3 * (encoder + 0.15 * 2 * (768**2 + 768 * 30522))
     assert float(tokens) == 5120
@@ -72,3 +74,20 @@ def test_the_total_is_the_sum_and_the_jobs_are_counted():
 def test_an_unknown_device_is_refused_by_name():
     with pytest.raises(UserError, match=r"unknown device 'tpu'; allowed: cpu-2-cores"):
         plan(PAPER, jobs.build(PAPER), "tpu")
+
+
+def test_memory_of_training():
+    """Pre-training IB-BERT_LARGE: 16 bytes a parameter. Distillation: the student's, and 4 bytes a parameter of the teacher."""
+    found = rows(PAPER)
+    student, teacher = cost(preset("mobilebert"), 512), cost(preset("ib-bert-large"), 512)
+    assert float(found["pretrain/ib-bert-large"][3]) == pytest.approx(16 * teacher.parameters / 2**30, abs=5e-4)
+    expected = (16 * student.parameters + 4 * teacher.parameters) / 2**30
+    for stage in ("distill", "transfer"):
+        state, per_token = found[f"{stage}/mobilebert"][3:]
+        assert float(state) == pytest.approx(expected, abs=5e-4)
+        assert float(per_token) == pytest.approx(student.saved_bytes_per_token / 2**20, abs=5e-4)
+    assert found["latency"][3:] == found["data"][3:] == ["–", "–"]
+    assert len(found["total"]) == 3
+    half = Study(schema=1, description="d", pretrain=Pretrain(precision="bf16"))
+    both = [float(rows(study)["pretrain/ib-bert-large"][4]) for study in (PAPER, half)]
+    assert both[0] == pytest.approx(2 * both[1], abs=2e-3)

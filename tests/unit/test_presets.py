@@ -3,7 +3,7 @@
 import pytest
 import transformers
 
-from mobilebert import MobileBertConfig
+from mobilebert import MobileBertConfig, paper
 from mobilebert.errors import UserError
 from mobilebert.modeling.presets import names, preset
 
@@ -11,6 +11,7 @@ from mobilebert.modeling.presets import names, preset
 def test_defaults_are_those_of_transformers():
     ours, theirs = MobileBertConfig().to_dict(), transformers.MobileBertConfig().to_dict()
     assert ours.pop("residual_init_scale") == 1.0
+    assert ours.pop("mask_value") == "min"
     theirs.pop("true_hidden_size")
     assert ours == theirs
 
@@ -52,6 +53,8 @@ def test_bert_presets_belong_to_transformers(name):
         ("mobilebert", {"hidden_dropout_prob": 1.0}, "hidden_dropout_prob: 1.0"),
         ("mobilebert", {"residual_init_scale": 0}, "residual_init_scale: 0 is not a positive number"),
         ("mobilebert", {"trigram_input": "no"}, "trigram_input: 'no' is neither true nor false"),
+        ("mobilebert", {"mask_value": "-1"}, 'mask_value: \'-1\' is unknown: choose one of "min", "-10000", "-6"'),
+        ("mobilebert", {"mask_value": -6}, "mask_value: -6 is unknown"),
         ("mobilebert", {"use_bottleneck_attention": True}, "key_query_shared_bottleneck: must be false"),
     ],
 )
@@ -60,6 +63,20 @@ def test_refused_in_one_line(name, overrides, message):
         preset(name, **overrides)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_rows_become_configurations():
+    for name, row in paper.models().items():
+        if row.preset not in ("bert-base", "bert-large", "bag-of-embeddings"):
+            config = MobileBertConfig.from_row(name, num_labels=5)
+            assert config.num_labels == 5
+            for key, value in preset(row.preset, **row.overrides).items():
+                assert getattr(config, key) == value
+    assert MobileBertConfig.from_row("search-192", num_attention_heads=3).num_attention_heads == 3
+    with pytest.raises(UserError, match=r"row 'search-z' is unknown: choose one of .*search-a"):
+        MobileBertConfig.from_row("search-z")
+    with pytest.raises(UserError, match=r"transformers\.BertConfig"):
+        MobileBertConfig.from_row("bert-base")
 
 
 def test_the_configuration_refuses_too():

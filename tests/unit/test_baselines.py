@@ -1,0 +1,146 @@
+"""A Hugging Face folder of any architecture as a study's baseline row: loaded, fine-tuned and scored."""
+
+import json
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+
+from mobilebert import config, jobs
+from mobilebert.__main__ import main
+from mobilebert.errors import UserError
+from mobilebert.records import sha256
+from mobilebert.reporting.plan import plan
+from mobilebert.stages.checkpoint import load_baseline
+from mobilebert.training.finetuning import forward_of, inputs_of, new_model
+
+VOCABULARY = 600
+
+
+def distilbert(folder, **fields):
+    sizes = {"vocab_size": VOCABULARY, "dim": 16, "hidden_dim": 24, "n_heads": 2, "n_layers": 2, "max_position_embeddings": 80}
+    torch.manual_seed(0)
+    transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes | fields)).save_pretrained(folder)
+    return folder
+
+
+def study(tmp_path, folder, **changes):
+    file = tmp_path / "mine.yaml"
+    content = {
+        "schema": 1,
+        "description": "a baseline",
+        "device": "cpu",
+        "data": {"source": "synthetic", "vocab_size": VOCABULARY, "documents": 100},
+        "scale": {"width_divisor": 8, "layer_divisor": 12, "max_position_embeddings": 80},
+        "pretrain": {"length": 32},
+        "search": {"length": 32},
+        "transfer": {"length": 32},
+        "distill": {"length": 32},
+        "finetune": {
+            "seeds": [0],
+            "epochs": 1,
+            "length": 48,
+            "train_rows": 32,
+            "eval_rows": 32,
+            "doc_stride": 32,
+            "max_query_length": 16,
+            "tasks": {"squad_v1.1": {"length": 80}, "squad_v2.0": {"length": 80}},
+        },
+        "latency": {"length": 32},
+        "checkpoints": {"distilbert": {"source": str(folder), "sha256": sha256(folder / "model.safetensors")}},
+        "run": {"distilbert": ["sst2", "squad_v1.1"]},
+        "quantize": {},
+    }
+    file.write_text(yaml.safe_dump(content | changes))
+    return file
+
+
+def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
+    folder = distilbert(tmp_path / "distilbert")
+    file = study(tmp_path, folder)
+    for stage in (["data"], ["checkpoint", "distilbert"], ["finetune", "distilbert/sst2"], ["quantize", "distilbert/sst2"]):
+        assert main([*stage, "--study", str(file), "--results", str(tmp_path / "results")]) == 0, capsys.readouterr().err
+    results = tmp_path / "results" / "mine"
+    taken = load_file(results / "checkpoint/distilbert/model/model.safetensors")
+    given = load_file(folder / "model.safetensors")
+    assert taken.keys() == {key.removeprefix("distilbert.") for key in given if key.startswith("distilbert.")}
+    assert all(torch.equal(value, given[f"distilbert.{key}"]) for key, value in taken.items())
+    record = json.loads((results / "finetune/distilbert/sst2/result.json").read_text())
+    assert record["status"] == "ok"
+    assert 0 <= record["metrics"]["accuracy"] <= 1
+    tuned = load_file(results / "finetune/distilbert/sst2/model/model.safetensors")
+    name = "transformer.layer.0.attention.q_lin.weight"
+    assert not torch.equal(tuned[f"distilbert.{name}"], taken[name])
+    quantized = json.loads((results / "quantize/distilbert/sst2/result.json").read_text())
+    assert quantized["status"] == "ok"
+    assert quantized["metrics"]["bytes_after"] < quantized["metrics"]["bytes_before"]
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad_v1.1"])
+def test_forward_gives_what_transformers_gives(tmp_path, task):
+    model = new_model(task, {"model_type": "auto"}, distilbert(tmp_path)).eval()
+    batch = {key: torch.ones(2, 9, dtype=torch.long) for key in ("input_ids", "attention_mask", "token_type_ids")}
+    assert inputs_of(model, batch).keys() == {"input_ids", "attention_mask"}
+    found = forward_of(model, "cpu")({key: value.numpy() for key, value in batch.items()})
+    expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    for key, value in found.items():
+        assert (torch.from_numpy(value) - expected[key]).abs().max() <= 1e-6
+    assert found.keys() == ({"start_logits", "end_logits"} if task == "squad_v1.1" else {"logits"})
+
+
+def test_the_graph_holds_baselines_beside_the_papers_rows(tmp_path):
+    found = config.load(study(tmp_path, distilbert(tmp_path / "distilbert")))
+    graph = jobs.build(found)
+    assert graph["checkpoint/distilbert"].config["architecture"] == {"model_type": "auto", "vocab_size": VOCABULARY}
+    assert graph["finetune/distilbert/rte"].inputs == ("data", "checkpoint/distilbert")
+    assert {"checkpoint/distilbert", "finetune/distilbert/sst2"} <= set(jobs.scope(found, graph))
+    assert "finetune/distilbert/sst2" in plan(found, graph, "h100")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {}}, "checkpoints: unknown model 'distilbert'; allowed: bag-of-embeddings, "),
+        ({"run": {"distilbrt": "all"}}, "checkpoints: unknown model 'distilbert'"),
+        ({"run": {"distilbert": ["sst2"], "x": ["sst2"]}}, "run: unknown model 'x'; allowed: "),
+        ({"latency": {"length": 32, "models": ["distilbert"]}}, "latency.models: unknown model 'distilbert'"),
+    ],
+)
+def test_names_are_checked(tmp_path, changes, message):
+    file = study(tmp_path, distilbert(tmp_path / "distilbert"), **changes)
+    with pytest.raises(UserError) as refusal:
+        config.load(file)
+    assert message in str(refusal.value)
+
+
+def test_a_name_becomes_no_path(tmp_path):
+    folder = distilbert(tmp_path / "distilbert")
+    weights = {"../x": {"source": str(folder), "sha256": sha256(folder / "model.safetensors")}}
+    with pytest.raises(UserError, match=r"'\.\./x': a baseline's name is of"):
+        config.load(study(tmp_path, folder, checkpoints=weights, run={"../x": ["sst2"]}))
+
+
+def test_another_vocabulary_is_refused(tmp_path, capsys):
+    file = study(tmp_path, distilbert(tmp_path / "distilbert", vocab_size=599))
+    assert main(["checkpoint", "distilbert", "--study", str(file), "--results", str(tmp_path / "results")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("mobilebert: checkpoints.distilbert: ")
+    assert line.endswith("has vocab_size 599, the row needs 600")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    file = distilbert(tmp_path) / "model.safetensors"
+    whole = load_file(file)
+    name = "distilbert.transformer.layer.1.ffn.lin1.weight"
+    for changed in (
+        {key: value for key, value in whole.items() if key != name},
+        {**whole, name: whole[name][:, :3].clone()},
+        {**whole, name: torch.full_like(whole[name], float("nan"))},
+    ):
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(UserError, match=r"transformer\.layer\.1\.ffn\.lin1\.weight"):
+            load_baseline(str(tmp_path), "main")
+    save_file(whole, file, {"format": "pt"})
+    assert isinstance(load_baseline(str(tmp_path), "main"), transformers.DistilBertModel)

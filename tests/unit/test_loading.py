@@ -1,0 +1,192 @@
+"""Saved models: exchanged with transformers, and refused in one line where they are not what they are read as."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from family import HEADS, SMALL, TOKENS, batch, close, pair
+from safetensors.torch import load_file, save_file
+
+import mobilebert
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel
+from mobilebert.errors import UserError
+from mobilebert.modeling.presets import MASK_VALUES, preset
+from mobilebert.training import pretraining
+
+
+def test_a_saved_model_is_loaded_unchanged_by_both_libraries(tmp_path):
+    torch.manual_seed(0)
+    saved = MobileBertForPreTraining(MobileBertConfig(**SMALL, residual_init_scale=0.1)).eval()
+    saved.save_pretrained(tmp_path)
+    inputs = batch("ForPreTraining", True)
+    expected = saved(**inputs)
+    again, report = MobileBertForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert again.config.residual_init_scale == 0.1
+    close(again(**inputs).prediction_logits, expected.prediction_logits, 0)
+    close(transformers.MobileBertForPreTraining.from_pretrained(tmp_path)(**inputs).loss, expected.loss)
+    # And a head on top of a pre-trained body, as fine-tuning starts.
+    tuned = mobilebert.MobileBertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    assert torch.equal(
+        tuned.mobilebert.encoder.layer[1].output.dense.weight, saved.mobilebert.encoder.layer[1].output.dense.weight
+    )
+    assert tuned.classifier.weight.shape == (3, SMALL["hidden_size"])
+
+
+def test_a_transformers_checkpoint_is_loaded(tmp_path):
+    _, theirs = pair("ForMaskedLM")
+    theirs.save_pretrained(tmp_path)
+    inputs = batch("ForMaskedLM", True)
+    close(mobilebert.MobileBertForMaskedLM.from_pretrained(tmp_path)(**inputs).logits, theirs(**inputs).logits)
+
+
+@pytest.mark.parametrize("mask_value", MASK_VALUES)
+def test_mask_value_is_saved_and_does_not_stop_transformers(tmp_path, mask_value):
+    saved = MobileBertModel(MobileBertConfig(**SMALL, mask_value=mask_value)).eval()
+    saved.save_pretrained(tmp_path)
+    again = MobileBertModel.from_pretrained(tmp_path)
+    assert again.config.mask_value == mask_value
+    inputs = batch("Model", True)
+    close(again(**inputs).last_hidden_state, saved(**inputs).last_hidden_state, 0)
+    theirs = transformers.MobileBertModel.from_pretrained(tmp_path)
+    unpadded = batch("Model", False)
+    close(saved(**unpadded).last_hidden_state, theirs(**unpadded).last_hidden_state)
+
+
+# ---- what transformers lets its users do, and so do we
+
+
+def test_precision_and_new_sizes_are_chosen_as_in_transformers(tmp_path):
+    mobilebert.MobileBertForSequenceClassification(MobileBertConfig(**SMALL, num_labels=5)).save_pretrained(tmp_path)
+    half = MobileBertModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    new = {"num_labels": 3, "ignore_mismatched_sizes": True}
+    model, report = mobilebert.MobileBertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True, **new)
+    assert model.classifier.weight.shape[0] == 3
+    assert {key for key, *_ in report["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_pooler_may_be_new(tmp_path):
+    mobilebert.MobileBertForMaskedLM(MobileBertConfig(**SMALL, classifier_activation=True)).save_pretrained(tmp_path)
+    assert MobileBertModel.from_pretrained(tmp_path).pooler.dense is not None
+
+
+# ---- refusals
+
+
+def refusal(load) -> str:
+    with pytest.raises(UserError) as error:
+        load()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_another_model_is_refused(tmp_path):
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    transformers.BertModel(transformers.BertConfig(**{key: SMALL[key] for key in sizes})).save_pretrained(tmp_path)
+    line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path))
+    assert line == f"{tmp_path}: model_type is 'bert' in config.json, not 'mobilebert'"
+    assert "model_type is 'bert'" in refusal(lambda: MobileBertConfig.from_pretrained(tmp_path))
+    # The same weights under a configuration of ours.
+    config = MobileBertConfig(**SMALL)
+    assert "shape" in refusal(lambda: MobileBertModel.from_pretrained(tmp_path, config=config))
+
+
+@pytest.mark.parametrize(
+    ("saved", "read", "message"),
+    [
+        (
+            {"use_bottleneck_attention": True, "key_query_shared_bottleneck": False},
+            {},
+            "has shape (16, 16), the model's is (16, 24)",
+        ),
+        ({"num_feedforward_networks": 1}, {}, "it has no encoder.layer.0.ffn.0."),
+        ({}, {"num_hidden_layers": 1}, "the model has no encoder.layer.1."),
+        ({}, {"num_hidden_layers": 3}, "it has no encoder.layer.2."),
+        ({"vocab_size": 49}, {}, "embeddings.word_embeddings.weight has shape (49, 8), the model's is (50, 8)"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(tmp_path, saved, read, message):
+    MobileBertModel(MobileBertConfig(**SMALL | saved)).save_pretrained(tmp_path)
+    line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path, config=MobileBertConfig(**SMALL | read)))
+    assert line.startswith(f"{tmp_path}: ")
+    assert message in line
+
+
+def test_a_tiny_folder_without_its_configuration_is_refused(tmp_path):
+    tiny = {"use_bottleneck_attention": True, "key_query_shared_bottleneck": False}
+    MobileBertForPreTraining(MobileBertConfig(**SMALL | tiny)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in fields.items() if key not in tiny}))
+    assert "has shape" in refusal(lambda: MobileBertForPreTraining.from_pretrained(tmp_path))
+
+
+def test_lost_encoder_weights_are_refused(tmp_path):
+    MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["mobilebert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, file, {"format": "pt"})
+    line = refusal(lambda: mobilebert.MobileBertForQuestionAnswering.from_pretrained(tmp_path))
+    assert line.endswith("it has no mobilebert.encoder.layer.1.output.dense.weight")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_numbers_are_refused(tmp_path, value):
+    model = MobileBertModel(MobileBertConfig(**SMALL))
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[3, 2] = value
+    model.save_pretrained(tmp_path)
+    line = refusal(lambda: mobilebert.MobileBertForMaskedLM.from_pretrained(tmp_path))
+    assert "encoder.layer.1.output.dense.weight holds NaN or infinite values" in line
+
+
+def test_a_bert_row_is_loaded_as_strictly(tmp_path):
+    fields = preset("bert-base", **{key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers")})
+    fields |= {"num_attention_heads": 2, "intermediate_size": 20, "max_position_embeddings": 16}
+    saved = pretraining.new_model(fields)
+    saved.save_pretrained(tmp_path / "bert")
+    loaded = pretraining.load_model(tmp_path / "bert", fields)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in saved.state_dict().items())
+    file = tmp_path / "bert" / "model.safetensors"
+    weights = load_file(file)
+    lost = weights.pop("bert.encoder.layer.1.output.dense.weight")
+    save_file(weights, file, {"format": "pt"})
+    assert "it has no bert.encoder.layer.1.output.dense.weight" in refusal(lambda: pretraining.load_model(file.parent, fields))
+    save_file({**weights, "bert.encoder.layer.1.output.dense.weight": lost * float("nan")}, file, {"format": "pt"})
+    assert "holds NaN" in refusal(lambda: pretraining.load_model(file.parent, fields))
+    MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path / "other")
+    refusal(lambda: pretraining.load_model(tmp_path / "other", fields))
+
+
+# ---- inputs, of every head
+
+
+def inputs_of(head: str, **changed) -> dict[str, torch.Tensor]:
+    shape = (2, 2, TOKENS) if head == "ForMultipleChoice" else (2, TOKENS)
+    inputs = {"input_ids": torch.ones(shape, dtype=torch.long)}
+    for key, value in changed.items():
+        inputs[key] = torch.zeros(shape, dtype=torch.long)
+        inputs[key][..., -1] = value
+    return inputs
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_ids_out_of_range_and_long_sequences_are_refused(head):
+    model = getattr(mobilebert, f"MobileBert{head}")(MobileBertConfig(**SMALL)).eval()
+    for key, low, high, allowed in (
+        ("input_ids", -1, 50, "0 to 49"),
+        ("token_type_ids", -1, 2, "0 to 1"),
+        ("position_ids", -1, 16, "0 to 15"),
+    ):
+        for value in (low, high):
+            line = refusal(lambda key=key, value=value: model(**inputs_of(head, **{key: value})))
+            assert line.startswith(f"{key}: ids from ")
+            assert line.endswith(f"allowed are {allowed}")
+        model(**inputs_of(head, **{key: high - 1}))
+    shape = (1, 1, 17) if head == "ForMultipleChoice" else (1, 17)
+    line = refusal(lambda: model(torch.zeros(shape, dtype=torch.long)))
+    assert line == "input_ids: 17 tokens, but max_position_embeddings is 16"
