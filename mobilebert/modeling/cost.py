@@ -38,6 +38,7 @@ class Cost:
     `embeddings` are the tables and the transformation with its bias; `norms` holds every norm of encoder and
     embeddings. `mlm_head` counts the decoder's tied columns with the embeddings, so not again.
 
+    folded_kernels: after `modeling.folding.fold`; None where it does not apply.
     activation_bytes: the most that lives at once in float32 inference of embeddings and encoder.
     saved_bytes_per_token: what float32 training keeps for the backward pass, with logits for MASK_RATE of the tokens,
         fused attention and no dropout masks. Gradients in flight and the logits themselves come on top.
@@ -56,6 +57,7 @@ class Cost:
     encoder_flops: int
     mlm_flops_per_prediction: int
     kernels: int
+    folded_kernels: int | None
     activation_bytes: int
     saved_bytes_per_token: float
 
@@ -132,14 +134,18 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     # A product, an addition and a norm each: attention output, FFNs (with a product and an activation more), way out.
     # Before them query, key, value and the fused attention; each bottleneck is a product and a norm.
     kernels = 4 + 3 + 5 * ffns + 2 * (bottleneck + reads_shared) + 3 * bottleneck
+    # Folded: one product before attention (TINY's bottleneck apart), one after; FFNs of two and an activation; way out, norm.
+    folded = 3 + (bottleneck and inside) + 3 * ffns + bottleneck + 1
     lookup = 1 + 2 * config["trigram_input"] + transforms + 3  # the trigram pads and concatenates; position, segment, norm
 
     # Lives through a block: its input, the residual and the shared input. Beside them query, key, value and context; or
-    # the FFN's input and its width before and after the activation; or, on the way out, FFN input, width and output, and
-    # the product beside its sum with the residual. Beneath all of it, from the second block on, the embeddings.
+    # the FFN's input and its width before and, unless the activation is in place, after it; or, on the way out, FFN input,
+    # width and output, and the product beside its sum with the residual. Beneath all of it, from the second block on, the
+    # embeddings.
     held = outer + bottleneck * inner + reads_shared * inner
     way_out = 2 * (outer if bottleneck else inner) + bottleneck * inner
-    block = held + max(4 * inner, inner + 2 * ffn_width, inner + ffn_width + way_out)
+    widths = ffn_width * (1 if config["hidden_act"] == "relu" else 2)
+    block = held + max(4 * inner, inner + widths, inner + ffn_width + way_out)
     trigram = config["trigram_input"] * embedding
     live = max(block + (layers > 1) * outer, trigram + 3 * outer, trigram + words + outer)
 
@@ -147,7 +153,6 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     # norm (of LayerNorm its mean and deviation too) and what enters a product. relu is undone from its output, the other
     # activations from their input, which is one width more. An output that is the next input counts once.
     statistics = 2 * (config["normalization_type"] == "layer_norm")
-    widths = ffn_width * (1 if config["hidden_act"] == "relu" else 2)
     saved = outer + 4 * inner + config["num_attention_heads"] + (2 * inner + statistics)
     saved += ffns * (widths + 2 * inner + statistics)
     saved += inner + outer + 2 * statistics if bottleneck else -inner
@@ -168,6 +173,7 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
         encoder_flops=2 * seq * macs,
         mlm_flops_per_prediction=2 * head,
         kernels=lookup + layers * kernels,
+        folded_kernels=lookup + layers * folded if config["normalization_type"] == "no_norm" else None,
         activation_bytes=4 * seq * live,
         saved_bytes_per_token=4 * (saved + _saved_by_heads(config)),
     )
@@ -191,6 +197,7 @@ def _bert(config: Mapping, seq: int) -> Cost:
         encoder_flops=2 * seq * layers * (mha + ffn + 2 * seq * width),
         mlm_flops_per_prediction=2 * (width * width + width * vocab),
         kernels=7 + 12 * layers,  # three lookups, a gather, two additions, norm; counted as in `_mobilebert`
+        folded_kernels=None,
         activation_bytes=4 * seq * ((layers > 1) * width + max(5 * width, 2 * width + 2 * ffn_width)),
         saved_bytes_per_token=4 * (layers * (8 * width + 2 * ffn_width + heads + 4) + width + 2 + _saved_by_heads(config)),
     )
@@ -239,6 +246,7 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
         ),
         ("training FLOPs/token", f"{figures.training_flops_per_token / 1e9:.4f} G", ""),
         ("kernels", f"{figures.kernels:,}", ""),
+        ("kernels, folded", f"{figures.folded_kernels:,}" if figures.folded_kernels else "-", ""),
         *((f"weights, {precision}", _mib(size), "") for precision, size in figures.weight_bytes.items()),
         (f"activations, length {seq}", _mib(figures.activation_bytes), ""),
         ("training state", _mib(figures.training_state_bytes), ""),

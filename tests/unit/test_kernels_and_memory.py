@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from test_cost import configurations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel, fold
 from mobilebert.modeling.cost import MASK_RATE, cost
 from mobilebert.modeling.presets import preset
 from mobilebert.training import pretraining
@@ -95,6 +95,8 @@ def test_presets(name, layers):
     figures = cost(fields, 32)
     assert figures.kernels == meter.kernels
     assert figures.activation_bytes == meter.peak
+    if figures.folded_kernels:
+        assert figures.folded_kernels == run(fold(model), 32).kernels
     tokens = BATCH * 16
     found = saved(model.train(), input_ids=torch.ones(BATCH, 16, dtype=torch.long))
     heads = 4 * fields["hidden_size"] + 4 * MASK_RATE * (
