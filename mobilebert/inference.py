@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +65,12 @@ class Model:
         )
 
     def _outputs(self, examples, names: tuple[str, ...], what: str) -> dict[str, list[np.ndarray]]:
-        with bar(len(examples), what, unit="row") as progress:
+        with bar(len(examples), what, unit="row") if len(examples) > 1 else nullcontext() as progress:
 
             def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 found = self.forward(batch)
-                progress.update(len(batch["input_ids"]))
+                if progress is not None:
+                    progress.update(len(batch["input_ids"]))
                 return found
 
             try:
@@ -237,6 +239,8 @@ def predict(
         found.insert(0, "idx", frame["idx"])
         if task.labels:
             found.insert(2, "label", [task.labels[code] for code in found["prediction"]])
+    elif "null_odds" in found:
+        found.insert(1, "answer", found["prediction"].where(found["null_odds"] <= 0.0, ""))  # else "there is none"
     if out is None:
         sys.stdout.write(files.json_lines(found))
     else:
