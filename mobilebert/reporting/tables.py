@@ -77,13 +77,13 @@ class FilledTable:
 
     @property
     def notes(self) -> list[str]:
-        """The table's notes; beside a GLUE column also the mean of every row's printed cells, which papers quote as "GLUE" too."""
+        """The table's notes; beside a GLUE column also the means of printed cells, which papers quote as "GLUE" too."""
         notes = list(self.table.notes)
         if any(column.source == "glue" for column in self.table.columns):
             means = "; ".join(f"{row.label} {published} / {measured}" for row, published, measured in self._means())
             notes.append(
-                "Mean of the printed cells, MNLI-m and MNLI-mm counted as one task, without WNLI; computed here, the paper prints "
-                f"none. Of the published cells / of the measured ones: {means}."
+                "Mean of the printed cells, MNLI-m and MNLI-mm as one task, without WNLI; computed here, the paper prints none. "
+                f"Of the published cells / of the measured ones: {means}."
             )
         return notes
 
@@ -92,8 +92,8 @@ class FilledTable:
         found = []
         for row in self.rows:
             cells = {column.key: cell for column, cell in zip(self.table.columns, row.cells) if column.source == "finetune"}
-            both = ({key: getattr(cell, side) for key, cell in cells.items()} for side in ("published", "measured"))
-            means = [NOTHING if None in values.values() else f"{mean_of_cells(values):.1f}" for values in both]
+            both = ({key: _finite(getattr(cell, side)) for key, cell in cells.items()} for side in ("published", "measured"))
+            means = [show(None if None in values.values() else mean_of_cells(values), "%") for values in both]
             if row.row.model is not None:
                 found.append((row, *means))
         return found
@@ -192,6 +192,10 @@ def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -
     verdict = verdicts.cell(published, measured, column.tolerance, scaled, record.status, column.relative)
     count = len(record.samples.get(f"{row.model}/{engine}", [])) or None
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _percent(fraction: float | None) -> float:
