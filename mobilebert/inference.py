@@ -166,7 +166,9 @@ def _checkpoint(source: str, task: Task, threads: int):
         model, info = auto.from_pretrained(
             source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a broken file or folder raises what its reader likes: safetensors, tokenizers, json, the hub
         raise UserError(f"{source}: no checkpoint that can be loaded for {task.name} ({one_line(error)})") from None
     if absent := sorted(info["missing_keys"]):
         raise UserError(f"{source}: not fine-tuned for {task.name}: its checkpoint has no {', '.join(absent[:3])}")
