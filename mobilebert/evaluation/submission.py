@@ -66,9 +66,9 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
     if out.suffix != ".zip":
         raise UserError(f"{out}: a submission is a .zip")
     for file, (name, split, _) in FILES.items():
-        table, wanted = files.read_table(data, TASKS[name], split), OFFICIAL_ROWS[name][TASKS[name].splits[split]]
-        # Elsewhere `idx` names a row; the server's index counts the rows of its test set.
-        if len(table) != wanted or set(table["idx"]) != set(range(wanted)):
+        table = files.read_table(data, TASKS[name], split)
+        if not is_whole(table, name, split):
+            wanted = OFFICIAL_ROWS[name][TASKS[name].splits[split]]
             raise UserError(f"{data}: {split} of {name} is not the server's: {len(table):,} of {wanted:,} rows, idx from 0")
         tables[file] = table.sort_values("idx")
     texts, summary = {}, {}
@@ -92,6 +92,11 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
             summary[file] = {"rows": len(table), "from": origin}
     write_atomically(out, _zip({file: texts[file] for file in FILES}))
     return {file: summary[file] for file in FILES}
+
+
+def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
+    """Whether it is the server's test set: every row, `idx` its number. (Elsewhere idx only names a row.)"""
+    return sorted(table["idx"]) == list(range(OFFICIAL_ROWS[name][TASKS[name].splits[split]]))
 
 
 def _majority(data: str, name: str) -> float | int:
