@@ -27,7 +27,7 @@ def data(tmp_path, monkeypatch):
     """A data folder whose whole test sets have six rows, in no order; the training majority of every task is its last class."""
     rows = {name: dict.fromkeys(task.splits.values(), ROWS) for name, task in TASKS.items()}
     monkeypatch.setattr(submission, "OFFICIAL_ROWS", rows)
-    for name, task in TASKS.items():
+    for task in TASKS.values():
         if task.is_squad:
             continue
         for split, stem in task.splits.items():
@@ -87,7 +87,7 @@ def test_every_file_of_the_server(data, models, tmp_path, capsys):
     assert models == [(f"models/{task}", task) for task in LEADERBOARD]  # MNLI's is loaded once, for three files
     two, nli = ["0", "1"], ["entailment", "neutral", "contradiction"]
     names = dict.fromkeys(("CoLA", "SST-2", "MRPC", "QQP", "WNLI"), two) | dict.fromkeys(("MNLI-m", "MNLI-mm", "AX"), nli)
-    names |= dict.fromkeys(("QNLI", "RTE"), ["entailment", "not_entailment"])
+    names |= {name: ["entailment", "not_entailment"] for name in ("QNLI", "RTE")}
     for name, classes in names.items():
         assert found[f"{name}.tsv"] == [HEADER, *[f"{row}\t{classes[row % len(classes)]}" for row in range(ROWS)]]
     assert found["STS-B.tsv"] == [HEADER, *[f"{row}\t{row / 4:.6f}" for row in range(ROWS)]]
