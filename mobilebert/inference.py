@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,13 +107,15 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
             raise UserError(f"{source}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}")
     if lacking := [token for token in ("[PAD]", "[CLS]", "[SEP]") if tokenizer.token_to_id(token) is None]:
         raise UserError(f"{source}: the tokenizer has no {', '.join(lacking)}; only models with BERT's special tokens are read")
+    tokenizer.no_truncation()  # a tokenizer.json may keep the lengths of its own training
+    tokenizer.no_padding()
     return Model(source, task, forward, tokenizer, setting, order)
 
 
 def _recorded(path: Path) -> dict:
     """The lengths in the record beside the model, where a study made it."""
     for file in (path / "result.json", path.parent / "result.json"):
-        if file.is_file():
+        with suppress(UserError):  # no such file, or somebody else's result.json
             config = read(file).config
             return {key: config[key] for key in LENGTHS if key in config}
     return {}

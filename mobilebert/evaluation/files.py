@@ -44,7 +44,9 @@ def splits(data: str, task: Task, split: str | None) -> list[str]:
         return [split]
     first = next(iter(task.splits)) if "validation" not in task.splits else "validation"
     second = VALIDATION[1]
-    more = second in task.splits and (data == "hub" or (Path(data) / task.folder / f"{task.splits[second]}.parquet").is_file())
+    more = second in task.splits and (
+        data == "hub" or (Path(data).expanduser() / task.folder / f"{task.splits[second]}.parquet").is_file()
+    )
     return [first, second] if more else [first]
 
 
@@ -124,7 +126,9 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
         raise UserError(f"{path}: no predictions")
     try:
         idx = [int(value) for value in frame["idx"]]
-    except (TypeError, ValueError):
+        if idx != [float(value) for value in frame["idx"]]:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: column idx holds something else than integers") from None
     convert = _value if task.is_regression else _class
     values = [convert(value, task, f"{path}: idx {key}") for key, value in zip(idx, frame["prediction"])]
@@ -139,6 +143,8 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
 def _tsv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"{path}: is empty") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:  # ParserError and UnicodeDecodeError are ValueErrors
@@ -167,13 +173,17 @@ def _classes(task: Task) -> str:
     return f"0 to {task.num_labels - 1} or {', '.join(task.labels)}"
 
 
-def _aligned(found: pd.DataFrame, table: pd.DataFrame, where: str) -> np.ndarray:
+def _aligned(found: pd.DataFrame, table: pd.DataFrame, where: Path) -> np.ndarray:
     """Predictions in the order of the table's rows. Raises UserError unless both hold the same idx."""
-    wanted, given = set(table["idx"].tolist()), set(found["idx"].tolist())
-    for problem, ids in (("lack", wanted - given), ("hold unknown", given - wanted)):
-        if ids:
-            raise UserError(f"{where}: the predictions {problem} {len(ids)} of {len(wanted)} idx, first {min(ids)}")
+    _check_ids(where, "idx", found["idx"], table["idx"])
     return found.set_index("idx")["prediction"].loc[table["idx"].tolist()].to_numpy()
+
+
+def _check_ids(where: Path, kind: str, given, wanted) -> None:
+    given, wanted = set(given), set(wanted)
+    for problem, ids in (("lacks", wanted - given), ("holds unknown", given - wanted)):
+        if ids:
+            raise UserError(f"{where}: {problem} {kind} {min(ids)} ({len(ids)} such; the table has {len(wanted)} rows)")
 
 
 # --- predictions of SQuAD
@@ -269,9 +279,11 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
         (role,) = splits(data, task, split)
         table = labelled_table(data, task, role)
         texts, odds = read_squad(predictions)
+        _check_ids(predictions, "id", texts, table["id"])
         threshold = math.inf if null_odds is not None else 0.0
         if null_odds is not None:
             odds = _odds(read_json(null_odds), null_odds)
+            _check_ids(null_odds, "id", odds, table["id"])
         result["rows"][role] = len(table)
         return result | squad_metrics(task, texts, odds, threshold, table)
     found = read_glue(predictions, task)
@@ -283,7 +295,7 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
         table = labelled_table(data, task, role)
         mine = found[found["split"] == role] if "split" in found else found
         result["rows"][role] = len(table)
-        result |= glue_metrics(task, role, _aligned(mine, table, str(predictions)), table)
+        result |= glue_metrics(task, role, _aligned(mine, table, predictions), table)
     return result
 
 

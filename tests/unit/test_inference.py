@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -210,6 +210,7 @@ def test_int8_folders_and_files(data, checkpoints, tmp_path, capsys):
 def test_a_study_model_keeps_its_lengths(checkpoints, tmp_path, capsys):
     """Two words are all that 4 tokens leave, so what follows changes nothing; without the record it does."""
     shutil.copytree(checkpoints["mobilebert-2"], tmp_path / "finetune/model")
+    (tmp_path / "finetune/result.json").write_text('{"accuracy": 0.5}')  # no record of a study
     texts = ("red dog", "red dog . on the mat who ? blue")
 
     def shares(folder):
@@ -281,6 +282,18 @@ def test_predict_one_question(checkpoints, capsys):
     second = json.loads(run(capsys, *given, "squad_v2.0"))
     assert second["prediction"] == first["prediction"]
     assert second["answer"] == ("" if second["null_odds"] > 0 else second["prediction"])
+
+
+def test_the_lengths_in_a_tokenizer_file_do_not_matter(checkpoints, tmp_path, capsys):
+    context = " ".join(["red cat sat on blue mat ."] * 5)
+    given = ("--question", "who ?", "--context", context, "--task", "squad_v1.1")
+    before = run(capsys, "predict", checkpoints["mobilebert-qa"], *given)
+    shutil.copytree(checkpoints["mobilebert-qa"], tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "model/tokenizer.json"))
+    tokenizer.enable_truncation(9)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(tmp_path / "model/tokenizer.json"))
+    assert run(capsys, "predict", tmp_path / "model", *given) == before
 
 
 def test_checkpoints_that_are_refused(data, checkpoints, tmp_path, capsys):
