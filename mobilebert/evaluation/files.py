@@ -27,7 +27,6 @@ from mobilebert.errors import UserError
 from mobilebert.evaluation import glue, squad
 from mobilebert.records import write_atomically
 
-VALIDATION = ("validation", "validation_mismatched")
 NAMED_BY_SERVER = ("mnli", "qnli", "rte", "ax")  # their classes are names in a submission, all others numbers
 FORMATS = (".parquet", ".jsonl", ".tsv", ".json")
 
@@ -42,12 +41,11 @@ def splits(data: str, task: Task, split: str | None) -> list[str]:
     """
     if split is not None:
         return [split]
-    first = next(iter(task.splits)) if "validation" not in task.splits else "validation"
-    second = VALIDATION[1]
-    more = second in task.splits and (
-        data == "hub" or (Path(data).expanduser() / task.folder / f"{task.splits[second]}.parquet").is_file()
-    )
-    return [first, second] if more else [first]
+    first = "validation" if "validation" in task.splits else "test"  # AX has no other
+    mismatched = task.splits.get("validation_mismatched")
+    if mismatched and (data == "hub" or (Path(data).expanduser() / task.folder / f"{mismatched}.parquet").is_file()):
+        return [first, "validation_mismatched"]
+    return [first]
 
 
 def read_table(data: str, task: Task, split: str) -> pd.DataFrame:
