@@ -92,9 +92,8 @@ def test_every_file_of_the_server(data, models, tmp_path, capsys):
         assert found[f"{name}.tsv"] == [HEADER, *[f"{row}\t{classes[row % len(classes)]}" for row in range(ROWS)]]
     assert found["STS-B.tsv"] == [HEADER, *[f"{row}\t{row / 4:.6f}" for row in range(ROWS)]]
     assert summary["AX.tsv"] == {"rows": ROWS, "from": "models/mnli"}
-    first = (tmp_path / "out.zip").read_bytes()
-    assert main(arguments(data, tmp_path / "out.zip", pairs)) == 0
-    assert (tmp_path / "out.zip").read_bytes() == first
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:  # no time of writing, so equal predictions give equal bytes
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_the_majority_stands_in_only_where_it_is_named_and_says_so(data, models, tmp_path, capsys):
