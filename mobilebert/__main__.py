@@ -3,6 +3,10 @@
 python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
 mobilebert plan smoke                               tokens, FLOPs and hours before anything runs
 mobilebert describe mobilebert                      a preset's sizes beside the paper's
+mobilebert score --task cola --data D --predictions P   a file of predictions, scored as the benchmark does
+mobilebert evaluate MODEL --task cola --data D      a checkpoint, scored
+mobilebert predict MODEL --task cola --text "..."   a checkpoint on one's own text
+mobilebert submission cola=MODEL ... --data D --out Z   a zip for the GLUE server
 """
 
 from __future__ import annotations
@@ -57,7 +61,38 @@ def parser() -> argparse.ArgumentParser:
     describe.add_argument("preset")
     describe.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
     describe.add_argument("--json", action="store_true")
+    _scoring(commands)
     return top
+
+
+def _scoring(commands) -> None:
+    """The commands for files and checkpoints from anywhere: they know no study."""
+    score = commands.add_parser("score", help="the metrics of a file of predictions, in percent, as JSON")
+    evaluate = commands.add_parser("evaluate", help="the metrics of a checkpoint, float or int8, as JSON")
+    predict = commands.add_parser("predict", help="a checkpoint's predictions for your own text or file")
+    submission = commands.add_parser("submission", help="the zip of test predictions that the GLUE server takes")
+    for one in (evaluate, predict):
+        one.add_argument("model", help="a folder or hub name with a fine-tuned checkpoint, or an int8 ONNX file")
+    for one in (score, evaluate, predict):
+        one.add_argument("--task", required=True, help="cola, sst2, ..., squad_v1.1 or squad_v2.0")
+    for one in (score, evaluate, submission):
+        one.add_argument("--data", required=True, help="a data folder, hub, or (not for a submission) one parquet file")
+    for one in (score, evaluate):
+        one.add_argument("--split", help="the split (default validation; for MNLI both sets)")
+    score.add_argument("--predictions", type=Path, required=True, help="JSON[.gz] for SQuAD, TSV for GLUE, or parquet")
+    score.add_argument("--null-odds", type=Path, help="SQuAD v2.0: JSON of id to null odds, for the best thresholds")
+    evaluate.add_argument("--predictions", type=Path, help="keep the predictions: .parquet, .jsonl, .tsv (GLUE), .json (SQuAD)")
+    own = predict.add_argument_group("what to read: one of")
+    own.add_argument("--text", help="the sentence, or the first of a pair")
+    own.add_argument("--text-pair", help="the second of a pair")
+    own.add_argument("--question", help="SQuAD's question")
+    own.add_argument("--context", help="SQuAD's context")
+    own.add_argument("--input", type=Path, help=".tsv, .jsonl or .parquet with the task's text columns")
+    predict.add_argument("--output", type=Path, help=".parquet, .jsonl, .tsv (GLUE), .json (SQuAD); default JSON lines")
+    submission.add_argument("models", nargs="+", metavar="TASK=MODEL", help="all nine; TASK=majority where there is no model")
+    submission.add_argument("--out", type=Path, required=True, help="the .zip")
+    for one in (evaluate, predict, submission):
+        one.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
 
 
 def _common(command: argparse.ArgumentParser) -> None:
@@ -77,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(describe(options.preset, options.seq, options.json))
             return 0
+        if options.command in ("score", "evaluate", "predict", "submission"):
+            return _score(options)
         from mobilebert import config, jobs
 
         study = config.load(options.study)
@@ -96,14 +133,42 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _stage(options, study) -> int:
-    from mobilebert import jobs, records
-
-    # Before torch is imported: it reads its number of threads once.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(getattr(options, "threads", 1))
+def _environment(threads: int) -> None:
+    """Before torch is imported: it reads its number of threads once."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the bar that matters is ours
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a head that is new at fine-tuning is no news
+
+
+def _score(options) -> int:
+    if options.command == "score":
+        from mobilebert.evaluation.files import score
+
+        result = score(options.task, options.data, options.predictions, options.null_odds, options.split)
+        print(json.dumps(result))
+        return 0
+    _environment(options.threads)
+    if options.command == "submission":
+        from mobilebert.evaluation.submission import submit
+
+        print(json.dumps(submit(options.models, options.data, options.out, options.threads)))
+        return 0
+    from mobilebert import inference
+
+    if options.command == "evaluate":
+        given = (options.model, options.task, options.data, options.split, options.predictions, options.threads)
+        print(json.dumps(inference.evaluate(*given)))
+    else:
+        texts = {key: getattr(options, key) for key in ("text", "text_pair", "question", "context")}
+        inference.predict(options.model, options.task, options.input, texts, options.output, options.threads)
+    return 0
+
+
+def _stage(options, study) -> int:
+    from mobilebert import jobs, records
+
+    _environment(getattr(options, "threads", 1))
     graph = jobs.build(study)
     found = records.current(options.results, study.name, graph)
     if options.command == "table":

@@ -201,7 +201,7 @@ class HubSource(Source):
         return list(TASKS[check_task(task)].splits.values())
 
     def vocab(self) -> Path:
-        _offline_unless_reachable()
+        offline_unless_reachable()
         import huggingface_hub
 
         try:
@@ -223,7 +223,7 @@ class HubSource(Source):
 
     @staticmethod
     def _load(repository: str, configuration: str | None, split: str, **options):
-        _offline_unless_reachable()
+        offline_unless_reachable()
         import datasets
 
         # Any failure of a download ends here: the hub's libraries raise a dozen unrelated types for "not reachable".
@@ -315,7 +315,7 @@ def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(f"hub: {name} could not be reached ({one_line(error)}); {OFFLINE_CHOICES}")
 
 
-def _offline_unless_reachable() -> None:
+def offline_unless_reachable() -> None:
     """Without a network the hub's libraries retry for half a minute and more; here five seconds decide.
 
     Their cache still works offline. The variable is read when huggingface_hub is first imported, so this comes before.

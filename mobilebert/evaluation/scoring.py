@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) 
     """Score a model on every labelled validation split of a task, and predict AX beside MNLI.
 
     Returns (metrics, details): fractions by the task's metric names, `mismatched_` before MNLI's second set; rows, shares of the
-    predicted classes and of the labels. Predictions are written to `out`/predictions.parquet (SQuAD: predictions.json).
+    predicted classes and of the labels. Predictions are written to `out`/predictions.parquet.
     """
     task = TASKS[setting["task"]]
     if task.is_squad:
@@ -77,7 +76,7 @@ def _predict(forward: Forward, examples: Examples, task) -> np.ndarray:
     return np.clip(logits[:, 0], 0.0, 5.0) if task.is_regression else logits.argmax(-1)
 
 
-def _padded(rows: list[np.ndarray]) -> np.ndarray:
+def padded(rows: list[np.ndarray]) -> np.ndarray:
     """Rows of different lengths as one array; what lies past a window's end is never read."""
     table = np.zeros((len(rows), max(map(len, rows))), np.float32)
     for place, row in enumerate(rows):
@@ -90,12 +89,13 @@ def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: dict, out:
     frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)
     found = outputs(forward, examples, ("start_logits", "end_logits"))
-    start, end = (_padded(found[name]) for name in ("start_logits", "end_logits"))
+    start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
     texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting["max_answer_length"], v2=v2)
     wanted = squad.references(frame)
     scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)
     answers = squad_scores.with_null(texts, odds, 0.0) if v2 else texts
-    (out / "predictions.json").write_text(json.dumps({"answers": texts, "null_odds": odds}, ensure_ascii=False), encoding="utf-8")
+    kept = pd.DataFrame({"id": list(texts), "prediction": list(texts.values())})
+    (kept.assign(null_odds=kept["id"].map(odds)) if v2 else kept).to_parquet(out / "predictions.parquet", index=False)
     empty = sum(not text for text in answers.values()) / len(answers)
     details = {
         "rows": {"validation": len(frame)},

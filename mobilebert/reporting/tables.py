@@ -11,7 +11,7 @@ from mobilebert import paper
 from mobilebert.architecture import architecture
 from mobilebert.config import Study
 from mobilebert.errors import UserError
-from mobilebert.evaluation.glue import LEADERBOARD, glue_score
+from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
 from mobilebert.jobs import cell_job
 from mobilebert.records import Record
 from mobilebert.reporting import verdicts
@@ -74,6 +74,29 @@ class FilledTable:
     def labels(self) -> list[tuple[str, ...]]:
         """The distinct labels of the cells, in order: footnote n is `labels[n - 1]`."""
         return list(dict.fromkeys(cell.labels for row in self.rows for cell in row.cells if cell.labels))
+
+    @property
+    def notes(self) -> list[str]:
+        """The table's notes; beside a GLUE column also the means of printed cells, which papers quote as "GLUE" too."""
+        notes = list(self.table.notes)
+        if any(column.source == "glue" for column in self.table.columns):
+            means = "; ".join(f"{row.label} {published} / {measured}" for row, published, measured in self._means())
+            notes.append(
+                "Mean of the printed cells, MNLI-m and MNLI-mm as one task, without WNLI; computed here, the paper prints none. "
+                f"Of the published cells / of the measured ones: {means}."
+            )
+        return notes
+
+    def _means(self) -> list[tuple[FilledRow, str, str]]:
+        """Of each row that this suite runs both means as text; NOTHING where a cell has no value."""
+        found = []
+        for row in self.rows:
+            cells = {column.key: cell for column, cell in zip(self.table.columns, row.cells) if column.source == "finetune"}
+            both = ({key: _finite(getattr(cell, side)) for key, cell in cells.items()} for side in ("published", "measured"))
+            means = [show(None if None in values.values() else mean_of_cells(values), "%") for values in both]
+            if row.row.model is not None:
+                found.append((row, *means))
+        return found
 
     def mark(self, cell: Cell) -> int | None:
         """Number of the cell's footnote."""
@@ -171,6 +194,10 @@ def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _percent(fraction: float | None) -> float:
     return math.nan if fraction is None else 100 * fraction
 
@@ -208,7 +235,7 @@ def _markdown_table(filled: FilledTable) -> str:
         if row.row.model is not None:
             lines.append(_line([_plain(row.label), "measured", *[_measured(filled, cell) for cell in row.cells]]))
     notes = [f"[{number}] {', '.join(labels)}" for number, labels in enumerate(filled.labels, 1)]
-    notes += list(filled.table.notes)
+    notes += filled.notes
     if notes:
         lines += ["", *[f"- {_plain(note)}" for note in notes]]
     return "\n".join(lines)

@@ -39,11 +39,13 @@ def test_two_classes_against_scikit_learn(rows):
             sk.f1_score(labels, predictions, zero_division=0.0),
             sk.matthews_corrcoef(labels, predictions),
         )
-    found = (
-        glue.accuracy(predictions, labels),
-        glue.f1(predictions, labels),
-        glue.matthews_correlation(predictions, labels),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one class only, constant predictions: 0.0 by definition, not by a warning
+        found = (
+            glue.accuracy(predictions, labels),
+            glue.f1(predictions, labels),
+            glue.matthews_correlation(predictions, labels),
+        )
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -54,7 +56,8 @@ def test_matthews_of_three_classes_against_scikit_learn(rows):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = sk.matthews_corrcoef(labels, predictions)
-    assert glue.matthews_correlation(predictions, labels) == pytest.approx(expected, abs=1e-12)
+        warnings.simplefilter("error")
+        assert glue.matthews_correlation(predictions, labels) == pytest.approx(expected, abs=1e-12)
 
 
 def test_matthews_does_not_overflow():
@@ -72,6 +75,26 @@ def test_correlations_against_scipy(rows):
             assert found(predictions, labels) == 0.0
         else:
             assert found(predictions, labels) == pytest.approx(oracle(predictions, labels)[0], abs=1e-9)
+
+
+@quick
+@given(pairs(st.integers(0, 1)), st.sampled_from(["labels", "predictions", "both"]), st.integers(0, 1))
+def test_one_class_only_has_a_defined_value(rows, which, constant):
+    """Accuracy is what it is; Matthews would divide by zero and is 0.0; F1 is 0.0 where class 1 is never right."""
+    predictions, labels = rows
+    if which != "labels":
+        predictions = np.full_like(predictions, constant)
+    if which != "predictions":
+        labels = np.full_like(labels, constant)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = {**glue.score("mrpc", predictions, labels), **glue.score("cola", predictions, labels)}
+    expected = {
+        "accuracy": sk.accuracy_score(labels, predictions),
+        "f1": sk.f1_score(labels, predictions, zero_division=0.0),
+        "matthews_correlation": 0.0,
+    }
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.is_squad])

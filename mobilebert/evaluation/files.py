@@ -1,0 +1,345 @@
+"""Predictions as files, and their scores: what `mobilebert score` does, without torch.
+
+GLUE: a table (TSV, or parquet) with the columns `idx` (the server's format: `index`) and `prediction`, a class by number or
+by name, or STS-B's value; a column `split` says which rows belong to which split (the predictions.parquet of a study).
+SQuAD: the official JSON {id: text}, plain or .gz, for v2.0 with the official null odds {id: number} beside it; or a parquet
+table with the columns `id`, `prediction` and for v2.0 `null_odds`.
+
+Scores are printed in percent, as the official scripts, the test server and the paper print them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mobilebert.data.glue import HIDDEN_LABEL, TASKS, Task, check_table
+from mobilebert.data.sources import check_task, one_line, open_source
+from mobilebert.data.squad import references
+from mobilebert.errors import UserError
+from mobilebert.evaluation import glue, squad
+from mobilebert.records import write_atomically
+
+NAMED_BY_SERVER = ("mnli", "qnli", "rte", "ax")  # their classes are names in a submission, all others numbers
+FORMATS = (".parquet", ".jsonl", ".tsv", ".json")
+
+
+# --- the tables that predictions are scored on
+
+
+def splits(data: str, task: Task, split: str | None) -> list[str]:
+    """The splits that a command means: the one it names, else the validation splits that are there.
+
+    The first of these is taken for granted: reading it says what is missing.
+    """
+    if split is not None:
+        return [split]
+    first = "validation" if "validation" in task.splits else "test"  # AX has no other
+    mismatched = task.splits.get("validation_mismatched")
+    if mismatched and (data == "hub" or (Path(data).expanduser() / task.folder / f"{mismatched}.parquet").is_file()):
+        return [first, "validation_mismatched"]
+    return [first]
+
+
+def read_table(data: str, task: Task, split: str) -> pd.DataFrame:
+    """The rows of one split. data: a data folder, `hub`, or the parquet file itself.
+
+    A folder with SHA256SUMS is checked against it. Raises UserError for what `check_table` refuses.
+    """
+    if split not in task.splits:
+        raise UserError(f"{task.name} has no split {split!r}; allowed: {', '.join(task.splits)}")
+    stem, path = task.splits[split], Path(data).expanduser()
+    if data == "hub" and not path.exists():
+        return open_source("hub").table(task.name, stem)
+    if (path / "SHA256SUMS").is_file():
+        return open_source(f"local:{path}").table(task.name, stem)
+    if not path.is_file():
+        path = path / task.folder / f"{stem}.parquet"
+    frame = _parquet(path)
+    hidden = "label" in frame and len(frame) and (frame["label"] == HIDDEN_LABEL).all()
+    check_table(frame, task, "test" if hidden and "test" in task.splits else split, str(path))
+    return frame
+
+
+def labelled_table(data: str, task: Task, split: str) -> pd.DataFrame:
+    """As `read_table`; also raises UserError for a split whose labels are hidden: nothing can be scored on it."""
+    frame = read_table(data, task, split)
+    if not task.is_squad and (frame["label"] == HIDDEN_LABEL).any():
+        raise UserError(f"{data}: {task.name} has hidden labels (-1) in this split; only a labelled split can be scored")
+    return frame
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from error
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A user's own rows: .parquet, .jsonl, or .tsv with a header."""
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    if path.suffix == ".tsv":
+        return _tsv(path)
+    if path.suffix != ".jsonl":
+        raise UserError(f"{path}: rows are read from .tsv, .jsonl or .parquet")
+    rows = []
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines would also cut at U+2028 inside a text
+            if line.strip():
+                rows.append(json.loads(line))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: row {len(rows)} is not JSON ({one_line(error)})") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: every line must be a JSON object")
+    return pd.DataFrame(rows)
+
+
+# --- predictions of GLUE
+
+
+def read_glue(path: Path, task: Task) -> pd.DataFrame:
+    """The table of predictions in `path`: `idx`, `prediction` (class numbers or finite values), and `split` where it has one.
+
+    Raises UserError for a file that is no such table, repeated idx and values that are no prediction of the task.
+    """
+    frame = _parquet(path) if path.suffix == ".parquet" else _tsv(path)
+    frame = frame.rename(columns={"index": "idx"})
+    missing = [name for name in ("idx", "prediction") if name not in frame]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; needed are idx (or index) and prediction, tab-separated")
+    if not len(frame):
+        raise UserError(f"{path}: no predictions")
+    try:
+        idx = [int(value) for value in frame["idx"]]
+        if idx != [float(value) for value in frame["idx"]]:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{path}: column idx holds something else than integers") from None
+    convert = _value if task.is_regression else _class
+    values = [convert(value, task, f"{path}: idx {key}") for key, value in zip(idx, frame["prediction"])]
+    found = frame[["split"]].copy() if "split" in frame else pd.DataFrame(index=frame.index)
+    found["idx"], found["prediction"] = idx, values
+    repeated = found.drop(columns="prediction").duplicated()
+    if repeated.any():
+        raise UserError(f"{path}: {int(repeated.sum())} idx are there twice, first {found['idx'][repeated].iloc[0]}")
+    return found
+
+
+def _tsv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path}: is empty") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # ParserError and UnicodeDecodeError are ValueErrors
+        raise UserError(f"{path}: not a readable table of tab-separated values ({one_line(error)})") from None
+
+
+def _value(value, task: Task, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: prediction {value!r} is not a finite number")
+    return number
+
+
+def _class(value, task: Task, where: str) -> int:
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    for code, name in enumerate(task.labels):
+        if text in (str(code), name):
+            return code
+    raise UserError(f"{where}: prediction {text!r} is no class of {task.name}; allowed: {_classes(task)}")
+
+
+def _classes(task: Task) -> str:
+    return f"0 to {task.num_labels - 1} or {', '.join(task.labels)}"
+
+
+def _aligned(found: pd.DataFrame, table: pd.DataFrame, where: Path) -> np.ndarray:
+    """Predictions in the order of the table's rows. Raises UserError unless both hold the same idx."""
+    _check_ids(where, "idx", found["idx"], table["idx"])
+    return found.set_index("idx")["prediction"].loc[table["idx"].tolist()].to_numpy()
+
+
+def _check_ids(where: Path, kind: str, given, wanted) -> None:
+    given, wanted = set(given), set(wanted)
+    for problem, ids in (("lacks", wanted - given), ("holds unknown", given - wanted)):
+        if ids:
+            raise UserError(f"{where}: {problem} {kind} {min(ids)} ({len(ids)} such; the table has {len(wanted)} rows)")
+
+
+# --- predictions of SQuAD
+
+
+def read_json(path: Path) -> dict:
+    """The one JSON object in a file, plain or .gz. Raises UserError where it is not there, or holds a key twice."""
+
+    def once(pairs: list) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            seen: set = set()
+            first = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise UserError(f"{path}: {len(pairs) - len(found)} ids are there twice, first {first}")
+        return found
+
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+        if not text.strip():
+            raise UserError(f"{path}: is empty")
+        found = json.loads(text, object_pairs_hook=once)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({one_line(error)})") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError among them
+        raise UserError(f"{path}: not JSON ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a JSON {type(found).__name__}; allowed: one object, question id to prediction")
+    return found
+
+
+def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
+    """id -> text, and id -> null odds where the file is a parquet table that has them."""
+    odds = None
+    if path.suffix == ".parquet":
+        frame = _parquet(path)
+        missing = [name for name in ("id", "prediction") if name not in frame]
+        if missing:
+            raise UserError(f"{path}: no column {', '.join(missing)}; needed are id and prediction, for squad_v2.0 null_odds")
+        repeated = frame["id"].duplicated()
+        if repeated.any():
+            raise UserError(f"{path}: {int(repeated.sum())} ids are there twice, first {frame['id'][repeated].iloc[0]}")
+        texts = dict(zip(frame["id"], frame["prediction"]))
+        if "null_odds" in frame:
+            odds = _odds(dict(zip(frame["id"], frame["null_odds"])), path)
+    else:
+        texts = read_json(path)
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{path}: the prediction of id {key} is not text but {type(text).__name__}")
+    return texts, odds
+
+
+def _odds(values: dict, path: Path) -> dict[str, float]:
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{path}: the null odds of id {key} are {value!r}; allowed: finite numbers")
+    return {key: float(value) for key, value in values.items()}
+
+
+# --- scores
+
+
+def glue_metrics(task: Task, split: str, predictions: np.ndarray, table: pd.DataFrame) -> dict[str, float]:
+    """The task's scores on one split in percent; `mismatched_` before those of MNLI's second set."""
+    prefix = "mismatched_" if split.endswith("mismatched") else ""
+    scores = glue.score(task.name, predictions, table["label"].to_numpy())
+    return {prefix + name: 100 * value for name, value in scores.items()}
+
+
+def squad_metrics(task: Task, texts: dict, odds: dict | None, threshold: float, table: pd.DataFrame) -> dict[str, float]:
+    """The official scores in percent; thresholds (the unit of the null odds) and counts of questions as they are."""
+    golds = references(table)
+    v2 = task.name == "squad_v2.0"
+    scores = squad.score_v2(texts, golds, odds, threshold) if v2 else squad.score_v1(texts, golds)
+    return {name: value if name.endswith(("total", "thresh")) else 100 * value for name, value in scores.items()}
+
+
+def score(task_name: str, data: str, predictions: Path, null_odds: Path | None = None, split: str | None = None) -> dict:
+    """The metrics of a file of predictions: {"task": ..., "unit": "percent", "rows": {split: rows}, metric: value, ...}.
+
+    split: a role of `Task.splits`; None is the validation split, for MNLI predictions with a column `split` both.
+    With null odds, official v2.0 predictions are scored as they stand and the best thresholds reported beside; those of a
+    study's table hold an answer to every question, and odds above 0 call it unanswerable.
+    """
+    task = TASKS[check_task(task_name)]
+    if null_odds is not None and task.name != "squad_v2.0":
+        raise UserError(f"null odds belong to squad_v2.0, not to {task.name}")
+    result = {"task": task.name, "unit": "percent", "rows": {}}
+    if task.is_squad:
+        (role,) = splits(data, task, split)
+        table = labelled_table(data, task, role)
+        texts, odds = read_squad(predictions)
+        _check_ids(predictions, "id", texts, table["id"])
+        threshold = math.inf if null_odds is not None else 0.0
+        if null_odds is not None:
+            odds = _odds(read_json(null_odds), null_odds)
+            _check_ids(null_odds, "id", odds, table["id"])
+        result["rows"][role] = len(table)
+        return result | squad_metrics(task, texts, odds, threshold, table)
+    found = read_glue(predictions, task)
+    roles = splits(data, task, split)
+    if split is None:
+        there = set(found["split"]) if "split" in found else {roles[0]}
+        roles = [role for role in roles if role in there] or roles[:1]
+    for role in roles:
+        table = labelled_table(data, task, role)
+        mine = found[found["split"] == role] if "split" in found else found
+        result["rows"][role] = len(table)
+        result |= glue_metrics(task, role, _aligned(mine, table, predictions), table)
+    return result
+
+
+# --- writing
+
+
+def check_format(path: Path | None, task: Task) -> None:
+    """Raise UserError, before any work, for a file of predictions in no known format."""
+    known = [suffix for suffix in FORMATS if suffix != (".tsv" if task.is_squad else ".json")]
+    if path is not None and path.suffix not in known:
+        raise UserError(f"{path}: predictions of {task.name} are written as {', '.join(known)}")
+
+
+def server_tsv(task: Task, idx, predictions) -> str:
+    """A file of the GLUE server: header `index`, `prediction`; names of classes for MNLI, QNLI, RTE and AX, else numbers."""
+    lines = ["index\tprediction"]
+    for key, value in zip(idx, predictions):
+        if task.is_regression:
+            value = f"{value:.6f}"
+        elif task.name in NAMED_BY_SERVER:
+            value = task.labels[value]
+        lines.append(f"{key}\t{value}")
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, task: Task, frame: pd.DataFrame) -> None:
+    """Write predictions in the format of the name's ending: .parquet or .jsonl (every column), the server's .tsv (GLUE), the
+    official .json (SQuAD; v2.0 with "" where the null odds exceed 0)."""
+    check_format(path, task)
+    if path.suffix == ".parquet":
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        content = buffer.getvalue()
+    elif path.suffix == ".tsv":
+        if "split" in frame and frame["split"].nunique() > 1:
+            raise UserError(f"{path}: one .tsv holds one split; name it with --split, or write .parquet")
+        content = server_tsv(task, frame["idx"], frame["prediction"]).encode()
+    elif path.suffix == ".jsonl":
+        content = json_lines(frame).encode()
+    else:
+        texts = dict(zip(frame["id"], frame["prediction"]))
+        if "null_odds" in frame:
+            texts = squad.with_null(texts, dict(zip(frame["id"], frame["null_odds"])), 0.0)
+        content = json.dumps(texts, ensure_ascii=False).encode()
+    write_atomically(path, content)
+
+
+def json_lines(frame: pd.DataFrame) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict(orient="records"))

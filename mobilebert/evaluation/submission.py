@@ -1,0 +1,114 @@
+"""A submission to the GLUE server: a zip of one TSV a test set, every row of it, made by the models of the nine tasks.
+
+AX has no training set: MNLI's model answers it, as the benchmark says. The server takes only whole submissions, so a task
+without a model has to be named too: `TASK=majority` answers with the most frequent class of the task's training set (STS-B:
+its mean), as published rows do for WNLI, and the summary says so.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mobilebert.data.glue import TASKS
+from mobilebert.data.sources import OFFICIAL_ROWS
+from mobilebert.errors import UserError
+from mobilebert.evaluation import files
+from mobilebert.evaluation.glue import LEADERBOARD
+from mobilebert.records import write_atomically
+
+MAJORITY = "majority"
+# File -> (task whose test set it is, split, task whose model answers it).
+FILES = {
+    "CoLA.tsv": ("cola", "test", "cola"),
+    "SST-2.tsv": ("sst2", "test", "sst2"),
+    "MRPC.tsv": ("mrpc", "test", "mrpc"),
+    "STS-B.tsv": ("stsb", "test", "stsb"),
+    "QQP.tsv": ("qqp", "test", "qqp"),
+    "MNLI-m.tsv": ("mnli", "test", "mnli"),
+    "MNLI-mm.tsv": ("mnli", "test_mismatched", "mnli"),
+    "QNLI.tsv": ("qnli", "test", "qnli"),
+    "RTE.tsv": ("rte", "test", "rte"),
+    "WNLI.tsv": ("wnli", "test", "wnli"),
+    "AX.tsv": ("ax", "test", "mnli"),
+}
+
+
+def models_of(pairs: Sequence[str]) -> dict[str, str]:
+    """`TASK=MODEL` arguments by task. Raises UserError unless each of the nine tasks is there once."""
+    models: dict[str, str] = {}
+    for pair in pairs:
+        task, _, model = pair.partition("=")
+        if task not in LEADERBOARD or not model:
+            raise UserError(f"{pair!r}: must be TASK=MODEL or TASK={MAJORITY}, TASK one of {', '.join(LEADERBOARD)}")
+        if task in models:
+            raise UserError(f"{pair!r}: {task} is named twice")
+        models[task] = model
+    if missing := [task for task in LEADERBOARD if task not in models]:
+        raise UserError(
+            f"the server takes all nine tasks at once; missing: {', '.join(missing)} (TASK={MAJORITY} answers with the "
+            "training set's most frequent class)"
+        )
+    return models
+
+
+def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict:
+    """Write the zip `out`; returns {file: {"rows": ..., "from": model or "majority: ..."}}.
+
+    Raises UserError, before any model runs, for a test set that is not there or not whole.
+    """
+    models, tables = models_of(pairs), {}
+    if out.suffix != ".zip":
+        raise UserError(f"{out}: a submission is a .zip")
+    for file, (name, split, _) in FILES.items():
+        table = files.read_table(data, TASKS[name], split)
+        if not is_whole(table, name, split):
+            wanted = OFFICIAL_ROWS[name][TASKS[name].splits[split]]
+            raise UserError(f"{data}: {split} of {name} is not the server's: {len(table):,} of {wanted:,} rows, idx from 0")
+        tables[file] = table.sort_values("idx")
+    texts, summary = {}, {}
+    for answering in LEADERBOARD:
+        source = models[answering]
+        model = None
+        if source != MAJORITY:
+            from mobilebert.inference import load
+
+            model = load(source, TASKS[answering], threads)
+        for file, (name, _, by) in FILES.items():
+            if by != answering:
+                continue
+            table = tables[file]
+            if model:
+                predictions, origin = model.predict(table, file)["prediction"].to_numpy(), source
+            else:
+                value = _majority(data, answering)
+                predictions, origin = np.full(len(table), value), f"{MAJORITY}: {value:g}, no model"
+            texts[file] = files.server_tsv(TASKS[name], table["idx"], predictions)
+            summary[file] = {"rows": len(table), "from": origin}
+    write_atomically(out, _zip({file: texts[file] for file in FILES}))
+    return {file: summary[file] for file in FILES}
+
+
+def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
+    """Whether it is the server's test set: every row, `idx` its number. (Elsewhere idx only names a row.)"""
+    return sorted(table["idx"]) == list(range(OFFICIAL_ROWS[name][TASKS[name].splits[split]]))
+
+
+def _majority(data: str, name: str) -> float | int:
+    """The most frequent training label, the lower class of equals; STS-B: the mean."""
+    label: pd.Series = files.labelled_table(data, TASKS[name], "train")["label"]
+    return float(label.mean()) if TASKS[name].is_regression else int(label.mode().iloc[0])
+
+
+def _zip(texts: dict[str, str]) -> bytes:
+    """Equal texts give equal bytes: no time of writing is kept."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()

@@ -1,0 +1,279 @@
+"""Any fine-tuned checkpoint, float or int8, as predictions: `mobilebert evaluate` and `mobilebert predict`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mobilebert.data import squad
+from mobilebert.data.features import encode, encode_squad
+from mobilebert.data.glue import STSB_RANGE, TASKS, Task
+from mobilebert.data.sources import check_task, offline_unless_reachable, one_line
+from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.errors import UserError
+from mobilebert.evaluation import files
+from mobilebert.evaluation.scoring import Forward, outputs, padded
+from mobilebert.progress import bar
+from mobilebert.records import Diverged, read
+from mobilebert.settings import Finetune
+
+LENGTHS = ("length", "doc_stride", "max_query_length", "max_answer_length")
+INT8 = "model.int8.onnx"  # what the stage `quantize` leaves in its folder
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint with a head for `task`. order: for each class of the task its column of the logits."""
+
+    source: str
+    task: Task
+    forward: Forward
+    tokenizer: object
+    setting: dict
+    order: list[int]
+
+    def predict(self, frame: pd.DataFrame, what: str) -> pd.DataFrame:
+        """One row for each of `frame`, in its order, under a progress bar called `what`.
+
+        GLUE: `prediction` (class number, or STS-B's value within its range) and `probability_<class>`. SQuAD: `id`,
+        `prediction` (characters of the context), for v2.0 `null_odds`. Raises UserError for logits that are not finite.
+        """
+        if self.task.is_squad:
+            examples, windows = encode_squad(self.tokenizer, frame, self.setting, training=False)
+            found = self._outputs(examples, ("start_logits", "end_logits"), what)
+            start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
+            longest, v2 = self.setting["max_answer_length"], self.task.name == "squad_v2.0"
+            texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=longest, v2=v2)
+            keys = list(frame["id"])
+            table = pd.DataFrame({"id": keys, "prediction": [texts[key] for key in keys]})
+            return table.assign(null_odds=[odds[key] for key in keys]) if v2 else table
+        examples = encode(self.tokenizer, self.task.name, frame.assign(label=0), self.setting["length"])
+        logits = np.stack(self._outputs(examples, ("logits",), what)["logits"]).astype(np.float64)
+        if self.task.is_regression:
+            return pd.DataFrame({"prediction": np.clip(logits[:, 0], *STSB_RANGE)})
+        logits = logits[:, self.order]
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = (odds / odds.sum(axis=1, keepdims=True)).T
+        return pd.DataFrame(
+            {"prediction": logits.argmax(axis=1)} | {f"probability_{name}": row for name, row in zip(self.task.labels, shares)}
+        )
+
+    def _outputs(self, examples, names: tuple[str, ...], what: str) -> dict[str, list[np.ndarray]]:
+        with bar(len(examples), what, unit="row") if len(examples) > 1 else nullcontext() as progress:
+
+            def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                found = self.forward(batch)
+                if progress is not None:
+                    progress.update(len(batch["input_ids"]))
+                return found
+
+            try:
+                return outputs(forward, examples, names)
+            except Diverged as error:
+                raise UserError(f"{self.source}: {error}") from None
+
+
+# --- loading
+
+
+def load(source: str, task: Task, threads: int = 1) -> Model:
+    """The checkpoint `source`: a hub name, a folder in Hugging Face layout, an ONNX file, or a stage's folder of a study.
+
+    A model that a study made is used with the lengths that it was fine-tuned with, any other with the defaults of `Finetune`.
+    Raises UserError, in one line, where there is no checkpoint, no tokenizer that fits it, no trained head of the task's kind,
+    or a head of another number of labels.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise UserError(f"{source}: no such folder; allowed: a folder or hub name that holds a fine-tuned checkpoint")
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"  # the folder of the stage `finetune`
+    setting = {**Finetune().setting(task.name), **_recorded(path)}
+    onnx = path if path.is_file() else path / INT8
+    if onnx.is_file():
+        forward, order, tokenizer = _onnx(onnx, task, threads), list(range(task.num_labels)), _tokenizer(onnx.parent)
+    else:
+        forward, config, tokenizer = _checkpoint(str(path) if path.exists() else source, task, threads)
+        order = _order(config, task)
+        longest = getattr(config, "max_position_embeddings", setting["length"])
+        setting["length"] = min(setting["length"], longest)
+        if tokenizer.get_vocab_size() > config.vocab_size:
+            raise UserError(f"{source}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}")
+    if lacking := [token for token in ("[PAD]", "[CLS]", "[SEP]") if tokenizer.token_to_id(token) is None]:
+        raise UserError(f"{source}: the tokenizer has no {', '.join(lacking)}; only models with BERT's special tokens are read")
+    tokenizer.no_truncation()  # a tokenizer.json may keep the lengths of its own training
+    tokenizer.no_padding()
+    return Model(source, task, forward, tokenizer, setting, order)
+
+
+def _recorded(path: Path) -> dict:
+    """The lengths in the record beside the model, where a study made it."""
+    for file in (path / "result.json", path.parent / "result.json"):
+        with suppress(UserError):  # no such file, or somebody else's result.json
+            config = read(file).config
+            return {key: config[key] for key in LENGTHS if key in config}
+    return {}
+
+
+def _tokenizer(folder: Path):
+    """The tokenizer in the folder; for a study's model the study's own, which lies in the stage `data`."""
+    for place in (folder, *(parent / "data" / "tokenizer" for parent in folder.resolve().parents)):
+        if (place / "tokenizer.json").is_file():
+            return load_tokenizer(place)
+    raise UserError(f"{folder}: no tokenizer (tokenizer.json, or vocab.txt beside config.json) in this folder")
+
+
+def _onnx(path: Path, task: Task, threads: int) -> Forward:
+    from mobilebert.deployment.quantize import OnnxModel
+
+    model = OnnxModel(path, threads)
+    wanted = ["start_logits", "end_logits"] if task.is_squad else ["logits"]
+    if model.outputs != wanted:
+        raise UserError(f"{path}: gives {', '.join(model.outputs)}; {task.name} needs {', '.join(wanted)}")
+    probe = model({name: np.ones((1, 8), np.int64) for name in model.inputs})
+    if not task.is_squad and (found := probe["logits"].shape[-1]) != task.num_labels:
+        raise UserError(f"{path}: its head has {found} labels, {task.name} has {task.num_labels}")
+    return model
+
+
+def _checkpoint(source: str, task: Task, threads: int):
+    """(forward, configuration, tokenizer) of a checkpoint in Hugging Face layout."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{source}: no config.json and no {INT8}: not a checkpoint")
+    if not folder.is_dir():
+        offline_unless_reachable()
+    import torch
+    import transformers
+
+    from mobilebert.modeling import register_auto_classes
+
+    register_auto_classes()
+    torch.set_num_threads(threads)
+    auto = transformers.AutoModelForQuestionAnswering if task.is_squad else transformers.AutoModelForSequenceClassification
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        if config.num_labels != task.num_labels:
+            raise UserError(f"{source}: its head has {config.num_labels} labels, {task.name} has {task.num_labels}")
+        if folder.is_dir() and not (folder / "vocab.txt").is_file():
+            tokenizer = _tokenizer(folder)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source).backend_tokenizer
+        model, info = auto.from_pretrained(
+            source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a broken file or folder raises what its reader likes: safetensors, tokenizers, json, the hub
+        raise UserError(f"{source}: no checkpoint that can be loaded for {task.name} ({one_line(error)})") from None
+    if absent := sorted(info["missing_keys"]):
+        raise UserError(f"{source}: not fine-tuned for {task.name}: its checkpoint has no {', '.join(absent[:3])}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).eval()
+    named = inspect.signature(model.forward).parameters  # DistilBERT, for one, takes no token_type_ids
+
+    @torch.inference_mode()
+    def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        out = model(**{key: torch.from_numpy(value).to(device) for key, value in batch.items() if key in named})
+        return {key: out[key].float().cpu().numpy() for key in ("logits", "start_logits", "end_logits") if key in out}
+
+    return forward, config, tokenizer
+
+
+def _order(config, task: Task) -> list[int]:
+    """Columns of the logits by class: by the checkpoint's class names where those are the task's, else as they stand.
+
+    Published MNLI checkpoints disagree on the order of the three classes.
+    """
+    if task.labels:
+        names = [str(config.id2label[code]).lower() for code in range(task.num_labels)]
+        if sorted(names) == sorted(task.labels):
+            return [names.index(name) for name in task.labels]
+    return list(range(task.num_labels))
+
+
+# --- commands
+
+
+def evaluate(source: str, task_name: str, data: str, split: str | None = None, out: Path | None = None, threads: int = 1) -> dict:
+    """The metrics of a checkpoint on the labelled rows of `data`, keyed as `evaluation.files.score`; predictions go to `out`."""
+    task = TASKS[check_task(task_name)]
+    files.check_format(out, task)
+    tables = {role: files.labelled_table(data, task, role) for role in files.splits(data, task, split)}
+    model = load(source, task, threads)
+    result = {"task": task.name, "unit": "percent", "rows": {role: len(table) for role, table in tables.items()}}
+    kept = []
+    for role, table in tables.items():
+        found = model.predict(table, role)
+        if task.is_squad:
+            texts = dict(zip(found["id"], found["prediction"]))
+            odds = dict(zip(found["id"], found["null_odds"])) if "null_odds" in found else None
+            result |= files.squad_metrics(task, texts, odds, 0.0, table)
+            kept.append(found)
+        else:
+            predictions = found["prediction"].to_numpy()
+            result |= files.glue_metrics(task, role, predictions, table)
+            kept.append(pd.DataFrame({"split": role, "idx": table["idx"], "prediction": predictions, "label": table["label"]}))
+    if out is not None:
+        files.write(out, task, pd.concat(kept))
+    return result
+
+
+def predict(
+    source: str, task_name: str, file: Path | None, texts: dict[str, str | None], out: Path | None = None, threads: int = 1
+) -> None:
+    """Predictions for a user's own rows, to `out` or as JSON lines to standard output.
+
+    file: a .tsv, .jsonl or .parquet table with the task's text columns (`Task.text_columns`); `idx` or SQuAD's `id` are kept
+    where it has them, else the rows are numbered. texts: in place of a file one row: text and text_pair, or question and context.
+    """
+    task = TASKS[check_task(task_name)]
+    files.check_format(out, task)
+    if file is not None and any(texts.values()):
+        raise UserError(f"{file}: rows come from the file or from the command line, not from both")
+    frame = _rows(_one_row(texts, task) if file is None else files.read_rows(file), task, str(file or "text"))
+    found = load(source, task, threads).predict(frame, task.name)
+    if not task.is_squad:
+        found.insert(0, "idx", frame["idx"])
+        if task.labels:
+            found.insert(2, "label", [task.labels[code] for code in found["prediction"]])
+    elif "null_odds" in found:
+        found.insert(1, "answer", found["prediction"].where(found["null_odds"] <= 0.0, ""))  # else "there is none"
+    if out is None:
+        sys.stdout.write(files.json_lines(found))
+    else:
+        files.write(out, task, found)
+
+
+def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
+    options = ("question", "context") if task.is_squad else ("text", "text_pair")[: len(task.text_columns)]
+    if {name for name, text in texts.items() if text is not None} != set(options):
+        wanted = " and ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise UserError(f"{task.name} reads {' and '.join(task.text_columns)}: give {wanted}, or a file with --input")
+    return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
+
+
+def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
+    """Text columns and key, checked."""
+    key = "id" if task.is_squad else "idx"
+    frame = frame.rename(columns={"index": "idx"})  # the name in the server's files
+    missing = [name for name in task.text_columns if name not in frame]
+    if missing:
+        raise UserError(f"{where}: no column {', '.join(missing)}; {task.name} reads {', '.join(task.text_columns)}")
+    if not len(frame):
+        raise UserError(f"{where}: no rows")
+    for name in task.text_columns:
+        for row, value in enumerate(frame[name]):
+            if not isinstance(value, str):
+                raise UserError(f"{where}: column {name} is not text in row {row}")
+    if key not in frame:
+        frame = frame.assign(**{key: [str(row) if task.is_squad else row for row in range(len(frame))]})
+    if (repeated := frame[key].duplicated()).any():
+        raise UserError(f"{where}: {key} {frame[key][repeated].iloc[0]} is there twice")
+    return frame[[key, *task.text_columns]].reset_index(drop=True)
