@@ -1,4 +1,4 @@
-"""The state of a run under way: one safetensors file with weights, optimizer moments and the step.
+"""The state of a run under way: one safetensors file with weights, optimizer moments, the step and the time used.
 
 All randomness of a step is a function of (seed, step), so there is no generator to save. The file is written under a temporary
 name, synced and renamed: after a kill there is the last whole one.
@@ -6,7 +6,6 @@ name, synced and renamed: after a kill there is the last whole one.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -15,28 +14,43 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mobilebert.errors import UserError
+from mobilebert.records import settle
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, fingerprint: str) -> None:
-    """Write the state after `step` finished steps."""
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    fingerprint: str,
+    steps: int | None = None,
+    seconds: float = 0.0,
+) -> None:
+    """Write the state after `step` finished steps of `steps`, which took `seconds`.
+
+    Raises UserError when it cannot be written, as on a full disk; the state before it is then still there.
+    """
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.contiguous()
     part = path.with_suffix(".part")
-    save_file(tensors, part, {"step": str(step), "fingerprint": fingerprint})
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
-    part.replace(path)
+    facts = {"step": step, "steps": steps, "seconds": seconds, "fingerprint": fingerprint}
+    try:
+        save_file(tensors, part, {key: str(value) for key, value in facts.items()})
+        settle(part, path)
+    except (SafetensorError, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: the state after step {step} cannot be written ({error}); the one before it stands") from None
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
-    """Restore what `save` wrote and return the number of finished steps; 0 where there is no file.
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> tuple[int, float]:
+    """Restore what `save` wrote and return the finished steps and the seconds they took; 0 and 0 where there is no file.
 
     Raises UserError, by name, for a damaged file or one of another run.
     """
     if not path.exists():
-        return 0
+        return 0, 0.0
     try:
         with safe_open(path, "pt") as stream:
             facts = stream.metadata() or {}
@@ -56,7 +70,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
         found = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("m", "v")}
         if found["m"] is not None:
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
-    return int(facts["step"])
+    return int(facts["step"]), float(facts["seconds"])
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,6 +1,8 @@
 """The state of a run: what is saved comes back; what is not this run's state is refused by name."""
 
+import errno
 import json
+import os
 import random
 
 import pytest
@@ -65,7 +67,7 @@ def test_round_trip(saved):
     path, expected = saved
     model, optimizer = trained(seed=2, steps=0)
     assert not same(contents(model, optimizer), expected)
-    assert checkpoint.load(path, model, optimizer, "mine") == 3
+    assert checkpoint.load(path, model, optimizer, "mine") == (3, 0.0)
     assert same(contents(model, optimizer), expected)
     assert model.decoder.weight is model.embedding.weight
     assert model.dense.bias not in optimizer.state
@@ -87,7 +89,7 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(saved):
 def test_no_file_is_step_zero(tmp_path):
     model, optimizer = trained(steps=0)
     before = contents(model, optimizer)
-    assert checkpoint.load(tmp_path / "train.safetensors", model, optimizer, "mine") == 0
+    assert checkpoint.load(tmp_path / "train.safetensors", model, optimizer, "mine") == (0, 0.0)
     assert same(contents(model, optimizer), before)
 
 
@@ -159,7 +161,7 @@ def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch, moment):
 
     def half(tensors, part, facts):
         part.write_bytes(b"half a file")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     def no_sync(descriptor):
         raise OSError("Input/output error")
@@ -168,12 +170,14 @@ def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch, moment):
         if moment == "while writing":
             patch.setattr(checkpoint, "save_file", half)
         else:
-            patch.setattr(checkpoint.os, "fsync", no_sync)
-        with pytest.raises(OSError, match=r"No space|Input/output"):
+            patch.setattr(os, "fsync", no_sync)
+        with pytest.raises(UserError, match=r"state after step 4 cannot be written .*(No space|Input/output)") as caught:
             checkpoint.save(path, *trained(seed=3), 4, "mine")
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]
     model, optimizer = trained(seed=2, steps=0)
-    assert checkpoint.load(path, model, optimizer, "mine") == 3
+    assert checkpoint.load(path, model, optimizer, "mine") == (3, 0.0)
     assert same(contents(model, optimizer), expected)
     checkpoint.save(path, *trained(seed=3), 5, "mine")  # what the failure left is in nobody's way
-    assert checkpoint.load(path, model, optimizer, "mine") == 5
+    assert checkpoint.load(path, model, optimizer, "mine") == (5, 0.0)
     assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]

@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, value):
     model = Toy()
     whole, run = loss_of(model), new_run(tmp_path)
     task = Task(steps=12, batch=batch, loss=loss, rate=lambda step: 1.0, seed=3, checkpoint_every=3)
-    with pytest.raises(Diverged, match=rf"loss {value}, .* at step 7 of 12; last good state: 6"):
+    with pytest.raises(Diverged, match=rf"loss {value}, .* at step 7 of 12, .*; last good state: 6 steps, {run.state}"):
         train(run, model, optim.make(model, "lamb", 0.02, 0.01), task)
     assert torch.isfinite(weights(model)).all()
     assert [step for step, _ in run.curves["train_loss"]] == list(range(7))
@@ -206,7 +206,7 @@ def test_a_gradient_that_is_not_finite_names_its_step(tmp_path):
         rate=lambda step: 1.0,
         seed=0,
     )
-    with pytest.raises(Diverged, match="at step 1 of 3; last good state: 0"):
+    with pytest.raises(Diverged, match=r"at step 1 of 3, .*; last good state: none"):
         train(new_run(tmp_path), weight, optim.make(weight, "adamw", 0.1, 0.0), task)
 
 
@@ -219,7 +219,7 @@ def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
         loss = loss_of(model)
         task = Task(12, batch, broken, lambda step: 1.0, 3, checkpoint_every=3)
         run = new_run(tmp_path)
-        with pytest.raises(Diverged, match="at step 7 of 12; last good state: 6"):
+        with pytest.raises(Diverged, match=r"at step 7 of 12, .*; last good state: 6"):
             train(run, model, optim.make(model, "lamb", 0.02, 0.01), task)
         assert [step for step, _ in run.curves["train_loss"]] == list(range(7))
 
