@@ -335,6 +335,8 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
     run = Run(job, study, results, graph)
     with lock(lock_of(run.state), f"{run.folder}: another process is making this result"):
         if job.stage not in VIEWS and (done := _finished(run)):
+            if done.status == "ok":
+                shutil.rmtree(run.state, ignore_errors=True)  # of a run killed after it had written its record
             return done
         run.state.mkdir(parents=True, exist_ok=True)
         run.folder.mkdir(parents=True, exist_ok=True)
