@@ -76,7 +76,9 @@ def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
     tokens, parts = _work(study, graph, job)
     peak = 1e12 * (device.bf16 if job.config.get("precision") == "bf16" else device.fp32)
     seconds = sum(flops / peak / (device.wide if _width(config) >= WIDE else device.narrow) for config, flops in parts)
-    return Line(job.id, tokens, sum(flops for _, flops in parts), seconds / 3600)
+    minutes = job.config.get("max_minutes")
+    share = 60 * minutes / seconds if minutes else 1.0  # of its steps that the run will make in its time
+    return Line(job.id, tokens * share, sum(flops for _, flops in parts) * share, seconds * share / 3600)
 
 
 def _width(config: Mapping) -> int:

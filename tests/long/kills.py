@@ -31,7 +31,9 @@ def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
     while not os.waitpid(pid, os.WNOHANG)[0]:
         first = first or (runs.progress(key)[0] and time.monotonic() - start)
         time.sleep(0.002)
-    training = time.monotonic() - start - first
+    seconds = time.monotonic() - start
+    first = first or seconds
+    training = seconds - first
     expected = runs.outcome(key)
     runs.forget(key)
     killed, lost, whole = 0, [], 0

@@ -1,5 +1,6 @@
 """The training loop: stopped anywhere, by an exception or by SIGKILL, and continued, it is the run that never stopped."""
 
+import functools
 import json
 import math
 import os
@@ -359,6 +360,31 @@ def test_micro_batches_learn_what_one_batch_does(tmp_path, kind, parts):
     # The losses are float32 (logits.float()), so the gradients differ by its rounding; a mean of means would by 1e-2.
     assert (found[1][0] - found[parts][0]).norm() / found[1][0].norm() < 1e-6
     assert found[parts][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatch):
+    """Traced as ever, run by PyTorch itself: the C++ compiler would take a minute to say the same."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = MobileBertForPreTraining(MobileBertConfig(**TINY | {"num_hidden_layers": 4}))
+        names = set(model.state_dict())
+        task = Task(
+            steps=3,
+            batch=padded,
+            loss=lambda batch, step, model=model: pretraining.loss(model, batch),
+            rate=lambda step: 1.0,
+            seed=0,
+            compile=compiled,
+        )
+        train(new_run(tmp_path / str(compiled)), model.eval(), optim.make(model, "lamb", 0.02, 0.01), task)
+        assert set(model.state_dict()) == names
+        found.append(weights(model))
+    assert torch.equal(*found)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # of four layers, three steps
 
 
 def test_a_batch_smaller_than_its_parts_is_refused(tmp_path):
