@@ -11,6 +11,7 @@ from mobilebert.errors import UserError
 from mobilebert.modeling.cost import cost
 from mobilebert.paper import models
 from mobilebert.records import Run
+from mobilebert.settings import Training
 from mobilebert.training import optim, pretraining, schedule
 from mobilebert.training.device import device_of
 from mobilebert.training.loop import Task, train
@@ -24,6 +25,7 @@ def run(run: Run, study: Study) -> None:
     model = pretraining.new_model(config["architecture"]).to(device).train(config["dropout"])
     task = replace(
         make_task(run, study, model, corpus),
+        accumulate=section(run, study).accumulate,
         evaluate=lambda: pretraining.heldout_point(model, corpus, config["length"], device),
         flops_per_token=cost(config["architecture"], config["length"]).training_flops_per_token,
     )
@@ -53,10 +55,14 @@ def make_optimizer(model, config: dict, **options):
     return optim.make(model, config["optimizer"], config["learning_rate"], config["weight_decay"], config["beta2"], **options)
 
 
+def section(run: Run, study: Study) -> Training:
+    """The settings that a training stage was given: `pretrain`, `search`, `transfer` or `distill`."""
+    return getattr(study, models()[run.job.name].schedule if run.job.stage == "pretrain" else run.job.stage)
+
+
 def make_task(run: Run, study: Study, model, corpus) -> Task:
     config = run.job.config
-    schedule_name = models()[run.job.name].schedule if run.job.stage == "pretrain" else run.job.stage
-    own = getattr(study, schedule_name)
+    own = section(run, study)
     steps, warmup = config["steps"], config["warmup_steps"]
     end = 1e-4 if config["recipe"] == "released" else 0.0
     return Task(
@@ -69,7 +75,6 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
         seed=config["seed"],
         precision=config["precision"],
         checkpoint_every=own.checkpoint_every,
-        accumulate=own.accumulate,
         compile=own.compile,
         max_minutes=config["max_minutes"],
     )

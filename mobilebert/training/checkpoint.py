@@ -6,6 +6,8 @@ name, synced and renamed: after a kill there is the last whole one.
 
 from __future__ import annotations
 
+import json
+import zlib
 from pathlib import Path
 
 import torch
@@ -30,14 +32,16 @@ def save(
 
     Raises UserError when it cannot be written, as on a full disk; the state before it is then still there.
     """
-    tensors = {f"model.{name}": value.detach().contiguous() for name, value in _weights(model).items()}
+    tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
-    part = path.with_suffix(".part")
+            tensors[f"optimizer.{key}.{name}"] = value
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     facts = {"step": step, "steps": steps, "seconds": seconds, "fingerprint": fingerprint}
+    facts = {key: str(value) for key, value in facts.items()}
+    part = path.with_suffix(".part")
     try:
-        save_file(tensors, part, {key: str(value) for key, value in facts.items()})
+        save_file(tensors, part, facts | {"crc32": _crc32(tensors, facts)})
         settle(part, path)
     except (SafetensorError, OSError) as error:
         part.unlink(missing_ok=True)
@@ -57,6 +61,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged state ({error}); delete it to start this run from its first step") from None
+    if facts.pop("crc32", None) != _crc32(tensors, facts):
+        raise UserError(f"{path}: damaged state (checksum); delete it to start this run from its first step")
     if facts.get("fingerprint") != fingerprint:
         raise UserError(f"{path}: state of another run ({facts.get('fingerprint', '?')[:12]}, this is {fingerprint[:12]})")
     weights = _weights(model)
@@ -81,3 +87,11 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(value.data_ptr())
             found[name] = value
     return found
+
+
+def _crc32(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
+    """Of every name, byte and fact: a safetensors file by itself does not know that a weight has changed."""
+    found = zlib.crc32(json.dumps([facts, sorted(tensors)], sort_keys=True).encode())
+    for key in sorted(tensors):
+        found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy(), found)
+    return f"{found:08x}"

@@ -23,7 +23,7 @@ from mobilebert.jobs import Graph, Job
 from mobilebert.records import Diverged, Record, Run
 from mobilebert.records import execute as execute_alone
 
-STAGES = ("pretrain", "transfer", "distill")
+STAGES = ("pretrain",)  # those whose losses take the weights of `batches.split`
 PATIENCE = timedelta(hours=2)  # the first process evaluates and saves while the others wait
 
 
@@ -65,7 +65,7 @@ def world() -> World:
 def execute(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[Run], str | None], device: str) -> Record | None:
     """`records.execute` in the first of torchrun's processes; the others do its work beside it, write nothing and return None.
 
-    Raises UserError for a stage that does not train by steps, and what `records.execute` raises.
+    Raises UserError for a stage that does not run so, and what `records.execute` raises.
     """
     if job.stage not in STAGES:
         raise UserError(f"{job.stage}: runs in one process; torchrun is for {', '.join(STAGES)}")

@@ -30,9 +30,11 @@ STAGES = {"data": data, "pretrain": pretrain, "transfer": transfer, "distill": d
 
 
 def mini(**changes):
-    """The mini study, changed alike in pretrain, transfer and distill."""
-    study = config.load(MINI)
-    sections = {name: getattr(study, name).model_copy(update=changes) for name in ("pretrain", "transfer", "distill")}
+    """The mini study, changed alike in pretrain, transfer and distill, where they have the key."""
+    study, sections = config.load(MINI), {}
+    for name in ("pretrain", "transfer", "distill"):
+        known = {key: value for key, value in changes.items() if key in type(getattr(study, name)).model_fields}
+        sections[name] = getattr(study, name).model_copy(update=known)
     changed = study.model_copy(update=sections)
     object.__setattr__(changed, "_name", "mini")
     return changed

@@ -99,7 +99,7 @@ def test_a_tied_weight_is_stored_once(saved):
     assert names == {"model.embedding.weight", "model.decoder.bias", "model.dense.weight", "model.dense.bias", "model.count"}
 
 
-def refused(path, fingerprint="mine", match="", **form):
+def refused(path, fingerprint="mine", match=None, **form):
     model, optimizer = trained(seed=2, steps=0, **form)
     before = contents(model, optimizer)
     with pytest.raises(UserError, match=match) as caught:
@@ -142,11 +142,24 @@ def test_damaged_files_are_refused(saved):
         refused(path, match="damaged")
 
 
+def test_one_flipped_bit_is_refused_wherever_it_is(saved):
+    path, _ = saved
+    whole, rng = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    facts = whole.index(b"__metadata__")
+    places = [rng.randrange(8), *rng.sample(range(8, header), 40), *rng.sample(range(header, len(whole)), 20)]
+    for place in [*places, *(whole.index(text, facts) + len(text) + 3 for text in (b'"step"', b'"seconds"', b'"crc32"'))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        refused(path)
+
+
 def test_a_header_without_this_codes_facts_is_refused(saved):
     path, _ = saved
     body = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     path.write_bytes(len(body).to_bytes(8, "little") + body)
-    refused(path, match="another run")
+    refused(path, match="damaged state")
 
 
 def test_saving_leaves_one_file(saved):

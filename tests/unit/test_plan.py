@@ -72,3 +72,12 @@ def test_the_total_is_the_sum_and_the_jobs_are_counted():
 def test_an_unknown_device_is_refused_by_name():
     with pytest.raises(UserError, match=r"unknown device 'tpu'; allowed: cpu-2-cores"):
         plan(PAPER, jobs.build(PAPER), "tpu")
+
+
+def test_a_time_budget_takes_its_time_and_reads_what_it_can():
+    without = rows(PAPER)["pretrain/ib-bert-large"]
+    study = PAPER.model_copy(update={"pretrain": PAPER.pretrain.model_copy(update={"max_minutes": 600.0})})
+    tokens, flops, hours = rows(study)["pretrain/ib-bert-large"]
+    assert float(hours) == 10
+    share = 10 / float(without[2].replace(",", ""))
+    assert [float(tokens), float(flops)] == pytest.approx([float(x) * share for x in without[:2]], rel=0.02)
