@@ -45,7 +45,7 @@ def save(
         settle(part, path)
     except (SafetensorError, OSError) as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{path}: the state after step {step} cannot be written ({error}); what was saved before stands") from None
+        raise UserError(f"{path}: the state after step {step} cannot be written ({error}); the last one stays") from None
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> tuple[int, float]:
