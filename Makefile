@@ -1,5 +1,6 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study and print its tables
 # make test                                            what CI runs
+# make test-long                                       50 kills of each training program, minutes
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
@@ -10,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: reproduce test install
+.PHONY: reproduce test test-long install
 
 reproduce: $(READY)
 	@snakemake --cores $(CORES) --config study=$(STUDY) $(ARGS); code=$$?; \
@@ -20,6 +21,9 @@ test: $(READY)
 	ruff check .
 	ruff format --check .
 	pytest
+
+test-long: $(READY)
+	python tests/long/kills.py 50
 
 install: $(READY)
 

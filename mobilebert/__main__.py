@@ -1,6 +1,7 @@
 """The command line: every stage as a program of its own, and what one asks before and after.
 
 python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
+mobilebert state list                               saved states of runs under way or killed
 mobilebert plan smoke                               tokens, FLOPs and hours before anything runs
 mobilebert describe mobilebert                      a preset's sizes beside the paper's
 mobilebert score --task cola --data D --predictions P   a file of predictions, scored as the benchmark does
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="tokens, FLOPs, hours and memory of every stage, and the number of jobs")
     plan.add_argument("study", help="a study's name or file")
     plan.add_argument("--device", default="h100", help="device of the estimate (default h100)")
+    state = commands.add_parser("state", help="the saved states of runs under way or killed: list them, prune stale ones")
+    state.add_argument("action", choices=("list", "prune"), help="prune removes states that no job of a study reads any more")
+    state.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
     describe = commands.add_parser("describe", help="a preset's parameters and FLOPs beside the paper's, its kernels and memory")
     describe.add_argument("preset")
     describe.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
@@ -114,6 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.command in ("score", "evaluate", "predict", "submission"):
             return _score(options)
+        if options.command == "state":
+            from mobilebert import state
+
+            for line in getattr(state, f"{options.action}_states")(options.results):
+                print(line)
+            return 0
         from mobilebert import config, jobs
 
         study = config.load(options.study)
@@ -186,7 +196,15 @@ def _stage(options, study) -> int:
         return 0
     job = jobs.find(graph, options.command, getattr(options, "name", ""))
     program = importlib.import_module(f"mobilebert.stages.{options.command}")
-    record = records.execute(job, study.name, options.results, graph, lambda run: program.run(run, study))
+    arguments = (job, study.name, options.results, graph, lambda run: program.run(run, study))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of the processes that torchrun started
+        from mobilebert.training import parallel
+
+        record = parallel.execute(*arguments, study.device)
+        if record is None:
+            return 0
+    else:
+        record = records.execute(*arguments)
     if options.command == "check":
         for line in record.details.get("lines", []):
             print(line)

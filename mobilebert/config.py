@@ -110,8 +110,12 @@ class Study(Strict):
         return found
 
     def schedule_labels(self, name: str) -> list[str]:
-        """Whether a schedule (pretrain, search, transfer or distill) sees fewer tokens than the paper's."""
+        """Whether a schedule (pretrain, search, transfer or distill) has a time budget or sees fewer tokens than the paper's."""
         mine, full = getattr(self, name), type(self).model_fields[name].default
+        if mine.max_minutes:
+            return [
+                f"budget: {name} ends after {mine.max_minutes:g} minutes; continued after a kill it is not the same to the bit"
+            ]
         share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
         return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
 

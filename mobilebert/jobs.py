@@ -152,8 +152,8 @@ class Graph(dict):
 
 
 def _science(settings) -> dict:
-    """Settings without those that only say how often a run saves itself."""
-    return settings.model_dump(exclude={"checkpoint_every"})
+    """Settings without those that only say how a run is computed (the same but for rounding) and how often it saves itself."""
+    return settings.model_dump(exclude={"accumulate", "compile", "checkpoint_every"})
 
 
 def final_job(study: Study, model: str) -> str | None:
@@ -220,6 +220,8 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     if row.strategy == "akt":  # one stage: the layer-wise losses beside distillation, for the steps of both
         config["transfer"] = transfer
         config["steps"] = study.distill.steps + study.transfer.steps
+        if study.distill.max_minutes and study.transfer.max_minutes:
+            config["max_minutes"] = study.distill.max_minutes + study.transfer.max_minutes
     graph.add("distill", model, config, inputs)
 
 

@@ -1,14 +1,16 @@
-"""Progress bars: tqdm on a terminal, a line every ten seconds in a log file."""
+"""Progress bars: tqdm on a terminal, a line every ten seconds in a log file; and how fast a training goes."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
 
-def bar(total: int, what: str, done: int = 0, unit: str = "step") -> tqdm:
-    """A bar with rate and ETA on standard error; `done` of `total` were finished before."""
+def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
+    """A bar with rate and ETA on standard error, or none; `done` of `total` were finished before."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -19,4 +21,59 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step") -> tqdm:
         dynamic_ncols=True,
         smoothing=0.1,
         file=sys.stderr,
+        disable=silent,
     )
+
+
+class Speed:
+    """Tokens a second, model FLOPs utilisation (MFU), share of the time that steps waited for data.
+
+    The first step, which compiles and warms caches, is counted apart, unless it is the only one.
+
+    flops_per_token, peak: of the model, and of all devices together in FLOP/s; without both there is no MFU.
+    """
+
+    def __init__(self, flops_per_token: float | None, peak: float | None):
+        self.share = flops_per_token / peak if flops_per_token and peak else None
+        self.begin = time.monotonic()
+        self.steps, self.tokens, self.waited = 0, 0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since this was made."""
+        return time.monotonic() - self.begin
+
+    def waiting(self, batches: Iterable) -> Iterator:
+        """The same batches, the time until each one is there counted."""
+        batches = iter(batches)
+        while True:
+            start = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.monotonic() - start
+            yield batch
+
+    def step(self, tokens: int) -> None:
+        """A step of so many tokens has ended."""
+        self.steps += 1
+        self.tokens += tokens
+        if self.steps == 1:
+            self.first = (time.monotonic(), self.tokens, self.waited)
+
+    def figures(self) -> dict[str, float]:
+        """tokens_per_second, data_wait_share, first_step_seconds and, where it is known, mfu. Needs a step."""
+        start, tokens, waited = self.first if self.steps > 1 else (self.begin, 0, 0.0)
+        seconds = time.monotonic() - start
+        found = {
+            "tokens_per_second": (self.tokens - tokens) / seconds,
+            "data_wait_share": (self.waited - waited) / seconds,
+            "first_step_seconds": self.first[0] - self.begin,
+        }
+        return found | ({"mfu": found["tokens_per_second"] * self.share} if self.share else {})
+
+    def __str__(self) -> str:
+        figures = self.figures()
+        parts = [f"{figures['tokens_per_second']:.0f} tokens/s", f"data wait {figures['data_wait_share']:.1%}"]
+        return ", ".join([*parts, *([f"MFU {figures['mfu']:.1%}"] if "mfu" in figures else [])])

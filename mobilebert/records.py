@@ -128,11 +128,28 @@ def write_atomically(path: Path, content: bytes) -> None:
     """A reader sees the old file or the new one; a power cut leaves one of the two."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        part.write_bytes(content)
+        settle(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def settle(part: Path, path: Path) -> None:
+    """Give a file that is written its name. The file is on the disk before it is renamed, the folder after: no power cut
+    leaves less than the old file."""
+    _sync(part)
     part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def versions() -> dict[str, str]:
@@ -271,6 +288,18 @@ def lock_of(state: Path) -> Path:
     return state.with_name(f"{state.name}.lock")
 
 
+def is_live(state: Path) -> bool:
+    """Whether a process holds the lock of this run."""
+    try:
+        with lock_of(state).open("r") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def lock(path: Path, message: str):
     """A kernel lock, gone with its process however that ends."""
@@ -306,6 +335,8 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
     run = Run(job, study, results, graph)
     with lock(lock_of(run.state), f"{run.folder}: another process is making this result"):
         if job.stage not in VIEWS and (done := _finished(run)):
+            if done.status == "ok":
+                shutil.rmtree(run.state, ignore_errors=True)  # of a run killed after it had written its record
             return done
         run.state.mkdir(parents=True, exist_ok=True)
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -320,7 +351,8 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
             run.write("diverged", str(error))
             return read(run.folder / "result.json")  # its last good state stays
         except UserError as error:
-            run.write("refused", str(error))
+            with contextlib.suppress(OSError):  # on a full disk there is no room for a record either
+                run.write("refused", str(error))
             raise
         shutil.rmtree(run.state)
     return read(run.folder / "result.json")

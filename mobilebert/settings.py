@@ -66,6 +66,8 @@ class Training(Strict):
     beta2: Rate = 0.999
     weight_decay: Share = 0.01
     precision: Literal["fp32", "bf16"] = "fp32"
+    max_minutes: Annotated[float, Field(gt=0)] | None = None  # the run ends then, and steps only scale the schedule; None: steps
+    compile: bool = False  # torch.compile of the encoder's blocks
     checkpoint_every: Positive = 1000
 
     @model_validator(mode="after")
@@ -81,6 +83,13 @@ class Pretrain(Training):
     steps: Positive = 500_000
     warmup_steps: NotNegative = 10_000
     batch_size: Positive = 4096
+    accumulate: Positive = 1  # micro-batches that a process makes of its share of a batch, for less memory
+
+    @model_validator(mode="after")
+    def batch_splits(self):
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} must not be more than batch_size {self.batch_size}")
+        return self
 
 
 class Search(Pretrain):

@@ -81,7 +81,10 @@ def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
     tokens, parts = _work(study, graph, job)
     peak = 1e12 * (device.bf16 if job.config.get("precision") == "bf16" else device.fp32)
     seconds = sum(flops / peak / (device.wide if _width(config) >= WIDE else device.narrow) for config, flops in parts)
-    return Line(job.id, tokens, sum(flops for _, flops in parts), seconds / 3600, *_memory(study, graph, job))
+    minutes = job.config.get("max_minutes")
+    share = 60 * minutes / seconds if minutes else 1.0  # of its steps that the run will make in its time
+    flops = sum(flops for _, flops in parts) * share
+    return Line(job.id, tokens * share, flops, seconds * share / 3600, *_memory(study, graph, job))
 
 
 def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:

@@ -101,14 +101,7 @@ class _State:
     @property
     def alive(self) -> bool:
         """Whether a process holds the lock of this run."""
-        try:
-            with records.lock_of(self.folder).open("r") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return records.is_live(self.folder)
 
     @property
     def has_record(self) -> bool:

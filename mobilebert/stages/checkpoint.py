@@ -15,6 +15,7 @@ from mobilebert.training import pretraining
 # Fields that make a model another one; dropout and initial ranges do not.
 SHAPES = {
     "vocab_size",
+    "max_position_embeddings",
     "hidden_size",
     "embedding_size",
     "intra_bottleneck_size",

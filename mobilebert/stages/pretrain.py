@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mobilebert.config import Study
 from mobilebert.errors import UserError
+from mobilebert.modeling.cost import cost
 from mobilebert.paper import models
 from mobilebert.records import Run
+from mobilebert.settings import Training
 from mobilebert.training import optim, pretraining, schedule
 from mobilebert.training.device import device_of
 from mobilebert.training.loop import Task, train
@@ -19,7 +23,13 @@ def run(run: Run, study: Study) -> None:
     corpus = corpus_of(run)
     torch.manual_seed(config["seed"])
     model = pretraining.new_model(config["architecture"]).to(device).train(config["dropout"])
-    train(run, model, make_optimizer(model, config), make_task(run, study, model, corpus), "train", device)
+    task = replace(
+        make_task(run, study, model, corpus),
+        accumulate=section(run, study).accumulate,
+        evaluate=lambda: pretraining.heldout_point(model, corpus, config["length"], device),
+        flops_per_token=cost(config["architecture"], config["length"]).training_flops_per_token,
+    )
+    train(run, model, make_optimizer(model, config), task, "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
     run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].schedule) + corpus_labels(run, study))
@@ -45,8 +55,14 @@ def make_optimizer(model, config: dict, **options):
     return optim.make(model, config["optimizer"], config["learning_rate"], config["weight_decay"], config["beta2"], **options)
 
 
+def section(run: Run, study: Study) -> Training:
+    """The settings that a training stage was given: `pretrain`, `search`, `transfer` or `distill`."""
+    return getattr(study, models()[run.job.name].schedule if run.job.stage == "pretrain" else run.job.stage)
+
+
 def make_task(run: Run, study: Study, model, corpus) -> Task:
     config = run.job.config
+    own = section(run, study)
     steps, warmup = config["steps"], config["warmup_steps"]
     end = 1e-4 if config["recipe"] == "released" else 0.0
     return Task(
@@ -58,5 +74,7 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=config["seed"],
         precision=config["precision"],
-        checkpoint_every=study.pretrain.checkpoint_every,
+        checkpoint_every=own.checkpoint_every,
+        compile=own.compile,
+        max_minutes=config["max_minutes"],
     )

@@ -1,4 +1,4 @@
-"""The state of a run under way: one safetensors file with weights, optimizer moments and the step.
+"""The state of a run under way: one safetensors file with weights, optimizer moments, the step and the time used.
 
 All randomness of a step is a function of (seed, step), so there is no generator to save. The file is written under a temporary
 name, synced and renamed: after a kill there is the last whole one.
@@ -6,7 +6,8 @@ name, synced and renamed: after a kill there is the last whole one.
 
 from __future__ import annotations
 
-import os
+import json
+import zlib
 from pathlib import Path
 
 import torch
@@ -15,34 +16,53 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mobilebert.errors import UserError
+from mobilebert.records import settle
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, fingerprint: str) -> None:
-    """Write the state after `step` finished steps."""
-    tensors = {f"model.{name}": value.detach().contiguous() for name, value in _weights(model).items()}
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    fingerprint: str,
+    steps: int | None = None,
+    seconds: float = 0.0,
+) -> None:
+    """Write the state after `step` finished steps of `steps`, which took `seconds`.
+
+    Raises UserError when it cannot be written, as on a full disk; the state before it is then still there.
+    """
+    tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value.contiguous()
+            tensors[f"optimizer.{key}.{name}"] = value
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    facts = {"step": step, "steps": steps, "seconds": seconds, "fingerprint": fingerprint}
+    facts = {key: str(value) for key, value in facts.items()}
     part = path.with_suffix(".part")
-    save_file(tensors, part, {"step": str(step), "fingerprint": fingerprint})
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
-    part.replace(path)
+    try:
+        save_file(tensors, part, facts | {"crc32": _crc32(tensors, facts)})
+        settle(part, path)
+    except (SafetensorError, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: the state after step {step} cannot be written ({error}); the last one stays") from None
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
-    """Restore what `save` wrote and return the number of finished steps; 0 where there is no file.
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> tuple[int, float]:
+    """Restore what `save` wrote and return the finished steps and the seconds they took; 0 and 0 where there is no file.
 
     Raises UserError, by name, for a damaged file or one of another run.
     """
     if not path.exists():
-        return 0
+        return 0, 0.0
     try:
         with safe_open(path, "pt") as stream:
             facts = stream.metadata() or {}
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged state ({error}); delete it to start this run from its first step") from None
+    if facts.pop("crc32", None) != _crc32(tensors, facts):
+        raise UserError(f"{path}: damaged state (checksum); delete it to start this run from its first step")
     if facts.get("fingerprint") != fingerprint:
         raise UserError(f"{path}: state of another run ({facts.get('fingerprint', '?')[:12]}, this is {fingerprint[:12]})")
     weights = _weights(model)
@@ -57,7 +77,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
         if found["m"] is not None:
             # Laid out as the parameter is, as the optimizer made them: sums over another order of memory round differently.
             optimizer.state[parameter] = {key: torch.empty_like(parameter).copy_(value) for key, value in found.items()}
-    return int(facts["step"])
+    return int(facts["step"]), float(facts["seconds"])
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -68,3 +88,11 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(value.data_ptr())
             found[name] = value
     return found
+
+
+def _crc32(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
+    """Of every name, byte and fact: a safetensors file by itself does not know that a weight has changed."""
+    found = zlib.crc32(json.dumps([facts, sorted(tensors)], sort_keys=True).encode())
+    for key in sorted(tensors):
+        found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy(), found)
+    return f"{found:08x}"

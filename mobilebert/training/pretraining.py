@@ -108,18 +108,18 @@ def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
 def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """MLM + NSP, each a mean cross-entropy in nats (BERT's objective)."""
     out = heads(model, batch)
-    mlm = F.cross_entropy(out["mlm"].float(), batch["masked_labels"])
+    mlm = F.cross_entropy(out["mlm"].float(), batch["masked_labels"]) * batch.get("masked_weight", 1.0)
     nsp = F.cross_entropy(out["nsp"].float(), batch["next_sentence_label"])
     return {"loss": mlm + nsp, "mlm": mlm, "nsp": nsp}
 
 
 @torch.no_grad()
-def heldout(run: Run, model: nn.Module, corpus: Path, length: int, device: str) -> None:
-    """Held-out masked-LM loss (nats), its accuracy and that of next-sentence prediction, on the same pairs for every model."""
-    model.eval()
+def heldout_figures(model: nn.Module, corpus: Path, length: int, device: str, count: int = HELDOUT_BATCHES) -> dict[str, float]:
+    """Masked-LM loss (nats), its accuracy and that of next-sentence prediction on `count` batches of held-out pairs, the same
+    for every model."""
     batch_at = batches(corpus, "heldout", length, HELDOUT_SIZE, seed=20)
     totals = dict.fromkeys(("loss", "right", "masked", "next", "rows"), 0.0)
-    for index in range(HELDOUT_BATCHES):
+    for index in range(count):
         batch = {key: value.to(device) for key, value in batch_at(index).items()}
         out = heads(model, batch)
         labels = batch["masked_labels"]
@@ -128,12 +128,27 @@ def heldout(run: Run, model: nn.Module, corpus: Path, length: int, device: str) 
         totals["masked"] += len(labels)
         totals["next"] += (out["nsp"].argmax(-1) == batch["next_sentence_label"]).sum().item()
         totals["rows"] += len(batch["next_sentence_label"])
-    run.metrics |= {
+    return {
         "heldout_mlm_loss": totals["loss"] / totals["masked"],
         "heldout_mlm_accuracy": totals["right"] / totals["masked"],
         "heldout_nsp_accuracy": totals["next"] / totals["rows"],
     }
-    entropy = run.record_of("data").metrics["unigram_entropy"]
-    run.metrics["unigram_entropy"] = entropy
+
+
+def heldout_point(model: nn.Module, corpus: Path, length: int, device: str) -> dict[str, float]:
+    """The held-out masked-LM loss of one batch during training; `model` stays in the mode it is in."""
+    training = model.training
+    figures = heldout_figures(model.eval(), corpus, length, device, count=1)
+    model.train(training)
+    return {"heldout_mlm": figures["heldout_mlm_loss"]}
+
+
+def heldout(run: Run, model: nn.Module, corpus: Path, length: int, device: str) -> None:
+    """The held-out figures and the unigram entropy beside them into the record; leaves `model` in evaluation mode.
+
+    Raises Diverged when the loss is not finite.
+    """
+    run.metrics |= heldout_figures(model.eval(), corpus, length, device)
+    run.metrics["unigram_entropy"] = run.record_of("data").metrics["unigram_entropy"]
     if not math.isfinite(run.metrics["heldout_mlm_loss"]):
         raise Diverged("held-out loss is not finite")

@@ -1,6 +1,8 @@
 """The state of a run: what is saved comes back; what is not this run's state is refused by name."""
 
+import errno
 import json
+import os
 import random
 
 import pytest
@@ -65,7 +67,7 @@ def test_round_trip(saved):
     path, expected = saved
     model, optimizer = trained(seed=2, steps=0)
     assert not same(contents(model, optimizer), expected)
-    assert checkpoint.load(path, model, optimizer, "mine") == 3
+    assert checkpoint.load(path, model, optimizer, "mine") == (3, 0.0)
     assert same(contents(model, optimizer), expected)
     assert model.decoder.weight is model.embedding.weight
     assert model.dense.bias not in optimizer.state
@@ -87,7 +89,7 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(saved):
 def test_no_file_is_step_zero(tmp_path):
     model, optimizer = trained(steps=0)
     before = contents(model, optimizer)
-    assert checkpoint.load(tmp_path / "train.safetensors", model, optimizer, "mine") == 0
+    assert checkpoint.load(tmp_path / "train.safetensors", model, optimizer, "mine") == (0, 0.0)
     assert same(contents(model, optimizer), before)
 
 
@@ -97,7 +99,7 @@ def test_a_tied_weight_is_stored_once(saved):
     assert names == {"model.embedding.weight", "model.decoder.bias", "model.dense.weight", "model.dense.bias", "model.count"}
 
 
-def refused(path, fingerprint="mine", match="", **form):
+def refused(path, fingerprint="mine", match=None, **form):
     model, optimizer = trained(seed=2, steps=0, **form)
     before = contents(model, optimizer)
     with pytest.raises(UserError, match=match) as caught:
@@ -140,11 +142,24 @@ def test_damaged_files_are_refused(saved):
         refused(path, match="damaged")
 
 
+def test_one_flipped_bit_is_refused_wherever_it_is(saved):
+    path, _ = saved
+    whole, rng = path.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    facts = whole.index(b"__metadata__")
+    places = [rng.randrange(8), *rng.sample(range(8, header), 40), *rng.sample(range(header, len(whole)), 20)]
+    for place in [*places, *(whole.index(text, facts) + len(text) + 3 for text in (b'"step"', b'"seconds"', b'"crc32"'))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        refused(path)
+
+
 def test_a_header_without_this_codes_facts_is_refused(saved):
     path, _ = saved
     body = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     path.write_bytes(len(body).to_bytes(8, "little") + body)
-    refused(path, match="another run")
+    refused(path, match="damaged state")
 
 
 def test_saving_leaves_one_file(saved):
@@ -159,7 +174,7 @@ def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch, moment):
 
     def half(tensors, part, facts):
         part.write_bytes(b"half a file")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     def no_sync(descriptor):
         raise OSError("Input/output error")
@@ -168,12 +183,14 @@ def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch, moment):
         if moment == "while writing":
             patch.setattr(checkpoint, "save_file", half)
         else:
-            patch.setattr(checkpoint.os, "fsync", no_sync)
-        with pytest.raises(OSError, match=r"No space|Input/output"):
+            patch.setattr(os, "fsync", no_sync)
+        with pytest.raises(UserError, match=r"state after step 4 cannot be written .*(No space|Input/output)") as caught:
             checkpoint.save(path, *trained(seed=3), 4, "mine")
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]
     model, optimizer = trained(seed=2, steps=0)
-    assert checkpoint.load(path, model, optimizer, "mine") == 3
+    assert checkpoint.load(path, model, optimizer, "mine") == (3, 0.0)
     assert same(contents(model, optimizer), expected)
     checkpoint.save(path, *trained(seed=3), 5, "mine")  # what the failure left is in nobody's way
-    assert checkpoint.load(path, model, optimizer, "mine") == 5
+    assert checkpoint.load(path, model, optimizer, "mine") == (5, 0.0)
     assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]

@@ -42,6 +42,8 @@ def test_the_defaults_are_the_paper():
         ({"pretrain": {"steps": -3}}, ["pretrain.steps", "greater than 0", "-3"]),
         ({"pretrain": {"batch_size": 0}}, ["pretrain.batch_size", "greater than 0", "0"]),
         ({"pretrain": {"steps": 10, "warmup_steps": 20}}, ["pretrain", "warmup_steps 20 must be below steps 10"]),
+        ({"pretrain": {"batch_size": 8, "accumulate": 9}}, ["pretrain", "accumulate 9 must not be more than batch_size 8"]),
+        ({"transfer": {"max_minutes": 0.0}}, ["transfer.max_minutes", "greater than 0"]),
         ({"pretrain": {"optimizer": "sgd"}}, ["pretrain.optimizer", "'lamb' or 'adamw'", "'sgd'"]),
         ({"run": {"mobilebirt": "all"}}, ["run: unknown model 'mobilebirt'", "mobilebert"]),
         ({"run": {"mobilebert": ["sst3"]}}, ["run.mobilebert: unknown task 'sst3'", "sst2"]),
@@ -122,3 +124,12 @@ def test_settings_of_one_task_hold_no_other_tasks(tmp_path):
 def test_unknown_names_on_the_command_line(capsys, arguments):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("mobilebert: ")
+
+
+def test_a_time_budget_is_a_label():
+    study = config.load("smoke")
+    study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"max_minutes": 7.5})})
+    assert study.schedule_labels("transfer") == [
+        "budget: transfer ends after 7.5 minutes; continued after a kill it is not the same to the bit"
+    ]
+    assert study.schedule_labels("distill") == config.load("smoke").schedule_labels("distill")

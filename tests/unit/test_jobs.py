@@ -137,12 +137,31 @@ def test_paths_and_checkpoint_intervals_touch_nothing():
     assert changed(study, study.model_copy(update={"data": data, "pretrain": pretrain})) == set()
 
 
+def test_how_a_run_is_computed_touches_nothing_and_how_long_it_may_take_does():
+    study = load("smoke")
+
+    def touched(**changes):
+        return changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update=changes)}))
+
+    assert touched(accumulate=4) == touched(compile=True) == set()
+    assert "pretrain/ib-bert-large" in touched(max_minutes=1.0)
+
+
+def test_akt_gets_the_minutes_of_both_stages():
+    study = load("smoke")
+    sections = {name: getattr(study, name).model_copy(update={"max_minutes": 2.0}) for name in ("transfer", "distill")}
+    graph = jobs.build(study.model_copy(update=sections))
+    assert graph["distill/mobilebert-akt"].config["max_minutes"] == 4.0
+    assert graph["distill/mobilebert"].config["max_minutes"] == 2.0
+    assert jobs.build(study)["distill/mobilebert-akt"].config["max_minutes"] is None
+
+
 def test_a_comment_or_a_docstring_changes_no_code_hash(package):
     before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
     after = package(
         "training/loop.py",
-        "        for step in range(start, task.steps):",
-        "        # said anew\n        for step in range(start, task.steps):",
+        "            place = clock.place(step)",
+        "            # said anew\n            place = clock.place(step)",
     )
     assert after == before
     assert package("training/schedule.py", '"""Learning-rate multipliers', '"""Rates') == before

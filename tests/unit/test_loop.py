@@ -1,7 +1,12 @@
 """The training loop: stopped anywhere, by an exception or by SIGKILL, and continued, it is the run that never stopped."""
 
+import functools
 import json
+import math
+import os
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,12 +20,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, progress
+from mobilebert.errors import UserError
 from mobilebert.jobs import Job
 from mobilebert.records import Diverged, Run
-from mobilebert.training import optim
+from mobilebert.training import optim, pretraining
+from mobilebert.training.batches import digest
 from mobilebert.training.loop import Task, train
 
 torch.set_num_threads(1)
+TINY = {
+    "vocab_size": 31,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "intra_bottleneck_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_feedforward_networks": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 12,
+}
 KILLED = {"steps": 700, "checkpoint_every": 9}  # three steps between two points of the curves, nine between two states
 
 
@@ -190,7 +209,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, value):
     model = Toy()
     whole, run = loss_of(model), new_run(tmp_path)
     task = Task(steps=12, batch=batch, loss=loss, rate=lambda step: 1.0, seed=3, checkpoint_every=3)
-    with pytest.raises(Diverged, match=rf"loss {value}, .* at step 7 of 12; last good state: 6"):
+    with pytest.raises(Diverged, match=rf"loss {value}, .* at step 7 of 12, .*; last good state: 6 steps, {run.state}"):
         train(run, model, optim.make(model, "lamb", 0.02, 0.01), task)
     assert torch.isfinite(weights(model)).all()
     assert [step for step, _ in run.curves["train_loss"]] == list(range(7))
@@ -206,7 +225,7 @@ def test_a_gradient_that_is_not_finite_names_its_step(tmp_path):
         rate=lambda step: 1.0,
         seed=0,
     )
-    with pytest.raises(Diverged, match="at step 1 of 3; last good state: 0"):
+    with pytest.raises(Diverged, match=r"at step 1 of 3, .*; last good state: none"):
         train(new_run(tmp_path), weight, optim.make(weight, "adamw", 0.1, 0.0), task)
 
 
@@ -219,7 +238,7 @@ def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
         loss = loss_of(model)
         task = Task(12, batch, broken, lambda step: 1.0, 3, checkpoint_every=3)
         run = new_run(tmp_path)
-        with pytest.raises(Diverged, match="at step 7 of 12; last good state: 6"):
+        with pytest.raises(Diverged, match=r"at step 7 of 12, .*; last good state: 6"):
             train(run, model, optim.make(model, "lamb", 0.02, 0.01), task)
         assert [step for step, _ in run.curves["train_loss"]] == list(range(7))
 
@@ -298,6 +317,171 @@ def test_bfloat16_is_used_where_asked_for(tmp_path):
         train(new_run(tmp_path / precision), model, optimizer, task)
     assert seen == [torch.float32, torch.bfloat16]
     assert model.dense.weight.dtype == torch.float32
+
+
+def padded(step):
+    """A pre-training batch of 6 rows whose masked positions are spread unevenly."""
+    generator = torch.Generator().manual_seed(step)
+    real = torch.randint(5, 13, (6,), generator=generator)
+    mask = (torch.arange(12) < real[:, None]).long()
+    chosen = ((torch.rand(6, 12, generator=generator) < 0.2) & (mask == 1)).flatten()
+    chosen[torch.arange(6) * 12 + 1] = True
+    ids = torch.randint(31, (6, 12), generator=generator)
+    positions = chosen.nonzero().flatten()
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(ids),
+        "masked_positions": positions,
+        "masked_labels": ids.flatten()[positions],
+        "next_sentence_label": torch.randint(2, (6,), generator=generator),
+    }
+
+
+@pytest.mark.parametrize("kind", ["lamb", "adamw"])
+@pytest.mark.parametrize("parts", [2, 4, 6])
+def test_micro_batches_learn_what_one_batch_does(tmp_path, kind, parts):
+    """Parts of 1 to 3 rows of 6, which hold unlike shares of the masked positions, in float64: only rounding is left."""
+    found = {}
+    for accumulate in (1, parts):
+        torch.manual_seed(0)
+        model = MobileBertForPreTraining(MobileBertConfig(**TINY)).double()
+        task = Task(
+            steps=4,
+            batch=padded,
+            loss=lambda batch, step, model=model: pretraining.loss(model, batch),
+            rate=lambda step: 1.0,
+            seed=0,
+            accumulate=accumulate,
+        )
+        run = new_run(tmp_path / str(accumulate))
+        train(run, model.eval(), optim.make(model, kind, 0.02, 0.01), task)
+        found[accumulate] = weights(model), [value for key in sorted(run.curves) for _, value in run.curves[key]]
+    # The losses are float32 (logits.float()), so the gradients differ by its rounding; a mean of means would by 1e-2.
+    assert (found[1][0] - found[parts][0]).norm() / found[1][0].norm() < 1e-6
+    assert found[parts][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatch):
+    """Traced as ever, run by PyTorch itself: the C++ compiler would take a minute to say the same."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = MobileBertForPreTraining(MobileBertConfig(**TINY | {"num_hidden_layers": 4}))
+        names = set(model.state_dict())
+        task = Task(
+            steps=3,
+            batch=padded,
+            loss=lambda batch, step, model=model: pretraining.loss(model, batch),
+            rate=lambda step: 1.0,
+            seed=0,
+            compile=compiled,
+        )
+        train(new_run(tmp_path / str(compiled)), model.eval(), optim.make(model, "lamb", 0.02, 0.01), task)
+        assert set(model.state_dict()) == names
+        found.append(weights(model))
+    assert torch.equal(*found)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # of four layers, three steps
+
+
+def test_a_batch_smaller_than_its_parts_is_refused(tmp_path):
+    with pytest.raises(UserError, match="batch_size: 4 rows are fewer than the 5 parts"):
+        toy(tmp_path, accumulate=5)
+
+
+class Clock:
+    """Time that passes by a second at each step, and nowhere else."""
+
+    now = 0.0
+
+    def batch(self, step):
+        return batch(step)
+
+    def prepare(self, place):
+        self.places.append((self.now, place))
+        self.now += 1.0
+
+    def __init__(self, monkeypatch):
+        self.places = []
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+def test_a_time_budget_ends_the_run_and_drives_the_schedule(tmp_path, monkeypatch):
+    """Half a minute of steps of a second: 30 of them; the schedule has 12 places, and the rate follows it."""
+    clock, rates = Clock(monkeypatch), []
+    run, _ = toy(tmp_path, max_minutes=0.5, prepare=clock.prepare, rate=lambda place: rates.append(place) or 1.0)
+    assert [place for _, place in clock.places] == [int(second / 30 * 12) for second in range(30)]
+    assert rates == [place for _, place in clock.places for _ in range(2)]  # two groups of parameters
+    assert run.details["train_steps"] == 30
+    assert [step for step, _ in run.curves["train_loss"]][-1] == 29
+
+
+def test_a_continued_run_counts_the_time_it_has_used(tmp_path, monkeypatch):
+    first = Clock(monkeypatch)
+    with pytest.raises(Stop):
+        toy(tmp_path, max_minutes=0.5, prepare=first.prepare, batch=stop_at(batch, 22))
+    second = Clock(monkeypatch)
+    run, _ = toy(tmp_path, max_minutes=0.5, prepare=second.prepare)
+    assert len(first.places) == 22  # of which the last state holds 20, and its 20 seconds
+    assert [place for _, place in second.places] == [int((20 + second) / 30 * 12) for second in range(10)]
+    assert run.details["train_steps"] == 30
+    assert all(a < b for (a, _), (b, _) in pairwise(run.curves["train_loss"]))
+
+
+def test_held_out_points_are_part_of_the_curves_and_change_no_weight(tmp_path):
+    _, expected = toy(tmp_path / "without", steps=40)
+    evaluated = iter(range(99))
+    run, found = toy(tmp_path / "with", steps=40, evaluate=lambda: torch.rand(5) is None or {"heldout_mlm": next(evaluated)})
+    assert torch.equal(weights(found), weights(expected))
+    assert run.curves["train_heldout_mlm"] == [(step, index) for index, step in enumerate([*range(0, 40, 4), 39])]
+
+
+def test_what_a_run_reached_is_in_its_details(tmp_path):
+    run, _ = toy(tmp_path, steps=6)
+    assert {"train_tokens_per_second", "train_data_wait_share", "train_first_step_seconds", "train_steps"} == set(run.details)
+    assert 0 <= run.details["train_data_wait_share"] < 1
+
+
+def test_the_batch_of_a_loss_that_is_not_finite_is_named(tmp_path):
+    with pytest.raises(Diverged, match=rf"at step 3 of 12, batch {digest(batch(3))};"):
+        toy(tmp_path, loss=lambda batch, step: {"loss": torch.tensor(math.nan if step == 3 else 1.0, requires_grad=True)})
+
+
+def test_a_disk_that_is_full_leaves_the_state_before(tmp_path):
+    """A file size limit stands in for the disk: the second state of the run finds no room."""
+    whole, expected = toy(tmp_path / "whole")
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            with (new_run(tmp_path / "full").state / "error").open("w") as said:
+                run_until_full(tmp_path / "full", said)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    state = new_run(tmp_path / "full").state
+    assert re.fullmatch(r".*train.safetensors: the state after step 8 cannot be written .*", (state / "error").read_text())
+    assert sorted(path.name for path in state.iterdir()) == ["curves.jsonl", "error", "train.safetensors"]
+    seen = []
+    run, found = toy(tmp_path / "full", prepare=seen.append)
+    assert seen == list(range(4, 12))
+    assert torch.equal(weights(found), weights(expected))
+    assert run.curves == whole.curves
+
+
+def run_until_full(folder, said):
+    def limited(step):
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
+        return batch(step)
+
+    try:
+        toy(folder, prepare=lambda step: limited(step) and None)
+    except UserError as error:
+        said.write(str(error))
 
 
 def slowly(step):

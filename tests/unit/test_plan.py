@@ -91,3 +91,12 @@ def test_memory_of_training():
     half = Study(schema=1, description="d", pretrain=Pretrain(precision="bf16"))
     both = [float(rows(study)["pretrain/ib-bert-large"][4]) for study in (PAPER, half)]
     assert both[0] == pytest.approx(2 * both[1], abs=2e-3)
+
+
+def test_a_time_budget_takes_its_time_and_reads_what_it_can():
+    without = rows(PAPER)["pretrain/ib-bert-large"]
+    study = PAPER.model_copy(update={"pretrain": PAPER.pretrain.model_copy(update={"max_minutes": 600.0})})
+    tokens, flops, hours = rows(study)["pretrain/ib-bert-large"][:3]
+    assert float(hours) == 10
+    share = 10 / float(without[2].replace(",", ""))
+    assert [float(tokens), float(flops)] == pytest.approx([float(x) * share for x in without[:2]], rel=0.02)

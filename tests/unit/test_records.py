@@ -1,6 +1,8 @@
 """What a run leaves behind, however it ends."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +176,28 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     with pytest.raises(TypeError):
         records.write_atomically(tmp_path / "a", None)
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_part(graph, tmp_path, monkeypatch):
+    """No room for the stage's file, and none for the record that would say so."""
+
+    def full(path, content):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def stage(run):
+        raise UserError("train.safetensors: the state after step 8 cannot be written")
+
+    records.write_atomically(tmp_path / "a", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            records.write_atomically(tmp_path / "a", b"new")
+        with pytest.raises(UserError, match="the state after step 8"):
+            execute(graph, tmp_path, stage)
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".part"]
+    assert execute(graph, tmp_path, give).status == "ok"
 
 
 def test_labels_pass_from_teacher_to_student(graph, tmp_path):

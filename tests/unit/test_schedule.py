@@ -1,11 +1,17 @@
 """Learning-rate multipliers at their end points, and the table of stages of progressive transfer."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, jobs
+from mobilebert.config import load
+from mobilebert.distillation.transfer import Transfer, layer_of
+from mobilebert.stages import pretrain
+from mobilebert.training import optim
 from mobilebert.training.schedule import linear, stage, stage_curve
 
 
@@ -76,3 +82,52 @@ def test_stage_curve_rises_in_the_first_tenth_and_then_falls_to_nine_tenths(step
     assert curve[warmup - 1] == 1.0
     assert all(a >= b for a, b in pairwise(curve[warmup:]))
     assert all(0.9 <= rate <= 1.0 for rate in curve[warmup:])
+
+
+TINY = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_bottleneck_size": 4, "intermediate_size": 4}
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_the_table_of_progressive_transfer_at_full_scale(recipe):
+    """240,000 steps of the study `paper`: 10,000 a layer, the layer at the full rate, those below at a tenth, the rest at none.
+
+    Peak rate 0.0015, in the released recipe three times that; in each stage up over the first tenth, then down as a square
+    root to nine tenths. On models of the real depth, whose widths are nothing to a schedule.
+    """
+    study = load("paper").model_copy(update={"recipe": recipe})
+    config = jobs.build(study)["transfer/mobilebert"].config
+    fields = {**TINY, "vocab_size": 9, "max_position_embeddings": 4, "num_attention_heads": 2, "num_feedforward_networks": 1}
+    student, teacher = (MobileBertForPreTraining(MobileBertConfig(**fields)) for _ in range(2))
+    transfer = Transfer(student, teacher, config)
+    optimizer = optim.make(student, config["optimizer"], config["learning_rate"], config["weight_decay"], group=layer_of)
+    prepare = transfer.prepare(optimizer)
+    layers = {id(p): layer_of(name) for name, p in student.named_parameters()}
+    peak = 0.0015 * (3 if recipe == "released" else 1)
+    expected = {0: 0.001, 499: 0.5, 999: 1.0, 1000: 1.0, 3250: 0.95, 9999: 1 - 0.1 * (8999 / 9000) ** 0.5}
+    for current in range(24):
+        for within, share in expected.items():
+            step = 10_000 * current + within
+            prepare(step)
+            assert transfer.depth(step) == (current + 1, range(current, current + 1))
+            for group in optimizer.param_groups:
+                layer = layers[id(group["params"][0])]
+                multiplier = 1.0 if layer == current else 0.1 if 0 <= layer < current else 0.0
+                rate = group["lr"] * group["rate"] * transfer.rate(step)
+                assert rate == pytest.approx(peak * share * multiplier), (step, layer)
+    assert config["steps"] == 240_000
+
+
+@pytest.mark.parametrize(("recipe", "end"), [("paper", 0.0), ("released", 1.5e-7)])
+def test_pre_training_and_distillation_at_full_scale(recipe, end):
+    """500,000 steps with a warm-up of 10,000 to 0.0015; the released decay ends at 1e-4 of it."""
+    graph = jobs.build(load("paper").model_copy(update={"recipe": recipe}))
+    for key in ("pretrain/ib-bert-large", "distill/mobilebert"):
+        config = graph[key].config
+        assert (config["steps"], config["warmup_steps"], config["learning_rate"]) == (500_000, 10_000, 0.0015)
+        run = SimpleNamespace(job=graph[key])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pretrain.pretraining, "batches", lambda *arguments: None)
+            task = pretrain.make_task(run, load("paper"), None, None)
+        rates = [config["learning_rate"] * task.rate(step) for step in (0, 9_999, 255_000, 499_999)]
+        middle, last = (0.0015 + end) / 2, end + (0.0015 - end) / 490_000
+        assert rates == pytest.approx([1.5e-7, 0.0015, middle, last])

@@ -1,0 +1,74 @@
+"""Batches on their way to a step: made ahead in a thread, split into micro-batches, named by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+
+from mobilebert.errors import UserError
+
+Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
+AHEAD = 2  # batches that wait: one would do if every batch took as long to make as the others
+
+
+def ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
+    """`make(step)` of each step, in order, made in a thread while the ones before are used.
+
+    `make` is a function of the step alone, so the thread changes nothing but the time. What it raises is raised at its step.
+    """
+    pool, waiting = ThreadPoolExecutor(1, "batches"), deque()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch of B rows as `parts` batches of B / parts rows, a row more in some where that is no whole number.
+
+    The batch's mean over rows is the sum of its parts' means, each times its share of the rows. A mean over something else
+    needs a weight beside that, which each part carries as a scalar: `masked_weight` for means over masked positions (share
+    of the masked positions / share of the rows) and `token_weight`, beside an `attention_mask`, for means over real tokens.
+
+    Raises UserError for fewer rows than parts.
+    """
+    if parts == 1:
+        return [batch]
+    rows, length = batch["input_ids"].shape[:2]
+    if rows < parts:
+        raise UserError(f"batch_size: {rows} rows are fewer than the {parts} parts of a batch (processes x accumulate)")
+    found = []
+    for start, end in pairwise(rows * index // parts for index in range(parts + 1)):
+        part = {key: value[start:end] for key, value in batch.items() if not key.startswith("masked_")}
+        share = (end - start) / rows
+        if "masked_positions" in batch:
+            bounds = torch.tensor([start * length, end * length])
+            first, last = torch.searchsorted(batch["masked_positions"], bounds).tolist()
+            part["masked_positions"] = batch["masked_positions"][first:last] - start * length
+            part["masked_labels"] = batch["masked_labels"][first:last]
+            part["masked_weight"] = torch.tensor((last - first) / len(batch["masked_positions"]) / share)
+        if "attention_mask" in batch:
+            part["token_weight"] = part["attention_mask"].sum() / batch["attention_mask"].sum() / share
+        found.append(part)
+    return found
+
+
+def digest(batch: Batch) -> str:
+    """First 12 hexadecimal digits of the sha256 of a batch's arrays, by name."""
+    found = hashlib.sha256()
+    for key in sorted(batch):
+        found.update(key.encode())
+        found.update(batch[key].numpy().tobytes())
+    return found.hexdigest()[:12]

@@ -1,0 +1,105 @@
+"""Data parallel: the processes that torchrun started share each step's batch and sum their gradients.
+
+torchrun --nproc-per-node 2 -m mobilebert pretrain ib-bert-large --study gpu
+
+Every process holds the whole model and takes the same steps. The first one alone writes state, curves and record; the others
+read the results folder, so on several machines it is a folder that all of them see. Weights, gradients and LAMB's moments of the
+teacher, 293M parameters, are 4.7 GB in float32: nothing is sharded, and LAMB's norms are of whole tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from mobilebert.errors import UserError
+from mobilebert.jobs import Graph, Job
+from mobilebert.records import Diverged, Record, Run
+from mobilebert.records import execute as execute_alone
+
+STAGES = ("pretrain",)  # those whose losses take the weights of `batches.split`
+PATIENCE = timedelta(hours=2)  # the first process evaluates and saves while the others wait
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def sum(self, tensors: list[torch.Tensor]) -> None:
+        """Each tensor becomes its sum over the processes; one message for all."""
+        if self.size == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors)])
+
+    def agree(self, value: float) -> float:
+        """The first process's value, for all: clocks differ."""
+        if self.size == 1:
+            return value
+        told = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(told, 0)
+        return told.item()
+
+
+def world() -> World:
+    """One process, unless `execute` has joined more."""
+    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+
+
+def execute(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[Run], str | None], device: str) -> Record | None:
+    """`records.execute` in the first of torchrun's processes; the others do its work beside it, write nothing and return None.
+
+    Raises UserError for a stage that does not run so, and what `records.execute` raises.
+    """
+    if job.stage not in STAGES:
+        raise UserError(f"{job.stage}: runs in one process; torchrun is for {', '.join(STAGES)}")
+    if device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        return _lead(job, study, results, graph, stage) if world().leads else _follow(job, study, results, graph, stage)
+    finally:
+        dist.destroy_process_group()
+
+
+def _lead(job, study, results, graph, stage) -> Record:
+    told = False
+
+    def begin(run: Run):
+        nonlocal told
+        told = True
+        world().agree(1.0)
+        return stage(run)
+
+    try:
+        return execute_alone(job, study, results, graph, begin)
+    finally:
+        if not told:  # the record was there already, or the run was refused
+            world().agree(0.0)
+
+
+def _follow(job, study, results, graph, stage) -> None:
+    if not world().agree(0.0):
+        return
+    run = Run(job, study, results, graph)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(Diverged):  # the first process says why
+        run.folder = Path(scratch)
+        stage(run)

@@ -1,0 +1,127 @@
+"""The training stages, each run in a process forked from one that has torch loaded and never computes with it.
+
+A run costs no import, so a test can afford hundreds of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import transformers  # noqa: F401  (what the stages import, once)
+from safetensors import safe_open
+
+from mobilebert import config, jobs, records
+from mobilebert.modeling import heads  # noqa: F401
+from mobilebert.stages import data, distill, pretrain, transfer
+from mobilebert.training import parallel
+
+MINI = Path(__file__).parents[1] / "workflow" / "mini.yaml"
+STAGES = {"data": data, "pretrain": pretrain, "transfer": transfer, "distill": distill}
+
+
+def mini(**changes):
+    """The mini study, changed alike in pretrain, transfer and distill, where they have the key."""
+    study, sections = config.load(MINI), {}
+    for name in ("pretrain", "transfer", "distill"):
+        known = {key: value for key, value in changes.items() if key in type(getattr(study, name)).model_fields}
+        sections[name] = getattr(study, name).model_copy(update=known)
+    changed = study.model_copy(update=sections)
+    object.__setattr__(changed, "_name", "mini")
+    return changed
+
+
+class Runs:
+    """The jobs of a study in one results folder, each run in a process of its own."""
+
+    def __init__(self, study, results: Path):
+        self.study, self.results, self.graph = study, results, jobs.build(study)
+
+    def start(self, key: str, **environment: str) -> int:
+        """Fork; returns the process id. With torchrun's variables in `environment` it is one of several processes."""
+        if pid := os.fork():
+            return pid
+        code = 1
+        os.environ.update(environment)
+        try:
+            os.dup2(os.open(self.results / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            job = self.graph[key]
+            stage = STAGES[job.stage]
+            arguments = (job, self.study.name, self.results, self.graph, lambda run: stage.run(run, self.study))
+            if environment:
+                parallel.execute(*arguments, "cpu")
+            else:
+                records.execute(*arguments)
+            code = 0
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(code)
+
+    def finish(self, key: str) -> None:
+        self.wait(key, self.start(key))
+
+    def wait(self, key: str, pid: int) -> None:
+        status = os.waitpid(pid, 0)[1]
+        assert status == 0, f"{key}: {status}\n{(self.results / 'log').read_text()[-2000:]}"
+
+    def start_group(self, key: str, size: int) -> list[int]:
+        """`size` processes of one run; their ids."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
+        return [self.start(key, RANK=str(rank), **place) for rank in range(size)]
+
+    def kill(self, key: str, after: float, in_training: bool) -> bool:
+        """Kill a run so many seconds after its start, or after the start of its training; False where it ended first."""
+        before, pid, begun = self._curves(key), self.start(key), None if in_training else time.monotonic()
+        while begun is None or time.monotonic() < begun + after:
+            if begun is None and self._curves(key) != before:
+                begun = time.monotonic()
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                assert status == 0, f"{key}: {status}\n{(self.results / 'log').read_text()[-2000:]}"
+                return False
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+    def _curves(self, key: str) -> int | None:
+        """Number of the file of the curves: another one is written when a training begins or goes on."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._state(key) / "curves.jsonl").stat().st_ino
+
+    def _state(self, key: str) -> Path:
+        return records.Run(self.graph[key], self.study.name, self.results, self.graph).state
+
+    def record(self, key: str) -> records.Record:
+        return records.read(records.file(self.results, self.study.name, self.graph[key]))
+
+    def outcome(self, key: str):
+        """What a kill must not change."""
+        record = self.record(key)
+        return record.artefacts["model/model.safetensors"], record.metrics, record.curves
+
+    def forget(self, key: str) -> None:
+        shutil.rmtree(records.folder(self.results, self.study.name, self.graph[key]))
+
+    def progress(self, key: str) -> tuple[int, int]:
+        """Steps reached, by the curves, and steps saved."""
+        state = self._state(key)
+        reached = saved = 0
+        if (state / "curves.jsonl").exists():
+            lines = (state / "curves.jsonl").read_bytes().split(b"\n")[:-1]  # the last one may be cut short
+            reached = max((json.loads(line)["step"] + 1 for line in lines), default=0)
+        if (state / "train.safetensors").exists():
+            with safe_open(state / "train.safetensors", "np") as stream:
+                saved = int(stream.metadata()["step"])
+        return reached, saved

@@ -1,0 +1,74 @@
+"""The teacher, each strategy and distillation, killed at random moments and continued: the same weights to the bit.
+
+python tests/long/kills.py KILLS [--seed SEED]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from forked import Runs, mini
+
+PROGRAMS = {  # each one's inputs are above it
+    "teacher": "pretrain/ib-bert-large",
+    "AKT": "distill/mobilebert-akt",
+    "JKT": "transfer/mobilebert-jkt",
+    "PKT": "transfer/mobilebert",
+    "distillation": "distill/mobilebert",
+}
+EVERY = 3  # steps between two states
+
+
+def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
+    """Kill a program so often, over as many whole runs as that takes; after each one compare with the run never killed."""
+    start = time.monotonic()
+    pid, first = runs.start(key), None
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        first = first or (runs.progress(key)[0] and time.monotonic() - start)
+        time.sleep(0.002)
+    seconds = time.monotonic() - start
+    first = first or seconds
+    training = seconds - first
+    expected = runs.outcome(key)
+    runs.forget(key)
+    killed, lost, whole = 0, [], 0
+    while killed < kills:
+        in_training = moments.random() < 0.8  # the others before its first step, for the most part
+        after = moments.uniform(0, max(0.05, 2 * training / kills) if in_training else first)
+        if not runs.kill(key, after, in_training):
+            whole += 1
+            assert runs.outcome(key) == expected, f"{key}: after {killed} kills"
+            runs.forget(key)
+            continue
+        killed += 1
+        reached, saved = runs.progress(key)
+        lost.append(reached - saved)
+        assert 0 <= lost[-1] <= EVERY, f"{key}: reached step {reached}, saved {saved}"
+    runs.finish(key)
+    assert runs.outcome(key) == expected, f"{key}: after {killed} kills"
+    return f"{killed} kills in {whole + 1} runs, steps lost: {sum(lost)}, at most {max(lost)} of {EVERY} at once"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kills", type=int, help="kills of each program")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments (default: drawn)")
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        # Enough steps for so many kills; AKT takes twice as many, and below 400 each one is a point of the curves.
+        steps = min(190, max(12, 4 * options.kills))
+        runs = Runs(mini(steps=steps, warmup_steps=2, batch_size=4, length=16, checkpoint_every=EVERY), Path(folder))
+        runs.finish("data")
+        for name, key in PROGRAMS.items():
+            print(f"{name} ({key}): {check(runs, key, options.kills, moments)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What cannot be trained on or started from is refused in one line, before any step."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from mobilebert import records
+from mobilebert.__main__ import main
+from mobilebert.architecture import architecture
+from mobilebert.config import load
+from mobilebert.errors import UserError
+from mobilebert.stages.pretrain import corpus_of
+from mobilebert.training import pretraining
+
+MINI = Path(__file__).parents[1] / "workflow" / "mini.yaml"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("vocab_size", 500), ("max_position_embeddings", 40), ("num_hidden_layers", 3), ("hidden_size", 32)]
+)
+def test_a_checkpoint_of_another_form_is_refused(tmp_path, capsys, field, value):
+    """Its vocabulary, its positions, its depth, its width."""
+    wanted = architecture(load(MINI), "mobilebert")
+    pretraining.new_model({**wanted, field: value}).save_pretrained(tmp_path / "weights")
+    sha256 = records.sha256(tmp_path / "weights/model.safetensors")
+    content = yaml.safe_load(MINI.read_text()) | {
+        "checkpoints": {"mobilebert": {"source": f"{tmp_path}/weights", "sha256": sha256}}
+    }
+    study = tmp_path / "mine.yaml"
+    study.write_text(yaml.safe_dump(content))
+    assert main(["checkpoint", "mobilebert", "--study", str(study), "--results", str(tmp_path / "results")]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line == (f"mobilebert: checkpoints.mobilebert: {tmp_path}/weights has {field} {value}, the row needs {wanted[field]}")
+
+
+def test_a_tokenizer_that_the_model_cannot_hold_is_refused():
+    run = SimpleNamespace(
+        record_of=lambda key: SimpleNamespace(metrics={"vocab_size": 700.0}),
+        job=SimpleNamespace(config={"architecture": {"vocab_size": 600}}),
+    )
+    with pytest.raises(UserError, match=r"^vocab_size: the tokenizer has 700 entries, the model 600$"):
+        corpus_of(run)

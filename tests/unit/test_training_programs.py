@@ -1,0 +1,24 @@
+"""The training programs as a whole: killed at random moments, and run by two processes. `make test-long` kills 50 times."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAMS = Path(__file__).parents[1] / "long"
+
+
+def run(name, *arguments):
+    command = [sys.executable, str(PROGRAMS / name), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr[-3000:]
+    return found.stdout.splitlines()
+
+
+def test_teacher_strategies_and_distillation_survive_three_kills_each():
+    lines = run("kills.py", "3")
+    assert [line.split(" ")[0] for line in lines[1:]] == ["teacher", "AKT", "JKT", "PKT", "distillation"]
+    assert all(": 3 kills in " in line for line in lines[1:])
+
+
+def test_two_processes_learn_what_one_does():
+    assert len(run("parallel.py")) == 2
