@@ -12,6 +12,7 @@ from mobilebert.data.sources import OFFICIAL_ROWS
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job, final_job, scope
 from mobilebert.modeling.cost import MASK_RATE, Cost, cost
+from mobilebert.training.search import grid, passes, rungs, total
 
 WIDE = 512  # width inside a block from which on matrix products, not memory traffic, take the time
 
@@ -52,7 +53,7 @@ def plan(study: Study, graph: Graph, device: str) -> str:
         raise UserError(f"device: unknown device {device!r}; allowed: {', '.join(DEVICES)}")
     made_of = DEVICES[device]
     found = [_line(study, graph, graph[key], made_of) for key in scope(study, graph)]
-    total = Line(
+    whole = Line(
         "total",
         sum(item.tokens for item in found),
         sum(item.flops for item in found),
@@ -64,12 +65,24 @@ def plan(study: Study, graph: Graph, device: str) -> str:
         f"{device}: dense peak {made_of.bf16:g} TFLOP/s in bf16, {made_of.fp32:g} in fp32 ({made_of.origin})",
         f"assumed share of it: {made_of.wide:.0%} in blocks {WIDE} or more wide, {made_of.narrow:.0%} in narrower ones",
         f"rows: {_rows_origin(study)}; SQuAD counts one window a question",
+        *_search_line(study),
         "",
         f"{'job':{width}}  {'tokens':>9}  {'FLOPs':>9}  {'hours':>9}",
     ]
-    for item in [*found, total]:
+    for item in [*found, whole]:
         lines.append(f"{item.id:{width}}  {_short(item.tokens):>9}  {_short(item.flops):>9}  {_hours(item.hours):>9}")
     return "\n".join(lines)
+
+
+def _search_line(study: Study) -> list[str]:
+    """How the search is counted, where there is one."""
+    config = study.finetune.setting("mnli")
+    if config["search"] == "none":
+        return []
+    counts = " + ".join(f"{count} runs on 1/{part} of the rows" if part > 1 else f"{count} runs" for count, part in rungs(config))
+    epochs = [setting["epochs"] for setting in grid(config)]
+    mean = f"{sum(epochs) / len(epochs):g} epochs on average"
+    return [f"search {config['search']}: {counts} a task, then {len(config['seeds'])} seeds of the best; {mean} (mnli)"]
 
 
 def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
@@ -116,8 +129,8 @@ def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[
         evaluated += config["length"] * _rows(study, config, "validation_mismatched")
     trained = 0
     if job.stage == "finetune":
-        trained = config["length"] * _rows(study, config, "train") * config["epochs"] * len(config["seeds"])
-        evaluated *= len(config["seeds"])
+        trained = config["length"] * _rows(study, config, "train") * passes(config)
+        evaluated *= total(config)
     if architecture["model_type"] == "bag-of-embeddings":
         return trained + evaluated, []  # no matrix product worth counting
     each = _forward(cost(architecture, config["length"]))

@@ -62,8 +62,8 @@ def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(out["logits"].float(), batch["labels"])
 
 
-def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str) -> None:
-    """Train `model` in place: linear warm-up and decay, batches bucketed by length."""
+def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str, name: str) -> None:
+    """Train `model` in place: linear warm-up and decay, batches bucketed by length. `name`: of the state and of the curves."""
     size, epochs = setting["batch_size"], setting["epochs"]
     each = len(examples.by_length(size))
     steps = each * epochs
@@ -78,9 +78,7 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
 
     end = 1e-4 if setting["recipe"] == "released" else 0.0
     warmup = int(setting["warmup_share"] * steps)
-    fresh = isinstance(model, BagOfEmbeddings)
-    rate = setting["baseline_learning_rate"] if fresh else setting["learning_rate"]
-    optimizer = optim.make(model, "adamw", rate, setting["weight_decay"])
+    optimizer = optim.make(model, "adamw", setting["learning_rate"], setting["weight_decay"])
     plan = Task(
         steps=steps,
         batch=batch,
@@ -90,14 +88,14 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
         precision=setting["precision"],
         checkpoint_every=500,
     )
-    train(run, model, optimizer, plan, f"seed{seed}", device)
+    train(run, model, optimizer, plan, name, device)
 
 
 def forward_of(model: nn.Module, device: str):
     """The model as a function of NumPy arrays, for scoring."""
     model.eval()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {key: torch.from_numpy(value).to(device) for key, value in batch.items()}
         out = model(**tensors)
