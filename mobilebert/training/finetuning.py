@@ -62,6 +62,9 @@ def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(out["logits"].float(), batch["labels"])
 
 
+CHECKPOINT_EVERY = 500  # steps: a minute of a small model
+
+
 def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str, name: str) -> None:
     """Train `model` in place: linear warm-up and decay, batches bucketed by length. `name`: of the state and of the curves."""
     size, epochs = setting["batch_size"], setting["epochs"]
@@ -86,7 +89,7 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=seed,
         precision=setting["precision"],
-        checkpoint_every=500,
+        checkpoint_every=CHECKPOINT_EVERY,
     )
     train(run, model, optimizer, plan, name, device)
 
