@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -208,6 +209,27 @@ def test_a_job_leaves_a_record_a_run_and_one_summary(whole):
     assert set(curves) == {"seed0_loss", "seed1_loss"}  # not those of nine runs of the search
     assert {"runs.jsonl", "predictions.txt", "runs/seed0/predictions.txt", "runs/seed1/predictions.txt"} == set(whole.artefacts)
     assert not list(whole.state.rglob("*.safetensors"))
+
+
+def test_one_bar_counts_the_whole_search(tmp_path, capsys):
+    whole_job(tmp_path)
+    assert "finetune/toy/cola runs: 100%" in (shown := capsys.readouterr().err)
+    assert "11/11" in shown
+
+
+def test_what_a_run_on_squad_must_beat(tmp_path):
+    """Of four questions one is answered by the context's first word, two by nothing: half."""
+    frame = pd.DataFrame({
+        "id": list("abcd"), "context": ["Rome fell.", "It is so.", "Sky.", "Sun."], "question": ["?"] * 4,
+        "answers": [{"text": text, "answer_start": [0] * len(text)} for text in (["rome"], ["so"], [], [])],
+    })  # fmt: skip
+    file = tmp_path / "tasks/squad_v2.0/validation.parquet"
+    file.parent.mkdir(parents=True)
+    frame.to_parquet(file)
+    setting = {"task": "squad_v2.0", "eval_rows": None}
+    assert stage.constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}
+    frame.iloc[[0, 1]].to_parquet(file)
+    assert stage.constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}  # the first word: one of two
 
 
 class Stop(Exception):
