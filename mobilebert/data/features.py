@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +87,11 @@ def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
         tokenizer.enable_truncation(length, strategy="longest_first")
         encodings = tokenizer.encode_batch(list(zip(*texts, strict=True)) if len(texts) == 2 else texts[0])
         tokenizer.no_truncation()
-        bounds = np.cumsum([0, *(len(item.ids) for item in encodings)])
-        ids = np.concatenate([np.array(item.ids, np.int32) for item in encodings])
-        return {"bounds": bounds, "ids": ids, "types": np.concatenate([np.array(item.type_ids, np.int8) for item in encodings])}
+        return {
+            "bounds": np.cumsum([0, *(len(item.ids) for item in encodings)]),
+            "ids": np.fromiter(chain.from_iterable(item.ids for item in encodings), np.int32),
+            "types": np.fromiter(chain.from_iterable(item.type_ids for item in encodings), np.int8),
+        }
 
     found = cache.arrays(tokens, tokenizer.to_str(), texts, length)
     labels = frame["label"].to_numpy().astype(np.float32 if task.is_regression else np.int64)

@@ -1,7 +1,8 @@
 """The search of the fine-tuning settings: which runs it makes, and which setting they choose. Pure functions.
 
 Paper section 4.3: batch size 16, 32 or 48, learning rate 1e-5 to 1e-4 in steps of 1e-5, 2 to 10 epochs: 3 x 10 x 9 = 270
-settings a task; the best on the development set is taken. A run of 10 epochs is no continuation of one of 5: the rate decays
+settings a task; the best on the development set is taken, the set that is then reported, so a score is that of a chosen run.
+A run of 10 epochs is no continuation of one of 5: the rate decays
 over the whole run, so the numbers of epochs are runs of their own.
 """
 
