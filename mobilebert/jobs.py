@@ -18,6 +18,7 @@ from mobilebert.architecture import architecture
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.settings import TASKS
+from mobilebert.training.search import AXES
 
 PACKAGE = Path(__file__).parent
 STAGES = (
@@ -126,6 +127,11 @@ def modules(stage: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def syntax_hash(*names: str) -> str:
+    """Hash of what the named modules of the package say, comments left out."""
+    return digest([_read(name)[0] for name in names])
+
+
 @cache
 def code_hash(stage: str) -> str:
     templates = {}
@@ -179,9 +185,7 @@ def build(study: Study) -> Graph:
         for task in TASKS:
             if final is None and task.startswith("squad"):
                 continue  # a bag has no order, so no span
-            setting = study.finetune.setting(task)
-            if final is not None:
-                del setting["baseline_learning_rate"]
+            setting = _finetune_setting(study, task, final is not None)
             config = {"task": task, "recipe": study.recipe, "architecture": architecture(study, model), **setting}
             tuned = graph.add("finetune", f"{model}/{task}", config, ["data", *([final] if final else [])])
             if final:
@@ -189,6 +193,16 @@ def build(study: Study) -> Graph:
     timed = {name: architecture(study, name, study.latency.full_size) for name in study.latency.models}
     graph.add("latency", "", {**study.latency.model_dump(exclude={"models", "full_size"}), "architectures": timed})
     return graph
+
+
+def _finetune_setting(study: Study, task: str, pretrained: bool) -> dict:
+    """What a task's runs depend on. The search is of pre-trained models; the baseline keeps its one setting."""
+    setting = study.finetune.setting(task)
+    baseline_rate = setting.pop("baseline_learning_rate")
+    if not pretrained:
+        return {**setting, "learning_rate": baseline_rate, "search": "none", "halving": False}
+    unused = AXES if setting["search"] == "paper" else ()
+    return {key: value for key, value in setting.items() if key not in unused}
 
 
 def _pretrained(graph: Graph, study: Study, model: str) -> None:

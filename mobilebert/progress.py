@@ -10,14 +10,17 @@ from tqdm import tqdm
 
 
 def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
-    """A bar with rate and ETA on standard error, or none; `done` of `total` were finished before."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
+    """A bar with rate and ETA on standard error, or none; `done` of `total` were finished before. A bar inside another is
+    cleared when it ends, on a terminal."""
+    terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=done,
         desc=what,
         unit=unit,
-        mininterval=interval,
+        leave=None,
+        mininterval=0.2 if terminal else 10.0,
+        position=None if terminal else 0,  # a log has no second line to go up from
         dynamic_ncols=True,
         smoothing=0.1,
         file=sys.stderr,

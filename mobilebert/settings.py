@@ -154,8 +154,11 @@ class TaskSetting(Strict):
 
 
 class Finetune(Strict):
-    """Released code's defaults (5e-5, 3 epochs, batch 32, length 128); SQuAD as its README: 4e-5, 5 epochs, length 384."""
+    """The paper's search, or one setting a task: the released code's defaults (5e-5, 3 epochs, batch 32, length 128) and for
+    SQuAD its README's (4e-5, 5 epochs, length 384)."""
 
+    search: Literal["paper", "quick", "none"] = "paper"  # see mobilebert.training.search
+    halving: bool = False  # successive halving in place of the whole grid
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     batch_size: Positive = 32
     epochs: Positive = 3
@@ -206,6 +209,12 @@ class Finetune(Strict):
             if name not in TASKS:
                 raise ValueError(f"unknown task {name!r}; allowed: {', '.join(TASKS)}")
         return value
+
+    @model_validator(mode="after")
+    def halving_needs_a_search(self):
+        if self.halving and self.search == "none":
+            raise ValueError("halving: true needs a search: paper or quick")
+        return self
 
     def setting(self, task: str) -> dict:
         """The resolved setting of one task: everything a fine-tuning run depends on, and no other task's values."""

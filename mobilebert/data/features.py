@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from mobilebert.data import squad
+from mobilebert.data import cache, squad
 from mobilebert.data.glue import TASKS
 
 BUCKET = 50  # batches that are sorted by length together: little padding, yet no epoch sees the same batches
@@ -28,6 +29,12 @@ class Examples:
     @property
     def lengths(self) -> np.ndarray:
         return np.array([len(ids) for ids in self.ids])
+
+    def part(self, count: int) -> Examples:
+        """`count` rows drawn at random; a smaller part lies inside a larger one."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
+        targets = {name: values[rows] for name, values in self.targets.items()}
+        return Examples([self.ids[row] for row in rows], [self.types[row] for row in rows], self.pad, targets)
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """input_ids, attention_mask, token_type_ids (B, T), int64, T a multiple of 8; and the targets of these rows."""
@@ -73,30 +80,45 @@ def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
     """GLUE rows: [CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `length` from the longer text's end."""
     task = TASKS[task_name]
     tokenizer.no_padding()
-    tokenizer.enable_truncation(length, strategy="longest_first")
-    texts = [frame[column].tolist() for column in task.text_columns]
-    encodings = tokenizer.encode_batch(list(zip(*texts, strict=True)) if len(texts) == 2 else texts[0])
     tokenizer.no_truncation()
-    ids = [np.array(item.ids, np.int32) for item in encodings]
-    types = [np.array(item.type_ids, np.int8) for item in encodings]
+    texts = [frame[column].tolist() for column in task.text_columns]
+
+    def tokens() -> dict[str, np.ndarray]:
+        tokenizer.enable_truncation(length, strategy="longest_first")
+        encodings = tokenizer.encode_batch(list(zip(*texts, strict=True)) if len(texts) == 2 else texts[0])
+        tokenizer.no_truncation()
+        return {
+            "bounds": np.cumsum([0, *(len(item.ids) for item in encodings)]),
+            "ids": np.fromiter(chain.from_iterable(item.ids for item in encodings), np.int32),
+            "types": np.fromiter(chain.from_iterable(item.type_ids for item in encodings), np.int8),
+        }
+
+    found = cache.arrays(tokens, tokenizer.to_str(), texts, length)
     labels = frame["label"].to_numpy().astype(np.float32 if task.is_regression else np.int64)
+    ids, types = (_rows(found[name], found["bounds"]) for name in ("ids", "types"))
     return Examples(ids, types, tokenizer.token_to_id("[PAD]"), {"labels": labels})
+
+
+def _rows(flat: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
+    return [flat[start:end] for start, end in pairwise(bounds.tolist())]
 
 
 def encode_squad(tokenizer, frame, setting: dict, training: bool) -> tuple[Examples, squad.Windows]:
     """SQuAD rows as windows (see `mobilebert.data.squad`) and as examples of them."""
-    windows = squad.windows(
-        tokenizer,
-        frame,
-        max_length=setting["length"],
-        doc_stride=setting["doc_stride"],
-        max_query_length=setting["max_query_length"],
-        training=training,
-    )
-    rows = [windows[index] for index in range(len(windows))]
-    targets = {}
+    cut = {"max_length": setting["length"], "doc_stride": setting["doc_stride"], "max_query_length": setting["max_query_length"]}
+    texts = [frame["question"].tolist(), frame["context"].tolist()]
+    answers = None
     if training:
-        for name in ("start_positions", "end_positions"):
-            targets[name] = np.array([row[name] for row in rows], np.int64)
+        answers = [[list(item["text"]), [int(start) for start in item["answer_start"]]] for item in frame["answers"]]
+
+    def made() -> dict[str, np.ndarray]:
+        fields = vars(squad.windows(tokenizer, frame, **cut, training=training))
+        return {name: array for name, array in fields.items() if array is not None}
+
+    found = cache.arrays(made, tokenizer.to_str(), texts, answers, cut)
+    windows = squad.Windows(**{"start_positions": None, "end_positions": None, **found})
+    names = ("start_positions", "end_positions") if training else ()
+    targets = {name: found[name].astype(np.int64) for name in names}
+    rows = [windows[index] for index in range(len(windows))]
     pad = tokenizer.token_to_id("[PAD]")
     return Examples([row["input_ids"] for row in rows], [row["token_type_ids"] for row in rows], pad, targets), windows

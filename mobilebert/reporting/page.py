@@ -11,7 +11,7 @@ from mobilebert.data import glue
 from mobilebert.jobs import Graph, final_job
 from mobilebert.records import Record
 from mobilebert.reporting.figures import loss_curves
-from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable
+from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable, failed_labels
 from mobilebert.reporting.verdicts import Outcome
 from mobilebert.settings import TASKS
 
@@ -98,7 +98,7 @@ def _row(record: Record) -> dict[str, str]:
         "shares": "; ".join(
             f"{split}: {' / '.join(f'{share:.0%}' for share in values)}" for split, values in shares.items() if values
         ),
-        "labels": ", ".join(record.labels),
+        "labels": ", ".join((*record.labels, *failed_labels(record))),
         "fingerprint": record.fingerprint[:12],
     }
 

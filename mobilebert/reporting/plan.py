@@ -12,6 +12,7 @@ from mobilebert.data.sources import OFFICIAL_ROWS
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job, final_job, scope
 from mobilebert.modeling.cost import MASK_RATE, Cost, cost
+from mobilebert.training.search import passes, rungs, total
 
 WIDE = 512  # width inside a block from which on matrix products, not memory traffic, take the time
 
@@ -54,7 +55,7 @@ def plan(study: Study, graph: Graph, device: str) -> str:
         raise UserError(f"device: unknown device {device!r}; allowed: {', '.join(DEVICES)}")
     made_of = DEVICES[device]
     found = [_line(study, graph, graph[key], made_of) for key in scope(study, graph)]
-    total = Line(
+    whole = Line(
         "total",
         sum(item.tokens for item in found),
         sum(item.flops for item in found),
@@ -67,14 +68,25 @@ def plan(study: Study, graph: Graph, device: str) -> str:
         f"assumed share of it: {made_of.wide:.0%} in blocks {WIDE} or more wide, {made_of.narrow:.0%} in narrower ones",
         f"rows: {_rows_origin(study)}; SQuAD counts one window a question",
         "memory: weights, gradients and moments in 4 bytes each, a frozen teacher's weights; and what a token of a batch adds",
+        *_search_line(study),
         "",
         f"{'job':{width}}  {'tokens':>9}  {'FLOPs':>9}  {'hours':>9}  {'GiB':>7}  {'MiB/token':>9}",
     ]
-    for item in [*found, total]:
-        memory = f"{_size(item.state, 2**30):>7}  {_size(item.per_token, 2**20):>9}" if item is not total else ""
+    for item in [*found, whole]:
+        memory = f"{_size(item.state, 2**30):>7}  {_size(item.per_token, 2**20):>9}" if item is not whole else ""
         numbers = f"{_short(item.tokens):>9}  {_short(item.flops):>9}  {_hours(item.hours):>9}"
         lines.append(f"{item.id:{width}}  {numbers}  {memory}".rstrip())
     return "\n".join(lines)
+
+
+def _search_line(study: Study) -> list[str]:
+    """How the search is counted, where there is one."""
+    config = study.finetune.setting("mnli")  # the counts are every task's
+    if config["search"] == "none":
+        return []
+    counts = " + ".join(f"{count} runs on 1/{part} of the rows" if part > 1 else f"{count} runs" for count, part in rungs(config))
+    seeds = f"{len(config['seeds'])} seeds of the best"
+    return [f"search {config['search']}: {counts} a task, then {seeds}; what is not chosen yet counts the grid's mean of epochs"]
 
 
 def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
@@ -141,8 +153,8 @@ def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[
         evaluated += config["length"] * _rows(study, config, "validation_mismatched")
     trained = 0
     if job.stage == "finetune":
-        trained = config["length"] * _rows(study, config, "train") * config["epochs"] * len(config["seeds"])
-        evaluated *= len(config["seeds"])
+        trained = config["length"] * _rows(study, config, "train") * passes(config)
+        evaluated *= total(config)
     if architecture["model_type"] in ("bag-of-embeddings", "auto"):
         return trained + evaluated, []  # no matrix product worth counting; a baseline's sizes are not known yet
     each = _forward(cost(architecture, config["length"]))

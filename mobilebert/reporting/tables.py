@@ -150,7 +150,21 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
         labels += (f"{len(samples) - len(finite)} of {len(samples)} seeds diverged",)
     if record.status != "ok":
         return Cell(published, None, verdict, column.unit, labels=labels)
+    labels += failed_labels(record, column.metric)
     return Cell(published, measured, verdict, column.unit, spread, max(1, len(finite)), labels)
+
+
+def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
+    """What to say of runs that ended without having learnt (`training.runs.failure`), and the median of the others."""
+    statuses = record.details.get("statuses", [])
+    failed = statuses.count("failed")
+    if not failed:
+        return ()
+    text = f"{failed} of {len(statuses)} runs failed"
+    figures = record.details["summary"].get(metric)
+    if figures and figures["n_ok"]:
+        text += f", the median of the other {figures['n_ok']} is {show(_percent(figures['median_ok']), '%')}"
+    return (text,)
 
 
 def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
@@ -172,6 +186,7 @@ def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Recor
         return Cell(published, None, "not run", column.unit)
     labels = tuple(dict.fromkeys(label for record in there for label in record.labels))
     verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
+    labels += tuple(f"{record.name.partition('/')[2]}: {text}" for record in there for text in failed_labels(record))
     count = min(max(map(len, record.samples.values()), default=1) for record in there)
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
 
@@ -217,7 +232,9 @@ def show(value, unit: str = "", measured: bool = True) -> str:
 
 LEGEND = (
     "A row's first line is published (Sun et al., ACL 2020), its second what this study measured: the median over n "
-    "seeds ± their standard deviation, and the verdict on the published value. Shapes, parameters and FLOPs are "
+    "seeds ± their standard deviation, and the verdict on the published value. A run that predicts one class, is not above "
+    "guessing by one standard error, or whose training loss did not fall has failed: it counts, and a footnote says so. "
+    "Shapes, parameters and FLOPs are "
     "computed from the configurations at the paper's widths. A row without a second line is not run by this suite."
 )
 

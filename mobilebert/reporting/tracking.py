@@ -1,7 +1,8 @@
 """Records as MLflow runs: a view of the results folder that can be rebuilt from it at any time.
 
-A parent run stands for one resolved configuration of a study, a child run for one record. What is already there is
-found by its tags, so ingesting twice adds nothing. The store is `<results>/<study>/mlflow.db`, its files lie beside it.
+A parent run stands for one resolved configuration of a study, a child run for one record; below it lie the runs of its
+runs.jsonl, the settings of a search and the seeds. What is already there is found by its tags, so ingesting twice adds
+nothing. The store is `<results>/<study>/mlflow.db`, its files lie beside it.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ class _Store:
         jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
         self.configuration = digest(jobs)
         self.children: dict[str, list] = {}  # fingerprint -> runs of this parent
+        self.nested: dict[tuple[str, str], object] = {}  # (child run, name) -> the run below it
         self.elsewhere: set[str] = set()  # fingerprints of records under other parents
         self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps already there
         self.parent = self._find_parent()
@@ -206,6 +208,8 @@ class _Store:
                 self.children.setdefault(tags["fingerprint"], []).append(run)
             elif "record" in tags:
                 self.elsewhere.add(tags["fingerprint"])
+            elif "run" in tags:
+                self.nested[tags["mlflow.parentRunId"], tags["run"]] = run
         return parent
 
     def _create_parent(self) -> str:
@@ -238,6 +242,7 @@ class _Store:
             tags["reason"] = record.reason
         if record.fingerprint in self.elsewhere:
             tags["reused"] = "true"
+        self._nest(run_id, path / "runs.jsonl")  # before the tag that says that all of this record is there
         self._log(run_id, points, record.config, tags)
         if source.is_file():
             self.client.log_artifact(run_id, str(source))
@@ -246,6 +251,22 @@ class _Store:
                 self.client.log_artifact(run_id, str(path / name), str(Path(name).parent) if "/" in name else None)
         self.client.set_terminated(run_id, STATUS[record.status], started + int(record.seconds * 1000))
         return "completed" if begun else "added"
+
+    def _nest(self, run_id: str, path: Path) -> None:
+        """A run below `run_id` for every line of a job's runs.jsonl that has none yet, or one that was not finished."""
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in map(json.loads, lines):
+            below, started = self.nested.get((run_id, line["run"])), _milliseconds(line["started"])
+            if below and below.info.status != "RUNNING":
+                continue
+            if below is None:
+                tags = {"mlflow.parentRunId": run_id, "study": self.study.name, "run": line["run"]}
+                below = self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=line["run"])
+            values = [(key, value, started, 0) for key, value in line["metrics"].items() if _is_finite(value)]
+            params = {**line["setting"], "seed": line["seed"], "part": line["part"]}
+            self._log(below.info.run_id, values, params, {key: line[key] or "" for key in ("role", "status", "reason")})
+            end = started + int(line["seconds"] * 1000)
+            self.client.set_terminated(below.info.run_id, "FAILED" if line["status"] == "diverged" else "FINISHED", end)
 
     def add_killed(self, state: _State) -> str:
         """The child run of a state folder that no process holds any more."""
@@ -334,7 +355,11 @@ def _metrics(record: Record, stamp: int) -> list[tuple[str, float, int, int]]:
     points = [(key, value, stamp, 0) for key, value in record.metrics.items()]
     for key, values in record.samples.items():
         points += [(f"samples/{key}", value, stamp, index) for index, value in enumerate(values)]
-    return [point for point in points if isinstance(point[1], int | float) and math.isfinite(point[1])]
+    return [point for point in points if _is_finite(point[1])]
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _curves(lines: Iterable[dict]) -> dict[str, list[tuple[int, float | None]]]:

@@ -1,22 +1,35 @@
-"""Fine-tune one model on one task with every seed, score it, and keep the predictions and the best seed's weights."""
+"""Fine-tune one model on one task: search its setting on the development set, run the chosen one with every seed, score it.
+
+One job, many runs. Each leaves a line in runs.jsonl: run, role (search or seed), setting, seed, part (1/part of the training
+rows), status (ok, failed, diverged), reason, metrics, details, loss (of the first and last point), started, seconds.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from mobilebert.config import Study
-from mobilebert.data.features import encode, encode_squad, sample
+from mobilebert.data import cache, squad
+from mobilebert.data.features import encode, encode_squad, sample, table_file
 from mobilebert.data.glue import TASKS
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
-from mobilebert.records import Diverged, Run, write_atomically
+from mobilebert.evaluation.squad import score_v2
+from mobilebert.progress import bar
+from mobilebert.records import Diverged, Run, json_safe, write_atomically
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
+from mobilebert.training.runs import failure, summary
+from mobilebert.training.search import Trial, search, total
 
 
 def run(run: Run, study: Study) -> None:
@@ -27,56 +40,150 @@ def run(run: Run, study: Study) -> None:
     tokenizer = load_tokenizer(data / "tokenizer")
     whole = pd.read_parquet(file)
     frame = sample(whole, setting["train_rows"], seed=0)
-    if task.is_squad:
-        examples = encode_squad(tokenizer, frame, setting, training=True)[0]
-    else:
-        examples = encode(tokenizer, task.name, frame, setting["length"])
     pretrained = [key for key in run.job.inputs if key != "data"]
     folder = run.artefact_of(pretrained[0], "model/model.safetensors").parent if pretrained else None
+    constant = constant_exact_match(data, setting) if task.is_squad else {}
 
-    run.resume("", 0)  # the curves of seeds that were finished before a kill
-    for seed in setting["seeds"]:
-        done = run.state / f"seed{seed}.json"
-        if done.exists():
-            continue  # finished before a kill; its predictions and weights are beside it
-        out = run.state / f"seed{seed}"
-        out.mkdir(exist_ok=True)
-        torch.manual_seed(seed)
-        model = new_model(task.name, setting["architecture"], folder).to(device).train()
-        try:
-            finetune(run, examples, model, setting, seed, device)
+    with cache.kept_in(run.results / run.study / ".cache"):
+        if task.is_squad:
+            examples = encode_squad(tokenizer, frame, setting, training=True)[0]
+        else:
+            examples = encode(tokenizer, task.name, frame, setting["length"])
+
+        def train(part: Run, trial: Trial, out: Path) -> tuple[dict, dict]:
+            torch.manual_seed(trial.seed)
+            model = new_model(task.name, setting["architecture"], folder).to(device).train()
+            seen = examples if trial.part == 1 else examples.part(math.ceil(len(examples) / trial.part))
+            finetune(part, seen, model, {**setting, **trial.setting}, trial.seed, device, trial.name)
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
-        except Diverged as error:
-            metrics, details = None, {"diverged": str(error)}
-        if metrics and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
-            model.save_pretrained(out / "model")
-        write_atomically(done, json.dumps({"metrics": metrics, "details": details}).encode())
-    collect(run, setting["seeds"], task.metrics[0])
+            if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
+                model.save_pretrained(out / "model")
+                shutil.copytree(data / "tokenizer", out / "model", dirs_exist_ok=True)  # a folder that stands alone
+            return metrics | constant, details
+
+        runs = every_run(run, train)
+    collect(run, runs, task.metrics[0])
     run.details["train_rows"] = len(frame)
     run.label(study.labels("finetune"), *pretrained)
     run.label(subset_labels(run, task.name, len(frame), len(whole), setting))
 
 
-def collect(run: Run, seeds: list[int], headline: str) -> None:
-    """Samples of every seed (null where it diverged), their median as the metric; artefacts of the best seed on validation.
+def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
+    """What a run on SQuAD must beat: the better of answering nothing and of answering the context's first word."""
+    frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
+    wanted = squad.references(frame)
+    words = [context.split()[:1] for context in frame["context"]]
+    guesses = [dict.fromkeys(frame["id"], ""), {key: " ".join(word) for key, word in zip(frame["id"], words, strict=True)}]
+    return {"constant_exact_match": max(score_v2(guess, wanted)["exact_match"] for guess in guesses)}
 
-    Raises Diverged when every seed did.
+
+def every_run(run: Run, train: Callable[[Run, Trial, Path], tuple[dict, dict]]) -> list[dict]:
+    """The runs of the search, then the chosen setting with every seed; their records, in that order.
+
+    train: (what holds state and curves, the trial, a folder for what it leaves) -> (metrics, details). A run that was finished
+    before a kill is read, not made again; the one under way goes on from its last state.
     """
-    found = {seed: json.loads((run.state / f"seed{seed}.json").read_text(encoding="utf-8")) for seed in seeds}
-    ended = [seed for seed in seeds if found[seed]["metrics"]]
+    run.resume("", 0)  # the curves of seeds that were finished before a kill
+    setting, found = run.job.config, []
+    headline = TASKS[setting["task"]].metrics[0]
+    with bar(total(setting), f"{run.job.id} runs", unit="run") as progress:
+
+        def scores_of(trials: list[Trial]) -> list[float | None]:
+            for trial in trials:
+                found.append(one_run(run, trial, train))
+                progress.update()
+            return [record["metrics"].get(headline) for record in found[-len(trials) :]]
+
+        chosen = search(setting, scores_of)
+        scores_of([Trial(**chosen, seed=seed) for seed in setting["seeds"]])
+    return found
+
+
+def one_run(run: Run, trial: Trial, train: Callable) -> dict:
+    """The record of one run, made now or before a kill. A run of the search leaves nothing else."""
+    done = run.state / "runs" / f"{trial.name}.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    part, out, task = run, run.state / trial.name, run.job.config["task"]
+    if trial.role == "search":  # 270 curves are no part of the record: this run's state and curves are its own, and go with it
+        part = Run(run.job, run.study, run.results, run.graph)
+        part.state = out
+    out.mkdir(exist_ok=True)
+    started, clock = datetime.now(UTC), time.monotonic()
+    status, reason, metrics, details = "ok", None, {}, {}
+    try:
+        metrics, details = train(part, trial, out)
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    losses = [value for _, value in part.curves.get(f"{trial.name}_loss", [])]
+    if status == "ok":
+        shares = details["shares"].get("validation", [])
+        reason = failure(task, metrics, details["rows"]["validation"], shares, losses)
+        status = "failed" if reason else "ok"
+    record = {
+        "run": trial.name,
+        "role": trial.role,
+        "setting": trial.setting,
+        "seed": trial.seed,
+        "part": trial.part,
+        "status": status,
+        "reason": reason,
+        "metrics": metrics,
+        "details": details,
+        "loss": [losses[0], losses[-1]] if losses else [],
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),  # of this process: a continued run's earlier ones are not in it
+    }
+    write_atomically(done, json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False).encode())
+    if trial.role == "search":
+        shutil.rmtree(out)
+    elif status != "diverged":  # whose last good state stays
+        (run.state / f"{trial.name}.safetensors").unlink(missing_ok=True)
+    return record
+
+
+def collect(run: Run, runs: list[dict], headline: str) -> None:
+    """What the job's record says of its runs; artefacts are those of the best seed on the development set.
+
+    metrics: the median over the seeds that did not diverge, and failed_share, the share of all seeds that failed or diverged.
+    samples: every seed's value, null where it diverged. details: `summary` (see `mobilebert.training.runs`), `statuses` of the
+    seeds, `setting`, and `search`: its runs, the statuses' counts and the chosen setting's score. Raises Diverged when every seed
+    did.
+    """
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in runs)
+    write_atomically(run.folder / "runs.jsonl", text.encode())
+    run.artefacts.append("runs.jsonl")
+    seeds = [record for record in runs if record["role"] == "seed"]
+    tried = [record for record in runs if record["role"] == "search"]
+    ended = [record for record in seeds if record["status"] != "diverged"]
     if not ended:
-        raise Diverged(f"every seed: {found[seeds[0]]['details']['diverged']}")
-    for name in found[ended[0]]["metrics"]:
-        run.samples[name] = [found[seed]["metrics"][name] if seed in ended else None for seed in seeds]
-        run.metrics[name] = statistics.median(found[seed]["metrics"][name] for seed in ended)
-    best = max(ended, key=lambda seed: found[seed]["metrics"][headline])
-    run.details |= {**found[best]["details"], "best_seed": best, "seeds": list(seeds)}
-    for source in sorted((run.state / f"seed{best}").rglob("*")):
-        if source.is_file():
-            name = str(source.relative_to(run.state / f"seed{best}"))
-            (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, run.folder / name)
-            run.artefacts.append(name)
+        raise Diverged(f"every seed: {seeds[0]['reason']}")
+    run.details["summary"] = summary(seeds, headline)
+    for name, figures in run.details["summary"].items():
+        run.samples[name] = [record["metrics"].get(name) for record in seeds]
+        run.metrics[name] = figures["median"]
+    run.metrics["failed_share"] = sum(record["status"] != "ok" for record in seeds) / len(seeds)
+    best = max(ended, key=lambda record: record["metrics"][headline])
+    run.details |= {**best["details"], "best_seed": best["seed"], "seeds": [record["seed"] for record in seeds]}
+    run.details |= {"statuses": [record["status"] for record in seeds], "setting": best["setting"]}
+    if tried:
+        counts = {status: sum(record["status"] == status for record in tried) for status in ("ok", "failed", "diverged")}
+        chosen = next(record for record in reversed(tried) if record["setting"] == best["setting"])
+        run.details["search"] = {"runs": len(tried), **counts, f"chosen_{headline}": chosen["metrics"].get(headline)}
+    source = run.state / f"seed{best['seed']}"
+    for file in sorted(source.rglob("*")):
+        if file.is_file():
+            keep(run, file, str(file.relative_to(source)))
+    for record in ended:
+        for file in sorted((run.state / record["run"]).glob("predictions.*")):
+            keep(run, file, f"runs/{record['run']}/{file.name}")
+
+
+def keep(run: Run, file: Path, name: str) -> None:
+    """Copy a file of the state to the job's folder, as an artefact."""
+    (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, run.folder / name)
+    run.artefacts.append(name)
 
 
 def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> list[str]:

@@ -60,6 +60,9 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
     head = {}
     if "classifier_dropout" in architecture:  # 0.1 in the released code, whatever a checkpoint says; a baseline keeps its own
         head["classifier_dropout"] = architecture["classifier_dropout"]
+    if task.labels:  # named in config.json, as whoever loads the folder expects
+        head["id2label"] = dict(enumerate(task.labels))
+        head["label2id"] = {label: index for index, label in enumerate(task.labels)}
     return Classification.from_pretrained(folder, num_labels=task.num_labels, **head)
 
 
@@ -74,8 +77,11 @@ def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(out["logits"].float(), batch["labels"])
 
 
-def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str) -> None:
-    """Train `model` in place: linear warm-up and decay, batches bucketed by length."""
+CHECKPOINT_EVERY = 500  # steps: a minute of a small model
+
+
+def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str, name: str) -> None:
+    """Train `model` in place: linear warm-up and decay, batches bucketed by length. `name`: of the state and of the curves."""
     size, epochs = setting["batch_size"], setting["epochs"]
     each = len(examples.by_length(size))
     steps = each * epochs
@@ -90,9 +96,7 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
 
     end = 1e-4 if setting["recipe"] == "released" else 0.0
     warmup = int(setting["warmup_share"] * steps)
-    fresh = isinstance(model, BagOfEmbeddings)
-    rate = setting["baseline_learning_rate"] if fresh else setting["learning_rate"]
-    optimizer = optim.make(model, "adamw", rate, setting["weight_decay"])
+    optimizer = optim.make(model, "adamw", setting["learning_rate"], setting["weight_decay"])
     plan = Task(
         steps=steps,
         batch=batch,
@@ -100,16 +104,16 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=seed,
         precision=setting["precision"],
-        checkpoint_every=500,
+        checkpoint_every=CHECKPOINT_EVERY,
     )
-    train(run, model, optimizer, plan, f"seed{seed}", device)
+    train(run, model, optimizer, plan, name, device)
 
 
 def forward_of(model: nn.Module, device: str):
     """The model as a function of NumPy arrays, for scoring."""
     model.eval()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {key: torch.from_numpy(value).to(device) for key, value in inputs_of(model, batch).items()}
         out = model(**tensors)

@@ -16,8 +16,8 @@ def write(tmp_path, **changes):
     return file
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "released", "paper"])
-def test_the_five_studies_load(name):
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "released", "paper", "small-tasks"])
+def test_the_studies_load(name):
     assert config.load(name).name == name
 
 
@@ -91,7 +91,7 @@ def test_files_that_are_no_study(tmp_path, text, wanted):
 
 
 def test_unknown_study_and_missing_file(tmp_path):
-    with pytest.raises(UserError, match="unknown study 'smoky'; allowed: cpu, gpu, paper, released, smoke"):
+    with pytest.raises(UserError, match="unknown study 'smoky'; allowed: cpu, gpu, paper, released, small-tasks, smoke"):
         config.load("smoky")
     with pytest.raises(UserError, match="cannot be read"):
         config.load(tmp_path / "absent.yaml")

@@ -40,9 +40,11 @@ def test_tokens_and_flops_of_pre_training_bert_base():
 
 def test_fine_tuning_counts_seeds_epochs_and_rows():
     """RTE: 2,490 training rows, 277 for validation, length 128, 3 epochs, 2 seeds."""
-    study = Study(schema=1, description="d", finetune=Finetune(seeds=(0, 1)), run={"mobilebert": ("rte",)}, quantize={})
+    study = Study(
+        schema=1, description="d", finetune=Finetune(search="none", seeds=(0, 1)), run={"mobilebert": ("rte",)}, quantize={}
+    )
     assert float(rows(study)["finetune/mobilebert/rte"][0]) == pytest.approx(2 * 128 * (3 * 2490 + 277), rel=0.005)
-    limited = Finetune(seeds=(0,), train_rows=100, eval_rows=10)
+    limited = Finetune(search="none", seeds=(0,), train_rows=100, eval_rows=10)
     study = Study(schema=1, description="d", finetune=limited, run={"mobilebert": ("rte",)}, quantize={})
     assert float(rows(study)["finetune/mobilebert/rte"][0]) == pytest.approx(128 * (3 * 100 + 10), rel=0.005)
 

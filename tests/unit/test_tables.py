@@ -97,6 +97,19 @@ NINE = {
 }
 
 
+def test_failed_runs_are_marked_with_the_median_of_the_others():
+    """0.7, 0.9 and a collapsed 0.5: the median counts all three; a footnote gives that of the two that learnt, 80.0."""
+    figures = {"accuracy": {"median_ok": 0.8, "n_ok": 2}}
+    item = record("finetune/mobilebert/qnli", accuracy=0.7, samples={"accuracy": [0.7, 0.5, 0.9]})
+    item.details.update(statuses=["ok", "failed", "ok"], summary=figures)
+    assert line(8, "PKT", of(item))[1] == "70.0 ± 20.0 (n=3), differs [1]"
+    assert "- [1] 1 of 3 runs failed, the median of the other 2 is 80.0" in lines(8, of(item))
+    item.details.update(statuses=["failed"] * 3, summary={"accuracy": {"median_ok": None, "n_ok": 0}})
+    assert "- [1] 3 of 3 runs failed" in lines(8, of(item))
+    item.details.update(statuses=["ok"] * 3)
+    assert line(8, "PKT", of(item))[1] == "70.0 ± 20.0 (n=3), differs"
+
+
 def test_glue_column_is_the_leaderboards_mean_of_nine():
     """(50 + 90 + 85 + 85 + 85 + 83 + 90 + 70 + 56) / 9 = 694 / 9 = 77.1; eight tasks give none."""
     records = of(*(record(f"finetune/mobilebert/{task}", **scores) for task, scores in NINE.items()))

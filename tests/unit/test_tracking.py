@@ -130,6 +130,53 @@ def test_ingesting_twice_adds_nothing(results):
     assert list((results / "study" / "mlartifacts").rglob("result.json"))
 
 
+def lines_of_runs(**changes):
+    line = {
+        "run": "seed0", "role": "seed", "setting": {"learning_rate": 1e-4, "epochs": 3}, "seed": 0, "part": 1, "status": "ok",
+        "reason": None, "metrics": {"accuracy": 0.75}, "started": "2020-01-01T00:00:00+00:00", "seconds": 1.5,
+    }  # fmt: skip
+    return json.dumps(line) + "\n" + json.dumps(line | changes) + "\n"
+
+
+def below(results, run):
+    client = client_of(results)
+    return {
+        item.info.run_name: item
+        for item in client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    }
+
+
+def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
+    """Also where the first attempt was killed between two of them."""
+    record = write_record(results, FINETUNE, metrics={"accuracy": 0.75})
+    diverged = {"run": "seed1", "seed": 1, "status": "diverged", "reason": "loss nan", "metrics": {}}
+    (file(results, "study", FINETUNE).parent / "runs.jsonl").write_text(lines_of_runs(**diverged))
+    graph, found, log, calls = graph_of(FINETUNE), {FINETUNE.id: record}, tracking._Store._log, []
+
+    def killed_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:  # the parent's, the first line's, the second's
+            raise KeyboardInterrupt
+        return log(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking._Store, "_log", killed_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.ingest(results, STUDY, graph, found)
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 1, "there": 0}
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 0, "there": 1}
+    parents, children = runs_of(results)
+    (run,) = children[FINETUNE.id]
+    assert len(parents) == 1
+    nested = below(results, run)
+    assert set(nested) == {"seed0", "seed1"}
+    assert len(children["seed0"]) == len(children["seed1"]) == 1
+    assert nested["seed0"].data.metrics == {"accuracy": 0.75}
+    assert nested["seed0"].data.params == {"learning_rate": "0.0001", "epochs": "3", "seed": "0", "part": "1"}
+    assert nested["seed0"].info.end_time - nested["seed0"].info.start_time == 1500
+    assert (nested["seed1"].info.status, nested["seed1"].data.tags["reason"]) == ("FAILED", "loss nan")
+
+
 def test_nothing_is_written_outside_the_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracking.ingest(tmp_path / "results", STUDY, graph_of(LATENCY), {})  # creates its database

@@ -78,10 +78,13 @@ def test_the_report_has_nine_tables_with_published_beside_measured(smoke):
 
 def test_mlflow_holds_one_parent_and_a_child_a_record(smoke):
     with sqlite3.connect(f"file:{smoke}/smoke/mlflow.db?mode=ro", uri=True) as store:
-        parents = store.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+        children = store.execute("select count(*) from tags where key = 'job'").fetchone()[0]
+        below = store.execute("select count(*) from tags where key = 'run'").fetchone()[0]
         runs = store.execute("select count(*) from runs").fetchone()[0]
-    assert parents == len([key for key in every_record(smoke) if key not in ("report", "track", "check")])
-    assert runs == parents + 1
+    found = every_record(smoke)
+    assert children == len([key for key in found if key not in ("report", "track", "check")])
+    assert below == sum(len(record.config["seeds"]) for key, record in found.items() if key.startswith("finetune/"))
+    assert runs == children + below + 1
 
 
 def test_a_second_run_has_nothing_to_do(workflow, smoke):

@@ -15,7 +15,7 @@ from mobilebert.data.sources import open_source
 from mobilebert.errors import UserError
 from mobilebert.records import sha256
 
-STUDIES = ("smoke", "cpu", "gpu", "released", "paper")
+STUDIES = ("smoke", "cpu", "gpu", "released", "paper", "small-tasks")
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -1,0 +1,91 @@
+"""Our fine-tuning loop beside transformers' Trainer: the same model, rows, batch size, epochs and optimizer settings, one run.
+
+The Trainer needs accelerate, which nothing else here needs: without it this is skipped. Both pad to the longest row of a batch;
+only ours sorts rows by length, which is part of what is measured.
+"""
+
+import copy
+import statistics
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+ROWS, BATCH, EPOCHS, ROUNDS = 256, 16, 1, 5
+
+
+class Rows(Dataset):
+    """Rows as long as sentences are: 8 to 100 tokens, most of them short."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        lengths = np.clip(rng.lognormal(3.3, 0.6, ROWS), 8, 100).astype(int)
+        self.ids = [rng.integers(5, 1000, size).astype(np.int32) for size in lengths]
+        self.labels = rng.integers(0, 2, ROWS)
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, row):
+        ids = self.ids[row].tolist()
+        return {"input_ids": ids, "token_type_ids": [0] * len(ids), "attention_mask": [1] * len(ids), "labels": self.labels[row]}
+
+
+@pytest.fixture(scope="module")
+def model():
+    from mobilebert import MobileBertConfig, MobileBertForSequenceClassification
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32, "intermediate_size": 128}
+    config = MobileBertConfig.from_preset("mobilebert", num_hidden_layers=4, vocab_size=1000, num_labels=2, **sizes)
+    return MobileBertForSequenceClassification(config)
+
+
+def ours(model, rows, folder):
+    from mobilebert.data.features import Examples
+    from mobilebert.jobs import Job
+    from mobilebert.records import Run
+    from mobilebert.training.finetuning import finetune
+
+    run = Run(Job("finetune", "bench/sst2", {}, (), "a" * 64), "study", folder, {})
+    run.state.mkdir(parents=True)
+    examples = Examples(rows.ids, [np.zeros(len(ids), np.int8) for ids in rows.ids], 0, {"labels": rows.labels})
+    setting = {"task": "sst2", "recipe": "paper", "precision": "fp32", "batch_size": BATCH, "epochs": EPOCHS}
+    setting |= {"learning_rate": 5e-5, "warmup_share": 0.1, "weight_decay": 0.01}
+    finetune(run, examples, model.train(), setting, 0, "cpu", "seed0")
+
+
+def theirs(model, rows, folder):
+    from transformers import Trainer, TrainingArguments
+
+    def collate(items):
+        width = -(-max(len(item["input_ids"]) for item in items) // 8) * 8
+        padded = {
+            key: torch.tensor([item[key] + [0] * (width - len(item[key])) for item in items])
+            for key in ("input_ids", "token_type_ids", "attention_mask")
+        }
+        return padded | {"labels": torch.tensor([int(item["labels"]) for item in items])}
+
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, learning_rate=5e-5, weight_decay=0.01,
+        warmup_steps=ROWS // BATCH * EPOCHS // 10, max_grad_norm=1.0, save_strategy="no", report_to=[], disable_tqdm=True,
+        use_cpu=True, seed=0,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
+
+
+def test_no_slower_than_the_trainer(model, tmp_path):
+    """Interleaved, so that a busy machine hits both. About 0.5 is usual; 0.8 leaves room for noise, none for unsorted rows."""
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    rows, samples = Rows(), {"ours": [], "theirs": []}
+    for turn in range(ROUNDS + 1):
+        for name, train in (("ours", ours), ("theirs", theirs)):
+            own = copy.deepcopy(model)
+            start = time.perf_counter()
+            train(own, rows, tmp_path / f"{name}{turn}")
+            samples[name].append(time.perf_counter() - start)
+    ratio = statistics.median(samples["ours"][1:]) / statistics.median(samples["theirs"][1:])
+    assert ratio < 0.8, samples
