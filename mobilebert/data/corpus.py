@@ -151,6 +151,8 @@ class Paragraphs:
             self.by_word[max(words, key=len)].append((frozenset(words), text))
 
     def in_document(self, document: str) -> bool:
+        if not self.texts:
+            return False
         words = _words(document)
         distinct = set(words)
         found = self.by_word.keys() & distinct

@@ -1,4 +1,4 @@
-"""Text to masked batches of length 128 beside transformers' fast tokenizer and collator. The verdict is a ratio within one run."""
+"""Text to masked batches of length 128 beside transformers' fast tokenizer and collator. The verdict is a ratio in one run."""
 
 import os
 import statistics
@@ -14,7 +14,7 @@ from mobilebert.data.pairs import Pairs
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
 
-LENGTH, BATCH, ROUNDS, CHARACTERS = 128, 256, 5, 4_000_000
+LENGTH, BATCH, ROUNDS, CHARACTERS = 128, 256, 3, 8_000_000
 
 
 class Part:
