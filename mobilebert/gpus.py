@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,10 +26,14 @@ def bind() -> str | None:
     """
     if "LOCAL_RANK" in os.environ:
         return None
-    devices = visible()
+    known = installed()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(known)))))
+    devices = [device.strip() for device in listed.split(",") if device.strip() not in ("", "-1", "NoDevFiles")]
     for device in devices:
-        # A file that stays: a lock on one that was removed would be no lock. Inheritable to no one: close-on-exec.
-        file = (_folder() / device.replace("/", "-")).open("a")
+        # By its name: Slurm may show every job its own GPU as number 0.
+        name = known[int(device)] if device.isdigit() and int(device) < len(known) else device
+        # A file that stays: a lock on one that was removed would be no lock. Closed in every child.
+        file = (_folder() / name.replace("/", "-")).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -36,28 +41,21 @@ def bind() -> str | None:
             continue
         _held.append(file)
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers are nvidia-smi's
         return device
     if devices:
         raise UserError(f"no free GPU: {', '.join(devices)} held by other jobs; run as many at once as there are GPUs")
     return None
 
 
-def visible() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: an index, or a UUID of a GPU or its part."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return [device.strip() for device in listed.split(",") if device.strip() not in ("", "-1", "NoDevFiles")]
-    return [str(index) for index in range(count())]
-
-
-def count() -> int:
-    """GPUs of this machine, without torch: those that `nvidia-smi` lists, or the driver where that is not installed."""
+def installed() -> list[str]:
+    """The name of each GPU of this machine, without torch: the UUID that `nvidia-smi` lists, or the driver's bus address
+    where that is not installed."""
     try:
         found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
-        return sum(line.startswith("GPU ") for line in found.splitlines())
+        return re.findall(r"^GPU \d+:.*\(UUID: ([^)]+)\)", found, re.MULTILINE)
     except (OSError, subprocess.SubprocessError):
-        folder = Path("/proc/driver/nvidia/gpus")
-        return len(list(folder.iterdir())) if folder.is_dir() else 0
+        return sorted(path.name for path in Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 def _folder() -> Path:

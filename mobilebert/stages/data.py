@@ -15,6 +15,8 @@ from mobilebert.data.tokenizer import build_tokenizer
 from mobilebert.progress import bar
 from mobilebert.records import Run, sha256
 
+WORKERS = 5  # some 250 MB each, and 350 MB here: so that preparing a corpus stays under 2 GB on any number of cores
+
 
 def run(run: Run, study: Study) -> None:
     config = study.data
@@ -44,7 +46,7 @@ def run(run: Run, study: Study) -> None:
             run.folder / "corpus",
             heldout_share=config.heldout_share,
             squad_dev_paragraphs=paragraphs,
-            workers=len(os.sched_getaffinity(0)),
+            workers=min(WORKERS, len(os.sched_getaffinity(0))),
             cache=run.results / ".cache" / "corpus",  # of all studies
             progress=lambda documents, tokens: _show(shown, tokens, source.share_read(documents)),
         )

@@ -13,8 +13,8 @@ HOLD = "from mobilebert import gpus; print(gpus.bind(), flush=True); input()"
 class Machine:
     """Processes that each take a GPU of a machine with so many, and hold it until they end."""
 
-    def __init__(self, folder, gpus, **environment):
-        lines = "".join(f"echo 'GPU {index}: NVIDIA H100 (UUID: GPU-{index})'\n" for index in range(gpus))
+    def __init__(self, folder, gpus, first=0, **environment):
+        lines = "".join(f"echo 'GPU {index}: NVIDIA H100 (UUID: GPU-{index + first})'\n" for index in range(gpus))
         (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{lines}")
         (folder / "nvidia-smi").chmod(0o755)
         inherited = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")}
@@ -43,8 +43,8 @@ class Machine:
 def machine(tmp_path):
     made = []
 
-    def make(gpus, **environment):
-        made.append(Machine(tmp_path, gpus, **environment))
+    def make(gpus, **options):
+        made.append(Machine(tmp_path, gpus, **options))
         return made[-1]
 
     yield make
@@ -82,6 +82,14 @@ def test_the_device_alone_is_visible_before_torch_is_imported(machine):
         "print(os.environ['CUDA_VISIBLE_DEVICES'], 'torch' in sys.modules)"
     )
     assert machine(4).start(program).communicate("")[0] == "0 False\n"
+
+
+def test_jobs_that_each_see_another_gpu_as_number_0(machine):
+    """As under Slurm where it hides the devices of other jobs."""
+    assert machine(1, first=0).bound(CUDA_VISIBLE_DEVICES="0")[1] == "0"
+    assert machine(1, first=1).bound(CUDA_VISIBLE_DEVICES="0")[1] == "0"
+    _, error = machine(1, first=1).start(CUDA_VISIBLE_DEVICES="GPU-1").communicate("")
+    assert "no free GPU: GPU-1" in error, "one device under two names"
 
 
 @pytest.mark.parametrize(
