@@ -68,7 +68,8 @@ def test_jobs_take_different_devices_and_a_third_is_refused(machine):
 def test_a_child_does_not_keep_its_parents_device(machine):
     one = machine(1)
     program = (
-        "import subprocess; from mobilebert import gpus; gpus.bind(); subprocess.Popen(['sleep', '30']); print(1, flush=True)"
+        "from subprocess import DEVNULL, Popen; from mobilebert import gpus; gpus.bind();"
+        "Popen(['sleep', '20'], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL); print(1, flush=True)"
     )
     parent = one.start(program)
     assert parent.stdout.readline() == "1\n"
