@@ -38,6 +38,8 @@ STAGES = {
 }
 NAMED = {"pretrain", "checkpoint", "transfer", "distill", "finetune", "quantize"}
 
+ON_GPU = {"pretrain", "transfer", "distill", "finetune"}  # the rules with a `gpu` resource
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mobilebert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,6 +197,10 @@ def _stage(options, study) -> int:
             follow(options.results, study, graph)
         return 0
     job = jobs.find(graph, options.command, getattr(options, "name", ""))
+    if study.device == "cuda" and options.command in ON_GPU:
+        from mobilebert import gpus
+
+        gpus.bind()  # before the program imports torch
     program = importlib.import_module(f"mobilebert.stages.{options.command}")
     arguments = (job, study.name, options.results, graph, lambda run: program.run(run, study))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of the processes that torchrun started

@@ -5,22 +5,29 @@ Per split, `train` and `heldout`:
     <split>.tokens.npy      (tokens,) uint16, or uint32 for a vocabulary of more than 65,536
     <split>.sentences.npy   (sentences + 1,) int64: where each sentence starts in tokens
     <split>.documents.npy   (documents + 1,) int64: where each document starts in sentences
+
+Documents are tokenized in batches, each kept in a cache under the hash of its text and of all that the result depends
+on: a preparation that was killed goes on where it was, and one that reads the same documents tokenizes none again.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+import zipfile
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from numpy.lib import format as npy
 from tokenizers import Tokenizer
 
+from mobilebert.data import encoding
 from mobilebert.data.sources import Source
 from mobilebert.errors import UserError
 
@@ -43,6 +50,7 @@ def prepare_corpus(
     heldout_share: float,
     squad_dev_paragraphs: Iterable[str],
     workers: int = 1,
+    cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int | float]:
     """Write the token files of both splits to `out`; return what was counted.
@@ -51,6 +59,7 @@ def prepare_corpus(
         the corpus holds.
     squad_dev_paragraphs: a document that contains one is dropped, see Paragraphs.
     workers: processes; the files do not depend on it.
+    cache: folder of tokenized batches, for any corpus, tokenizer and `heldout_share`. It can be deleted at any time.
     progress: called with documents and tokens so far.
 
     Keys: documents_read, documents_empty, documents_dropped, documents_train, documents_heldout, sentences_train,
@@ -58,7 +67,7 @@ def prepare_corpus(
     split's frequencies (add-one smoothed), what a masked language model reaches without looking at context.
 
     Raises UserError for no document at all, fewer than two documents in a split (a random next segment comes from
-    another document), a share outside (0, 1).
+    another document), a share outside (0, 1), a full disk; `cache` then holds what was finished.
     """
     if not 0 < heldout_share < 1:
         raise UserError(f"heldout_share is {heldout_share}: must lie between 0 and 1")
@@ -67,15 +76,15 @@ def prepare_corpus(
     out.mkdir(parents=True, exist_ok=True)
     size = tokenizer.get_vocab_size()
     paragraphs = Paragraphs(squad_dev_paragraphs)
-    encoder = _Encoder(tokenizer, paragraphs, heldout_share)
+    encoder = _Encoder(tokenizer, paragraphs, cache)
     writers = {split: _Writer(out, split, size) for split in SPLITS}
     counts = dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), 0)
     try:
         for batch in _ordered_map(encoder, _batches(source.documents()), workers):
-            for name, number in batch.counts.items():
-                counts[name] += number
-            for split, writer in writers.items():
-                writer.append(*batch.arrays(split))
+            for name, number in zip(counts, batch.counts):
+                counts[name] += int(number)
+            for split, part in batch.split(heldout_share).items():
+                writers[split].append(*part)
             if progress:
                 progress(counts["documents_read"], sum(writer.tokens.length for writer in writers.values()))
         for split, writer in writers.items():
@@ -85,7 +94,11 @@ def prepare_corpus(
                     f" {split}; train and heldout need at least 2 each (heldout_share is {heldout_share})"
                 )
         for writer in writers.values():
+            writer.finish()
+        for writer in writers.values():
             writer.commit()
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; the same command goes on from here") from error
     finally:
         for writer in writers.values():
             writer.discard()
@@ -123,24 +136,27 @@ class Paragraphs:
     Found is a document that contains a whole paragraph or one of its sentences of LONG_SENTENCE words or more: copies
     of an article differ by edits, and then the sentences between the edits still match.
 
-    Only the few texts whose two longest words a document has are searched for; none is missed by that.
+    Only the few texts whose words a document has all are searched for, found by their longest; none is missed by that.
     """
 
     def __init__(self, paragraphs: Iterable[str]) -> None:
-        self.by_word: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        texts = set()
+        self.by_word: dict[str, list[tuple[frozenset[str], str]]] = defaultdict(list)
+        texts: set[tuple[str, ...]] = set()
         for paragraph in paragraphs:
             texts.add(tuple(_words(paragraph)))
             texts.update(tuple(words) for words in map(_words, sentences(paragraph)) if len(words) >= LONG_SENTENCE)
-        for words in sorted(texts - {()}):
-            longest = sorted(words, key=len)[-2:]
-            self.by_word[longest[-1]].append((longest[0], f" {' '.join(words)} "))
+        self.texts = [f" {' '.join(words)} " for words in sorted(texts - {()})]
+        for text in self.texts:
+            words = text.split()
+            self.by_word[max(words, key=len)].append((frozenset(words), text))
 
     def in_document(self, document: str) -> bool:
+        if not self.texts:
+            return False
         words = _words(document)
         distinct = set(words)
         found = self.by_word.keys() & distinct
-        texts = [text for word in found for second, text in self.by_word[word] if second in distinct]
+        texts = [text for word in found for needed, text in self.by_word[word] if needed <= distinct]
         if not texts:
             return False
         joined = f" {' '.join(words)} "
@@ -163,50 +179,83 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-class _Batch:
-    """One batch's counts and, per split, its token ids and the lengths of its sentences and documents."""
+class _Batch(NamedTuple):
+    """A batch of documents, tokenized: those with text that were not dropped."""
 
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), 0)
-        self.tokens: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        self.sentence_lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
-        self.document_lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    counts: np.ndarray  # documents read, empty, dropped
+    tokens: np.ndarray  # (tokens,) uint16 or uint32
+    sentence_lengths: np.ndarray  # (sentences,) in tokens
+    document_lengths: np.ndarray  # (documents,) in sentences
+    hashes: np.ndarray  # (documents,) uint64, see is_heldout
 
-    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        tokens = np.concatenate([np.zeros(0, np.uint32), *self.tokens[split]])
-        return (
-            tokens,
-            np.array(self.sentence_lengths[split], np.int64),
-            np.array(self.document_lengths[split], np.int64),
-        )
+    def split(self, heldout_share: float) -> dict[str, tuple[np.ndarray, ...]]:
+        """Tokens, sentence lengths and document lengths of each split."""
+        heldout = np.array([number < heldout_share * 2**64 for number in self.hashes.tolist()], bool)
+        parts = {}
+        for split, documents in zip(SPLITS, (~heldout, heldout)):
+            sentences = np.repeat(documents, self.document_lengths)
+            tokens = np.repeat(sentences, self.sentence_lengths)
+            parts[split] = self.tokens[tokens], self.sentence_lengths[sentences], self.document_lengths[documents]
+        return parts
 
 
 class _Encoder:
     """What a worker does to a batch of documents."""
 
-    def __init__(self, tokenizer: Tokenizer, paragraphs: Paragraphs, heldout_share: float) -> None:
-        self.tokenizer, self.paragraphs, self.heldout_share = tokenizer, paragraphs, heldout_share
+    def __init__(self, tokenizer: Tokenizer, paragraphs: Paragraphs, cache: Path | None) -> None:
+        self.tokenizer, self.paragraphs, self.cache = tokenizer, paragraphs, cache
+        self.encode = encoding.SentenceEncoder(tokenizer)
+        self.dtype = token_type(tokenizer.get_vocab_size())
+        rules = [tokenizer.to_str(), tokenizers.__version__, repr(sorted(paragraphs.texts))]
+        rules += [Path(module).read_text(encoding="utf-8") for module in (__file__, encoding.__file__)]
+        self.rules = hashlib.sha256("\0".join(rules).encode()).digest()
+
+    def __reduce__(self):
+        return _Encoder, (self.tokenizer, self.paragraphs, self.cache)  # the words seen so far stay behind
 
     def __call__(self, documents: list[str]) -> _Batch:
         # One process, one thread: what `workers` says is what is used.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        batch = _Batch()
-        for document in documents:
-            batch.counts["documents_read"] += 1
-            if self.paragraphs.in_document(document):
-                batch.counts["documents_dropped"] += 1
-                continue
-            encodings = self.tokenizer.encode_batch_fast(list(sentences(document)), add_special_tokens=False)
-            ids = [encoding.ids for encoding in encodings if len(encoding)]
-            if not ids:
-                batch.counts["documents_empty"] += 1
-                continue
-            split = SPLITS[is_heldout(document, self.heldout_share)]
-            lengths = [len(sentence) for sentence in ids]
-            batch.tokens[split].append(np.fromiter(chain.from_iterable(ids), np.uint32, sum(lengths)))
-            batch.sentence_lengths[split] += lengths
-            batch.document_lengths[split].append(len(lengths))
+        digests = [hashlib.sha256(document.encode()).digest() for document in documents]
+        if self.cache is None:
+            return self._tokenize(documents, digests)
+        path = self.cache / f"{hashlib.sha256(self.rules + b''.join(digests)).hexdigest()}.npz"
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
+            return _Batch(*(file[name] for name in _Batch._fields))  # every array has a checksum in the file
+        batch = self._tokenize(documents, digests)
+        _save(path, batch)
         return batch
+
+    def _tokenize(self, documents: list[str], digests: list[bytes]) -> _Batch:
+        dropped = [self.paragraphs.in_document(document) for document in documents]
+        texts = [[] if drop else list(sentences(document)) for document, drop in zip(documents, dropped)]
+        tokens, lengths = self.encode([sentence for text in texts for sentence in text])
+        # Sentences of a document that have a token; a document without one is left out too.
+        ends = np.concatenate([[0], np.cumsum(lengths > 0)])
+        document_lengths = np.diff(ends[np.cumsum([0, *map(len, texts)])])
+        kept = document_lengths > 0
+        hashes = np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64)
+        counts = np.array([len(documents), len(documents) - sum(dropped) - kept.sum(), sum(dropped)])
+        return _Batch(counts, tokens.astype(self.dtype), lengths[lengths > 0], document_lengths[kept], hashes[kept])
+
+
+def token_type(vocab_size: int) -> type:
+    """The type of a token file."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def _save(path: Path, batch: _Batch) -> None:
+    """Write a file of the cache; several processes may write the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **batch._asdict())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _ordered_map(encoder: _Encoder, batches: Iterator[list[str]], workers: int) -> Iterator[_Batch]:
@@ -251,19 +300,22 @@ class _Array:
         npy.write_array_header_1_0(self.file, header)
 
     def append(self, values: np.ndarray) -> None:
-        values.astype(self.dtype).tofile(self.file)
+        self.file.write(np.ascontiguousarray(values, self.dtype).data)
         self.length += len(values)
 
-    def commit(self) -> None:
+    def finish(self) -> None:
         self.file.seek(0)
         self._header()
         self.file.flush()
         os.fsync(self.file.fileno())
+
+    def commit(self) -> None:
         self.file.close()
         self.temporary.replace(self.path)
 
     def discard(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            self.file.close()
         self.temporary.unlink(missing_ok=True)
 
 
@@ -272,9 +324,10 @@ class _Writer:
 
     def __init__(self, out: Path, split: str, vocab_size: int) -> None:
         self.frequencies = np.zeros(vocab_size, np.int64)
-        self.tokens = _Array(out / f"{split}.tokens.npy", np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self.tokens = _Array(out / f"{split}.tokens.npy", token_type(vocab_size))
         self.sentences = _Array(out / f"{split}.sentences.npy", np.int64)
         self.documents = _Array(out / f"{split}.documents.npy", np.int64)
+        self.arrays = (self.tokens, self.sentences, self.documents)
 
     def append(self, tokens: np.ndarray, sentence_lengths: np.ndarray, document_lengths: np.ndarray) -> None:
         self.sentences.append(self.tokens.length + np.cumsum(sentence_lengths) - sentence_lengths)
@@ -282,16 +335,19 @@ class _Writer:
         self.tokens.append(tokens)
         self.frequencies += np.bincount(tokens, minlength=len(self.frequencies))
 
-    def commit(self) -> None:
-        ends = (self.sentences, self.tokens.length), (self.documents, self.sentences.length)
-        for array, end in ends:
+    def finish(self) -> None:
+        for array, end in ((self.sentences, self.tokens.length), (self.documents, self.sentences.length)):
             array.append(np.array([end]))
-        for array in (self.tokens, self.sentences, self.documents):
-            array.commit()
+        for array in self.arrays:
+            array.finish()
         # What follows counts sentences and documents, not the offsets that bound them.
         self.sentences.length -= 1
         self.documents.length -= 1
 
+    def commit(self) -> None:
+        for array in self.arrays:
+            array.commit()
+
     def discard(self) -> None:
-        for array in (self.tokens, self.sentences, self.documents):
+        for array in self.arrays:
             array.discard()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from mobilebert.data.corpus import token_type
 from mobilebert.data.tokenizer import CLS, MASK, PAD, SEP
 from mobilebert.errors import UserError
 
@@ -56,7 +57,7 @@ class Pairs:
         self.length, self.seed = length, seed
         self.mask_share, self.short_share, self.max_predictions = mask_share, short_share, max_predictions
         self.vocab_size = tokenizer.get_vocab_size()
-        if self.tokens.dtype != (np.uint16 if self.vocab_size <= 2**16 else np.uint32):
+        if self.tokens.dtype != token_type(self.vocab_size):
             raise UserError(f"{folder}: {split}.tokens.npy was not written with this tokenizer of {self.vocab_size}")
         self.pad, self.cls, self.sep, self.mask = (tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK))
 

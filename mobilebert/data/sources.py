@@ -6,7 +6,6 @@ source it comes from. A source never passes a sample for the whole: `label` says
 
 import hashlib
 import heapq
-import lzma
 import os
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
+from mobilebert.data.documents import SUFFIXES, read_documents
 from mobilebert.data.glue import TASKS, check_table
 from mobilebert.errors import UserError
 
@@ -51,10 +51,15 @@ class Source:
     """
 
     spec: str
+    limit: int | None  # documents read at most
 
     def documents(self) -> Iterator[str]:
         """One document per item, its paragraphs separated by a newline; at most as many as `open_source` was told."""
         raise NotImplementedError
+
+    def share_read(self, documents: int) -> float | None:
+        """About what share of the corpus `documents()` has given with so many documents; None where nothing tells."""
+        return documents / self.limit if self.limit else None
 
     def table(self, task: str, split: str) -> pd.DataFrame:
         """The rows of one split; SQuAD's `answers` are {"text": list[str], "answer_start": list[int]}."""
@@ -90,8 +95,9 @@ class Source:
 
 
 class LocalSource(Source):
-    """A folder with corpus/*.txt(.xz), glue/<task>/<split>.parquet, squad/<version>/<split>.parquet, vocab.txt and the
-    SHA256SUMS that pins them; a file is hashed before it is first read."""
+    """A folder with corpus/* (see `mobilebert.data.documents`), glue/<task>/<split>.parquet,
+    squad/<version>/<split>.parquet, vocab.txt and the SHA256SUMS that pins them; a file is hashed before it is first
+    read."""
 
     def __init__(self, folder: Path, documents: int | None = None) -> None:
         self.spec = f"local:{folder}"
@@ -107,6 +113,7 @@ class LocalSource(Source):
             digest, _, name = line.partition(" ")
             self.pinned[name.strip().removeprefix("*").removeprefix("./")] = digest.lower()
         self._checked: set[str] = set()
+        self._read: dict[Path, float] = {}
 
     def _path(self, name: str) -> Path:
         """The file of that name, its hash checked once."""
@@ -126,9 +133,9 @@ class LocalSource(Source):
 
     def _corpus(self) -> list[str]:
         there = {f"corpus/{path.name}" for path in (self.folder / "corpus").glob("*")} | set(self.pinned)
-        names = sorted(n for n in there if n.startswith("corpus/") and n.endswith((".txt", ".txt.xz")))
+        names = sorted(n for n in there if n.startswith("corpus/") and n.endswith(SUFFIXES))
         if not names:
-            raise UserError(f"{self.folder / 'corpus'}: no *.txt.xz or *.txt file")
+            raise UserError(f"{self.folder / 'corpus'}: no file *{', *'.join(SUFFIXES)}")
         return names
 
     def _table(self, task: str, split: str) -> str:
@@ -138,7 +145,18 @@ class LocalSource(Source):
 
     def documents(self) -> Iterator[str]:
         paths = [self._path(name) for name in self._corpus()]
-        return islice(interleave([(_read_documents(path), 1.0) for path in paths]), self.limit)
+        self._read = dict.fromkeys(paths, 0.0)
+        return islice(interleave([(self._documents(path), 1.0) for path in paths]), self.limit)
+
+    def _documents(self, path: Path) -> Iterator[str]:
+        for document, share in read_documents(path):
+            self._read[path] = share
+            yield document
+
+    def share_read(self, documents: int) -> float:
+        sizes = {path: path.stat().st_size for path in self._read}
+        read = sum(size * self._read[path] for path, size in sizes.items()) / max(1, sum(sizes.values()))
+        return max(read, super().share_read(documents) or 0.0)
 
     def table(self, task: str, split: str) -> pd.DataFrame:
         path = self._path(self._table(task, split))
@@ -279,20 +297,6 @@ def check_task(task: str) -> str:
 
 def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _read_documents(path: Path) -> Iterator[str]:
-    """Documents of one shard: a paragraph a line, blank lines between documents."""
-    paragraphs: list[str] = []
-    with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if line := line.strip():
-                paragraphs.append(line)
-            elif paragraphs:
-                yield "\n".join(paragraphs)
-                paragraphs = []
-    if paragraphs:
-        yield "\n".join(paragraphs)
 
 
 def _hub_name(task: str) -> tuple[str, str | None]:

@@ -12,7 +12,10 @@ from mobilebert.data.features import table_file
 from mobilebert.data.glue import TASKS
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
+from mobilebert.progress import bar
 from mobilebert.records import Run, sha256
+
+WORKERS = 5  # some 250 MB each, and 350 MB here: so that preparing a corpus stays under 2 GB on any number of cores
 
 
 def run(run: Run, study: Study) -> None:
@@ -36,14 +39,17 @@ def run(run: Run, study: Study) -> None:
     paragraphs = {
         context for task in ("squad_v1.1", "squad_v2.0") for context in source.table(task, "validation")["context"].unique()
     }
-    counts = prepare_corpus(
-        source,
-        tokenizer,
-        run.folder / "corpus",
-        heldout_share=config.heldout_share,
-        squad_dev_paragraphs=paragraphs,
-        workers=len(os.sched_getaffinity(0)),
-    )
+    with bar(0, "corpus", unit="tok") as shown:
+        counts = prepare_corpus(
+            source,
+            tokenizer,
+            run.folder / "corpus",
+            heldout_share=config.heldout_share,
+            squad_dev_paragraphs=paragraphs,
+            workers=min(WORKERS, len(os.sched_getaffinity(0))),
+            cache=run.results / ".cache" / "corpus",  # of all studies
+            progress=lambda documents, tokens: _show(shown, tokens, source.share_read(documents)),
+        )
     files |= source.files("corpus")
     for folder in ("tokenizer", "corpus"):
         run.artefacts += sorted(str(file.relative_to(run.folder)) for file in (run.folder / folder).iterdir() if file.is_file())
@@ -56,3 +62,9 @@ def run(run: Run, study: Study) -> None:
         "vocab": sha256(run.folder / "tokenizer" / "vocab.txt"),
     }
     run.details["counts"] = json.loads(json.dumps(counts))
+
+
+def _show(shown, tokens: int, share: float | None) -> None:
+    """Tokens so far; how many there will be, and so how long it takes, follows from the share of the corpus read."""
+    shown.total = round(tokens / share) if share else None
+    shown.update(tokens - shown.n)

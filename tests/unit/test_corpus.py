@@ -1,6 +1,9 @@
 import hashlib
 import math
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import chain, pairwise
 
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mobilebert.data import corpus
 from mobilebert.data.corpus import Paragraphs, is_heldout, prepare_corpus, sentences, unigram_entropy
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer, load_tokenizer
@@ -94,13 +98,128 @@ def test_workers_change_nothing(synthetic, tmp_path, monkeypatch):
     seen = []
     options = {"progress": lambda *numbers: seen.append(numbers)}
     one = prepare(documents, tokenizer, tmp_path / "1", paragraphs, **options)
-    two = prepare(documents, tokenizer, tmp_path / "2", paragraphs, workers=2)
-    assert one == two
+    two = prepare(documents, tokenizer, tmp_path / "2", paragraphs, workers=2, cache=tmp_path / "cache")
+    three = prepare(documents, tokenizer, tmp_path / "3", paragraphs, workers=3, cache=tmp_path / "cache")
+    assert one == two == three
     assert one["documents_dropped"] >= 1
     assert seen == sorted(seen)
     assert seen[-1] == (60, one["tokens_train"] + one["tokens_heldout"])
     for path in (tmp_path / "1").iterdir():
-        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes() == (tmp_path / "3" / path.name).read_bytes()
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_preparation_goes_on_where_it_was(synthetic, tmp_path, monkeypatch):
+    """And another limit, share, order of runs or damaged file changes nothing but what is tokenized again."""
+    source, tokenizer = synthetic
+    monkeypatch.setattr("mobilebert.data.corpus.BATCH_CHARACTERS", 5000)
+    documents, made, bound = [*source.documents()][:60], [], [3]
+    tokenize = corpus._Encoder._tokenize
+
+    def counted(self, texts, digests):
+        if len(made) == bound[0]:
+            raise Killed
+        made.append(len(texts))
+        return tokenize(self, texts, digests)
+
+    monkeypatch.setattr(corpus._Encoder, "_tokenize", counted)
+
+    def run(name, documents=documents, **options):
+        """The files, and how many documents were tokenized for them."""
+        made.clear()
+        counts = prepare(documents, tokenizer, tmp_path / name, cache=tmp_path / "cache", **options)
+        return counts, [file.read_bytes() for file in sorted((tmp_path / name).iterdir())], sum(made)
+
+    with pytest.raises(Killed):
+        run("killed")
+    before, bound[0] = sum(made), None
+    assert not list((tmp_path / "killed").iterdir())
+    counts, files, again = run("killed")
+    assert again == 60 - before
+    monkeypatch.setattr(corpus._Encoder, "_tokenize", tokenize)
+    assert (prepare(documents, tokenizer, tmp_path / "fresh"), files) == (counts, run("killed")[1])
+    assert files == [file.read_bytes() for file in sorted((tmp_path / "fresh").iterdir())]
+    monkeypatch.setattr(corpus._Encoder, "_tokenize", counted)
+    assert run("share", heldout_share=0.5)[2] == 0
+    assert run("limit", documents[:40])[2] < 10, "the last batch alone"
+    assert run("paragraphs", paragraphs=["another"])[2] == 60
+    for number, file in enumerate((tmp_path / "cache").iterdir()):
+        content = bytearray(file.read_bytes())
+        content[content.index(b"\x93NUMPY") + 130] ^= 1  # in the counts, the first array: its header takes 128 bytes
+        file.write_bytes(content if number % 2 else content[:-9])
+    assert run("damaged") == (counts, files, 60)
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path):
+    """The kernel refuses to let a file grow: as on a full disk, in the middle of a file."""
+    program = """
+import resource, sys
+from pathlib import Path
+from mobilebert.data import corpus
+from mobilebert.data.sources import open_source
+from mobilebert.data.tokenizer import build_tokenizer
+from mobilebert.errors import UserError
+corpus.BATCH_CHARACTERS = 5000
+folder, limit, documents = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+source = open_source("synthetic", documents=documents)
+tokenizer = build_tokenizer(source, folder / "tokenizer", 400)
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    corpus.prepare_corpus(source, tokenizer, folder / "out", heldout_share=0.1, squad_dev_paragraphs=(), cache=folder / "cache")
+except UserError as error:
+    print(error)
+"""
+
+    def run(limit, documents):
+        words = [sys.executable, "-c", program, str(tmp_path), str(limit), str(documents)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert run(0, 200) == ""
+    state = {file: file.read_bytes() for folder in ("out", "cache") for file in (tmp_path / folder).iterdir()}
+    message = run(20_000, 600)
+    assert re.fullmatch(r".*/out.*: File too large; the same command goes on from here\n", message)
+    assert all(file.read_bytes() == content for file, content in state.items()), "the corpus of before is whole"
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        file.name for file in state if file.parent.name == "out"
+    )
+    assert not list((tmp_path / "cache").glob("*.part"))
+    assert run(0, 600) == ""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """The peak of a process that prepares 20 MB of text from a file, less that of one that prepares 2 MB. malloc gives back
+    what is free, so that the peak is of what is in use."""
+    program = """
+import re, sys
+from pathlib import Path
+from mobilebert.data.corpus import prepare_corpus
+from mobilebert.data.sources import open_source
+from mobilebert.data.tokenizer import build_tokenizer
+source = open_source("synthetic", documents=100)
+tokenizer = build_tokenizer(source, Path(sys.argv[1]) / "tokenizer", None)
+local = open_source(f"local:{sys.argv[1]}")
+counts = prepare_corpus(local, tokenizer, Path(sys.argv[1]) / "out", heldout_share=0.1, squad_dev_paragraphs=())
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024, counts["tokens_train"])
+"""
+    lines = "\n\n".join(open_source("synthetic").documents())
+    peaks, environment = [], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    for megabytes in (2, 20):
+        folder = tmp_path / str(megabytes)
+        (folder / "corpus").mkdir(parents=True)
+        text = "".join(f"{lines}\n{number}\n\n" for number in range(megabytes * 1_000_000 // len(lines)))
+        (folder / "corpus/a.txt").write_text(text)
+        (folder / "SHA256SUMS").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}  corpus/a.txt\n")
+        words = [sys.executable, "-c", program, str(folder)]
+        run = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        peak, tokens = run.stdout.split()
+        assert int(tokens) > megabytes * 100_000
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 9, "half of the text would not fit into this, nor would its tokens as a list"
 
 
 def test_the_synthetic_corpus_repeats_some_development_paragraphs(synthetic, tmp_path):

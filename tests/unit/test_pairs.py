@@ -1,5 +1,7 @@
 """Segment pairs against a corpus whose token ids name their document and place, so that every row can be read back."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,6 +144,75 @@ def test_shares_of_masking_and_of_pairs(corpus):
     # A tenth of the rows is short, and so are those of documents that end early.
     full = np.mean([batch["attention_mask"].sum(1) >= 55 for batch in batches])
     assert 0.75 < full < 0.95
+
+
+def within(count, total, share, sigmas=4):
+    """Whether a count of independent draws lies within so many standard errors of its share."""
+    return abs(count / total - share) < sigmas * (share * (1 - share) / total) ** 0.5
+
+
+def test_half_of_the_second_segments_are_random_and_a_tenth_of_the_rows_short(tmp_path):
+    """Sentences of one token in long documents: nothing but the draws decides."""
+    tokenizer = write_corpus(tmp_path, [[1] * 400] * 40)
+    batch = Pairs(tmp_path, "train", length=64, tokenizer=tokenizer, seed=5).batch(0, 10_000)
+    assert within(batch["next_sentence_label"].sum(), 10_000, 0.5)
+    # A short row draws 2 to 61 tokens, and 61 is no shorter than the others.
+    full = (batch["attention_mask"].sum(1) == 64).sum()
+    assert within(full, 10_000, 0.9 + 0.1 / 60)
+
+
+def test_masking_shares_within_their_standard_errors(corpus):
+    folder, tokenizer, _ = corpus
+    batch = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=9).batch(0, 4000)
+    shown, labels = batch["input_ids"].reshape(-1)[batch["masked_positions"]], batch["masked_labels"]
+    random = (shown != labels) & (shown != SPECIAL["[MASK]"])
+    assert within((shown == SPECIAL["[MASK]"]).sum(), len(shown), 0.8)
+    assert within(random.sum(), len(shown), 0.1)  # less one in a vocabulary of thousands that draws its own token
+    assert within((shown == labels).sum(), len(shown), 0.1)
+
+
+def test_a_second_epoch_masks_anew(corpus):
+    """A token that was masked once is masked no more often than any other when it is met again."""
+    folder, tokenizer, ends = corpus
+    pairs = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=4)
+    steps = -(-len(pairs) // 16)
+    met, masked = np.zeros((2, ends[-1]), bool), np.zeros((2, ends[-1]), bool)
+    for epoch in range(2):
+        for step in range(epoch * steps, (epoch + 1) * steps):
+            batch = pairs.batch(step, 16)
+            ids = restore(batch)
+            met[epoch, ids[ids >= FIRST] - FIRST] = True
+            masked[epoch, batch["masked_labels"] - FIRST] = True
+    again = masked[0] & met[1]
+    assert again.sum() > 300
+    expected = masked[1][met[1]].mean()
+    assert within(masked[1][again].sum(), again.sum(), expected)
+    assert 0.1 < expected < 0.4
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_draws_the_same_batches(corpus, workers):
+    folder, tokenizer, _ = corpus
+    alone = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=6)
+    readers = [Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=6) for _ in range(workers)]
+    for step in reversed(range(7)):
+        batch = readers[step % workers].batch(step, 8)
+        assert all(np.array_equal(array, batch[name]) for name, array in alone.batch(step, 8).items())
+
+
+def test_a_corpus_is_read_from_disk(tmp_path):
+    """24 MB of offsets and 8 MB of tokens; neither is copied into memory by a batch."""
+    documents = 1_000_000
+    np.save(tmp_path / "train.tokens.npy", np.full(4 * documents, 7, np.uint16))
+    np.save(tmp_path / "train.sentences.npy", np.arange(0, 4 * documents + 1, 2))
+    np.save(tmp_path / "train.documents.npy", np.arange(0, 2 * documents + 1, 2))
+    tokenizer = Tokenizer(models.WordPiece({**SPECIAL, "a": 5, "b": 6, "c": 7}, unk_token="[UNK]"))
+    tracemalloc.start()
+    try:
+        Pairs(tmp_path, "train", length=32, tokenizer=tokenizer, seed=0).batch(0, 16)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_length_does_not_tell_the_label(corpus):

@@ -1,0 +1,89 @@
+"""Text to masked batches of length 128 beside transformers' fast tokenizer and collator. The verdict is a ratio in one run."""
+
+import os
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobilebert.data.corpus import prepare_corpus
+from mobilebert.data.pairs import Pairs
+from mobilebert.data.sources import open_source
+from mobilebert.data.tokenizer import build_tokenizer
+
+LENGTH, BATCH, ROUNDS, CHARACTERS = 128, 256, 3, 8_000_000
+
+
+class Part:
+    """The first documents of a source, in memory: reading and decompressing are not compared."""
+
+    spec = "part"
+
+    def __init__(self, source, characters):
+        self.texts, read = [], 0
+        for document in source.documents():
+            self.texts.append(document)
+            read += len(document)
+            if read >= characters:
+                break
+
+    def documents(self):
+        return iter(self.texts)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    """Both sides as functions: documents in, number of tokens in masked batches out. One thread each."""
+    from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
+
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    folder = tmp_path_factory.mktemp("corpus")
+    real = Path(os.environ.get("MOBILEBERT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    source = open_source(f"local:{real}" if (real / "SHA256SUMS").is_file() else "synthetic", documents=5000)
+    tokenizer = build_tokenizer(source, folder / "tokenizer", None)
+    theirs = BertTokenizerFast.from_pretrained(folder / "tokenizer")
+    collate = DataCollatorForLanguageModeling(theirs, mlm_probability=0.15)
+    part = Part(source, CHARACTERS)
+
+    def ours():
+        """Sentences, ids, token files; segment pairs, next-sentence labels, masks; as tensors."""
+        prepare_corpus(part, tokenizer, folder / "out", heldout_share=0.01, squad_dev_paragraphs=())
+        pairs, tokens = Pairs(folder / "out", "train", length=LENGTH, tokenizer=tokenizer, seed=0), 0
+        for step in range(len(pairs) // BATCH):
+            batch = {name: torch.from_numpy(array) for name, array in pairs.batch(step, BATCH).items()}
+            tokens += int(batch["attention_mask"].sum()) - 3 * BATCH
+        return tokens
+
+    def transformers():
+        """As their run_mlm.py: ids, blocks of 126 tokens, special tokens, masks. No sentences, pairs or labels."""
+        ids = [token for row in theirs(part.texts, add_special_tokens=False)["input_ids"] for token in row]
+        blocks, tokens = (ids[start : start + LENGTH - 2] for start in range(0, len(ids) - LENGTH + 3, LENGTH - 2)), 0
+        while rows := list(islice(blocks, BATCH)):
+            rows = [{"input_ids": [theirs.cls_token_id, *row, theirs.sep_token_id]} for row in rows]
+            tokens += collate(rows)["input_ids"].numel() - 2 * len(rows)
+        return tokens
+
+    return {"ours": ours, "transformers": transformers}
+
+
+@pytest.mark.parametrize("which", ["ours", "transformers"])
+def test_corpus(benchmark, sides, which):
+    benchmark.group = f"text to masked batches of {BATCH} x {LENGTH}, one thread"
+    assert benchmark.pedantic(sides[which], rounds=1) > 0
+
+
+def test_twice_as_many_tokens_a_second_as_transformers(sides):
+    """Interleaved, so that a busy machine hits both."""
+    rates = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            tokens = side()
+            rates[name].append(tokens / (time.perf_counter() - start))
+    ratio = statistics.median(rates["ours"]) / statistics.median(rates["transformers"])
+    print({name: [round(rate) for rate in samples] for name, samples in rates.items()}, round(ratio, 2))
+    assert ratio > 1.6, rates
