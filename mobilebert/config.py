@@ -74,6 +74,15 @@ class Study(Strict):
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
+    def conditions_come_first(self):
+        earlier = []
+        for item in self.expect:
+            if item.void_unless is not None and item.void_unless not in earlier:
+                raise ValueError(f"expect: void_unless {item.void_unless!r} is no earlier expectation's what")
+            earlier.append(item.what)
+        return self
+
+    @model_validator(mode="after")
     def known_names(self):
         models = paper.models()
         for key, table in (("run", self.run), ("quantize", self.quantize), ("checkpoints", self.checkpoints)):
@@ -88,6 +97,12 @@ class Study(Strict):
                 for task in () if tasks == "all" else tasks:
                     if task not in allowed:
                         raise ValueError(f"{key}.{model}: unknown task {task!r}; allowed: {', '.join(allowed)}")
+        return self
+
+    @model_validator(mode="after")
+    def temperature_is_released(self):
+        if self.distill.temperature != 1 and self.recipe == "paper":
+            raise ValueError(f"distill.temperature: {self.distill.temperature} is not 1; recipe released alone has a temperature")
         return self
 
     def labels(self, stage: str) -> list[str]:

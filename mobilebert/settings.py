@@ -113,6 +113,7 @@ class Distill(Training):
     warmup_steps: NotNegative = 10_000
     batch_size: Positive = 4096
     alpha: Share = 0.5  # share of the hard masked-LM labels
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # recipe released alone: multiplies the teacher's last hidden states
 
 
 class Checkpoint(Strict):
@@ -234,14 +235,24 @@ class Latency(Strict):
 
 
 class Expectation(Strict):
-    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin."""
+    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin.
+
+    `<record>, <record>, ...:<metric>` is the mean over those records, one a seed; the values are shown beside it.
+    """
 
     what: str
     metric: str  # e.g. finetune/mobilebert/sst2:accuracy
     above: str | float | None = None
     below: str | float | None = None
     by: float = 0.0
+    void_unless: str | None = None  # `what` of an earlier expectation without which this comparison says nothing
+    judged: bool = True  # False: the comparison is shown, whichever way it falls
     reason: str
+
+    @staticmethod
+    def records(side: str) -> list[str]:
+        """Ids of the records that one side of the comparison names."""
+        return [key.strip() for key in side.partition(":")[0].split(",")]
 
     @model_validator(mode="after")
     def one_side(self):

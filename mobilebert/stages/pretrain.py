@@ -22,7 +22,7 @@ def run(run: Run, study: Study) -> None:
     train(run, model, make_optimizer(model, config), make_task(run, study, model, corpus), "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
-    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].schedule) + corpus_labels(run, study))
+    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].settings) + corpus_labels(run, study))
 
 
 def corpus_labels(run: Run, study: Study) -> list[str]:
