@@ -214,6 +214,29 @@ def test_rate_follows_the_curve_of_each_stage(student, teacher):
     assert [joint.rate(step) for step in (0, 4, 5, 29)] == pytest.approx([0.2, 1.0, 1.0, 1 / 25])
 
 
+def test_the_table_of_stages_at_full_scale():
+    """Released recipe: 240,000 steps over 24 layers at 0.0015, three times that within a stage's curve; a tenth below."""
+    small = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_bottleneck_size": 4}
+    student, teacher = model(1, **STUDENT | small), model(2, **TEACHER | small)
+    transfer = Transfer(student, teacher, config(recipe="released") | {"steps": 240_000})
+    optimizer = optim.make(student, "lamb", 0.0015, 0.01, group=layer_of)
+    prepare, groups = transfer.prepare(optimizer), {}
+    for group in optimizer.param_groups:
+        names = [name for name, p in student.named_parameters() if any(p is member for member in group["params"])]
+        groups.setdefault(layer_of(names[0]), []).append(group)
+    curve = {0: 0.001, 499: 0.5, 999: 1.0, 1000: 1.0, 3250: 0.95, 9999: 0.9}
+    for stage in (0, 1, 11, 23):
+        for within, height in curve.items():
+            step = 10_000 * stage + within
+            prepare(step)
+            for layer, found in groups.items():
+                share = 1.0 if layer == stage else 0.1 if 0 <= layer < stage else 0.0
+                for group in found:
+                    rate = 0.0015 * transfer.rate(step) * group["rate"]
+                    assert rate == pytest.approx(3 * 0.0015 * height * share, rel=1e-5)
+    assert set(groups) == {-1, *range(24)}
+
+
 # --- the loss
 
 
