@@ -112,10 +112,10 @@ class Study(Strict):
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
         return found
 
-    def schedule_labels(self, name: str) -> list[str]:
-        """Whether a schedule (pretrain, search, transfer or distill) sees fewer tokens than the paper's."""
+    def schedule_labels(self, name: str, steps: int | None = None) -> list[str]:
+        """Whether a schedule (pretrain, search, transfer or distill) sees fewer tokens than the paper's; in `steps`, if not its."""
         mine, full = getattr(self, name), type(self).model_fields[name].default
-        share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
+        share = (steps or mine.steps) * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
         return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
 
     @model_validator(mode="after")

@@ -22,7 +22,8 @@ def run(run: Run, study: Study) -> None:
     train(run, model, make_optimizer(model, config), make_task(run, study, model, corpus), "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
-    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].settings) + corpus_labels(run, study))
+    schedule_labels = study.schedule_labels(models()[run.job.name].settings, config["steps"])
+    run.label(study.labels("pretrain") + schedule_labels + corpus_labels(run, study))
 
 
 def corpus_labels(run: Run, study: Study) -> list[str]:

@@ -53,3 +53,21 @@ def test_flops_are_those_of_every_step(name, recipe, lower):
     each = cost(architectures[0], 32).training_flops_per_token * 4 * 32
     assert scratch_steps(this, row, *architectures, "compute") == round(flops / each)
     assert scratch_steps(this, row, *architectures, "steps") == (30 if name == "mobilebert-pd" else 80)
+
+
+def test_a_budget_is_that_of_a_taught_student():
+    models = paper.models()
+    for name, row in models.items():
+        assert row.settings == ("distill" if row.budget_of else row.schedule)
+        if row.budget_of:
+            student = models[row.budget_of]
+            assert student.teacher, name
+            assert (row.preset, row.overrides) == (student.preset, student.overrides), name
+            assert not row.teacher, name
+
+
+def test_labels_count_the_steps_that_were_run():
+    this = study()
+    share = 80 * 4 * 32 / (500_000 * 4096 * 512)
+    assert this.schedule_labels("distill", 80) == [f"scaled: distill sees {share:.1e} of the paper's tokens"]
+    assert this.schedule_labels("distill") == this.schedule_labels("distill", 30)
