@@ -113,7 +113,7 @@ class Study(Strict):
         return found
 
     def schedule_labels(self, name: str, steps: int | None = None) -> list[str]:
-        """Whether a schedule (pretrain, search, transfer or distill) sees fewer tokens than the paper's; in `steps`, if not its."""
+        """Whether a schedule (pretrain, search, transfer or distill) sees fewer tokens than the paper's; in `steps`, if given."""
         mine, full = getattr(self, name), type(self).model_fields[name].default
         share = (steps or mine.steps) * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
         return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
