@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.modeling.presets import preset
@@ -47,3 +49,17 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
     if study.data.vocab_size:
         fields["vocab_size"] = study.data.vocab_size
     return fields
+
+
+def mismatch(student: Mapping, teacher: Mapping, losses: Collection[str] = ("fmt", "at")) -> str | None:
+    """Why the two architectures cannot be compared, in one line: by the logits of masked words, with `losses` layer by layer."""
+    fields = ["vocab_size"]
+    if losses:
+        fields += ["num_hidden_layers", "hidden_size"]
+    if "at" in losses:
+        fields.append("num_attention_heads")
+    for field in fields:
+        mine, theirs = student[field], teacher[field]
+        if mine != theirs:
+            return f"{field}: the student has {mine}, the teacher {theirs}; knowledge transfer needs them equal"
+    return None

@@ -80,6 +80,15 @@ class Study(Strict):
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
+    def conditions_come_first(self):
+        earlier = []
+        for item in self.expect:
+            if item.void_unless is not None and item.void_unless not in earlier:
+                raise ValueError(f"expect: void_unless {item.void_unless!r} is no earlier expectation's what")
+            earlier.append(item.what)
+        return self
+
+    @model_validator(mode="after")
     def known_names(self):
         models = self.models
         for model in [name for name in models if name not in paper.models()]:
@@ -102,6 +111,12 @@ class Study(Strict):
                         raise ValueError(f"{key}.{model}: unknown task {task!r}; allowed: {', '.join(allowed)}")
         return self
 
+    @model_validator(mode="after")
+    def temperature_is_released(self):
+        if self.distill.temperature != 1 and self.recipe == "paper":
+            raise ValueError(f"distill.temperature: {self.distill.temperature} is not 1; recipe released alone has a temperature")
+        return self
+
     def labels(self, stage: str) -> list[str]:
         """What keeps every result of this study from standing beside the paper's: generated data, a smaller scale."""
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
@@ -109,14 +124,15 @@ class Study(Strict):
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
         return found
 
-    def schedule_labels(self, name: str) -> list[str]:
-        """Whether a schedule (pretrain, search, transfer or distill) has a time budget or sees fewer tokens than the paper's."""
+    def schedule_labels(self, name: str, steps: int | None = None) -> list[str]:
+        """Whether a schedule (pretrain, search, transfer or distill) has a time budget or sees fewer tokens than the paper's; in
+        `steps`, if given."""
         mine, full = getattr(self, name), type(self).model_fields[name].default
         if mine.max_minutes:
             return [
                 f"budget: {name} ends after {mine.max_minutes:g} minutes; continued after a kill it is not the same to the bit"
             ]
-        share = mine.steps * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
+        share = (steps or mine.steps) * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
         return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
 
     @model_validator(mode="after")

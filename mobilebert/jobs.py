@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 from mobilebert import paper
-from mobilebert.architecture import architecture
+from mobilebert.architecture import architecture, mismatch
 from mobilebert.config import Study
+from mobilebert.distillation.budget import scratch_steps
 from mobilebert.errors import UserError
 from mobilebert.settings import TASKS
 from mobilebert.training.search import AXES
@@ -209,18 +210,25 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     row = study.models[model]
     if row.preset == "bag-of-embeddings":
         return
-    base = {"architecture": architecture(study, model), "seed": study.seed, "recipe": study.recipe}
+    base = {"architecture": architecture(study, model), "seed": study.seed + row.seed, "recipe": study.recipe}
     base["max_predictions"] = MAX_PREDICTIONS[study.recipe]
     if model in study.checkpoints:
         weights = study.checkpoints[model]  # pinned by hash or by name and revision: a folder's path is not science
         pin = {"sha256": weights.sha256} if weights.is_local else {"source": weights.source, "revision": weights.revision}
         graph.add("checkpoint", model, {**pin, "architecture": base["architecture"]})
         return
+    if row.budget_of:
+        if model in study.run and (study.distill.max_minutes or study.transfer.max_minutes):
+            raise UserError(f"{study.name}: run: {model} counts the steps of {row.budget_of}, which max_minutes leaves open")
+        graph.add("pretrain", model, {**base, **_scratch(study, row), "dropout": row.dropout}, ["data"])
+        return
     if not row.teacher:
         settings = study.search if row.schedule == "search" else study.pretrain
         science = {**_science(settings), "dropout": row.dropout}
         graph.add("pretrain", model, {**base, **science}, ["data"])
         return
+    if problem := mismatch(base["architecture"], architecture(study, row.teacher), row.losses):
+        raise UserError(f"{study.name}: {model}, taught by {row.teacher}: {problem}")
     teacher = final_job(study, row.teacher)
     base["control"] = row.control
     transfer = {**_science(study.transfer), "strategy": row.strategy, "losses": row.losses}
@@ -237,6 +245,14 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
         if study.distill.max_minutes and study.transfer.max_minutes:
             config["max_minutes"] = study.distill.max_minutes + study.transfer.max_minutes
     graph.add("distill", model, config, inputs)
+
+
+def _scratch(study: Study, row: paper.Model) -> dict:
+    """Settings of a model that gets, without a teacher, what a student gets with one."""
+    student = paper.models()[row.budget_of]
+    architectures = [architecture(study, name) for name in (row.budget_of, student.teacher)]
+    settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
+    return {**settings, "steps": scratch_steps(study, student, *architectures, row.budget), "max_minutes": None}
 
 
 def with_upstream(graph: Graph, ids) -> list[str]:
@@ -288,9 +304,9 @@ def finish(study: Study, graph: Graph, extra=()) -> Graph:
     inputs = [key for key in graph if key in {*scope(study, graph), *extra}]
     expect = [item.model_dump() for item in study.expect]
     for item in study.expect:
-        for key in (item.metric, item.above, item.below):
-            if isinstance(key, str) and key.partition(":")[0] not in graph:
-                raise UserError(f"{study.name}: expect: {key!r} names no record of this study")
+        for side in (item.metric, item.above, item.below):
+            if isinstance(side, str) and (unknown := [key for key in item.records(side) if key not in graph]):
+                raise UserError(f"{study.name}: expect: {side!r} names no record of this study: {unknown[0]!r}")
     view = {"study": study.name, **study.model_dump(mode="json", exclude={"data", "checkpoints"})}
     printed = [table.model_dump(mode="json") for table in paper.tables()]
     sizes = {model: architecture(study, model, full_size=True) for model in paper.models()}

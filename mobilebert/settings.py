@@ -67,6 +67,7 @@ class Training(Strict):
     weight_decay: Share = 0.01
     precision: Literal["fp32", "bf16"] = "fp32"
     max_minutes: Annotated[float, Field(gt=0)] | None = None  # the run ends then, and steps only scale the schedule; None: steps
+    accumulate: Positive = 1  # micro-batches that a process makes of its share of a batch, for less memory
     compile: bool = False  # torch.compile of the encoder's blocks
     checkpoint_every: Positive = 1000
 
@@ -74,6 +75,8 @@ class Training(Strict):
     def warmup_ends(self):
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} must not be more than batch_size {self.batch_size}")
         return self
 
 
@@ -83,13 +86,6 @@ class Pretrain(Training):
     steps: Positive = 500_000
     warmup_steps: NotNegative = 10_000
     batch_size: Positive = 4096
-    accumulate: Positive = 1  # micro-batches that a process makes of its share of a batch, for less memory
-
-    @model_validator(mode="after")
-    def batch_splits(self):
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate {self.accumulate} must not be more than batch_size {self.batch_size}")
-        return self
 
 
 class Search(Pretrain):
@@ -122,6 +118,7 @@ class Distill(Training):
     warmup_steps: NotNegative = 10_000
     batch_size: Positive = 4096
     alpha: Share = 0.5  # share of the hard masked-LM labels
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # recipe released alone: multiplies the teacher's last hidden states
 
 
 class Checkpoint(Strict):
@@ -252,14 +249,24 @@ class Latency(Strict):
 
 
 class Expectation(Strict):
-    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin."""
+    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin.
+
+    `<record>, <record>, ...:<metric>` is the mean over those records, one a seed; the values are shown beside it.
+    """
 
     what: str
     metric: str  # e.g. finetune/mobilebert/sst2:accuracy
     above: str | float | None = None
     below: str | float | None = None
     by: float = 0.0
+    void_unless: str | None = None  # `what` of an earlier expectation without which this comparison says nothing
+    judged: bool = True  # False: the comparison is shown, whichever way it falls
     reason: str
+
+    @staticmethod
+    def records(side: str) -> list[str]:
+        """Ids of the records that one side of the comparison names."""
+        return [key.strip() for key in side.partition(":")[0].split(",")]
 
     @model_validator(mode="after")
     def one_side(self):

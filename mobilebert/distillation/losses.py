@@ -1,7 +1,7 @@
 """Losses of knowledge transfer and distillation (paper sections 3.3 and 3.4), as pure functions.
 
-B batch, T tokens, C channels of the feature maps, H heads, N masked positions, V vocabulary. `mask` (B, T) is 1 for real
-tokens; None counts every position, as the released code does.
+B batch, T tokens, C channels of the feature maps, H heads, N masked positions, V vocabulary, L layers. `mask` (B, T) is 1 for
+real tokens; None counts every position, as the released code does. Half precision is compared in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ FACTORS = {  # of feature map, means, variances, attention: the paper prints non
 }
 
 
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """float64 as it is, anything narrower as float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over (B, T), over the real tokens alone with a mask."""
     if mask is None:
@@ -25,24 +30,28 @@ def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 def feature_map(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Feature map transfer, paper equation 4: mean over tokens and channels of (student - teacher)^2. Both (B, T, C)."""
-    return _mean((student.float() - teacher.float()).square().mean(-1), mask)
+    return _mean((_wide(student) - _wide(teacher)).square().mean(-1), mask)
 
 
 def normalized_feature_map(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Released code's feature term: the same after a layer norm without parameters (epsilon 1e-12). Both (B, T, C)."""
     width = (student.shape[-1],)
-    return feature_map(F.layer_norm(student.float(), width, eps=1e-12), F.layer_norm(teacher.float(), width, eps=1e-12), mask)
+    return feature_map(F.layer_norm(_wide(student), width, eps=1e-12), F.layer_norm(_wide(teacher), width, eps=1e-12), mask)
+
+
+def statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each token over its channels: (..., T, C) -> two of (..., T)."""
+    return _wide(features).mean(-1), _wide(features).var(-1, unbiased=False)
 
 
 def means(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Released code's "beta" term: squared difference of each token's mean over channels. Both (B, T, C)."""
-    return _mean((student.float().mean(-1) - teacher.float().mean(-1)).square(), mask)
+    """Released code's "beta" term: squared difference of the tokens' means over channels, (B, T) or (L, B, T) of the teacher."""
+    return _mean((student - teacher).square().reshape(-1, *student.shape).mean(0), mask)
 
 
 def variances(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Released code's "gamma" term: absolute difference of each token's variance over channels. Both (B, T, C)."""
-    spread = student.float().var(-1, unbiased=False) - teacher.float().var(-1, unbiased=False)
-    return _mean(spread.abs(), mask)
+    """Released code's "gamma" term: absolute difference of their variances, (B, T) or (L, B, T) of the teacher."""
+    return _mean((student - teacher).abs().reshape(-1, *student.shape).mean(0), mask)
 
 
 def attention(
@@ -52,16 +61,26 @@ def attention(
 
     `cross_entropy` drops the teacher's entropy, a constant, as the released code does: same gradient.
     """
-    student, teacher = student.float().clamp(min=1e-12), teacher.float()
+    student, teacher = _wide(student).clamp(min=1e-12), _wide(teacher)
     terms = -teacher * student.log()
     if not cross_entropy:
         terms = terms + torch.special.xlogy(teacher, teacher)
     return _mean(terms.sum(-1).mean(1), mask)
 
 
+def masked_lm(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Masked LM: mean cross-entropy in nats over the masked positions. Logits (N, V), labels (N,)."""
+    return F.cross_entropy(_wide(logits), labels)
+
+
+def next_sentence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Next-sentence prediction: mean cross-entropy in nats over the batch. Logits (B, 2), labels (B,), 1 for a random next."""
+    return F.cross_entropy(_wide(logits), labels)
+
+
 def soft_labels(student: torch.Tensor, teacher: torch.Tensor, cross_entropy: bool = False) -> torch.Tensor:
     """Distillation of the masked-LM prediction: mean over positions of KL(teacher || student). Logits (N, V)."""
-    logs, target = F.log_softmax(student.float(), -1), F.softmax(teacher.float(), -1)
+    logs, target = F.log_softmax(_wide(student), -1), F.softmax(_wide(teacher), -1)
     if cross_entropy:
         return -(target * logs).sum(-1).mean()
     return F.kl_div(logs, target, reduction="batchmean")
@@ -71,7 +90,7 @@ def pretraining_distillation(
     student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, alpha: float, cross_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """alpha * MLM + (1 - alpha) * KD, paper section 3.4 without NSP; also MLM and KD alone. Logits (N, V), labels (N,)."""
-    hard = F.cross_entropy(student.float(), labels)
+    hard = masked_lm(student, labels)
     soft = soft_labels(student, teacher, cross_entropy)
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
@@ -87,7 +106,7 @@ def layer(
     """The transfer loss of one layer. `student` and `teacher` hold "features" (B, T, C) and "attention" (B, H, T, T).
 
     paper: feature map and attention KL over real tokens. released: normalised feature map, means, variances and attention
-    cross-entropy over all positions.
+    cross-entropy over all positions; "statistics" of the teacher, two of (L, B, T), stand for those of its features.
     """
     feature, mean, variance, attend = factors
     total = student["features"].new_zeros(())
@@ -97,12 +116,9 @@ def layer(
     if "fmt" in losses:
         pair = student["features"], teacher["features"]
         total = total + feature * (normalized_feature_map if released else feature_map)(*pair, mask)
-        if mean:
-            # The released TF1 code averages the teacher's statistics over all its layers here: a slip of a variable name.
-            statistics = teacher.get("statistics", teacher["features"])
-            total = total + mean * means(pair[0], statistics, mask)
-        if variance:
-            total = total + variance * variances(pair[0], teacher.get("statistics", teacher["features"]), mask)
+        if mean or variance:
+            mine, theirs = statistics(pair[0]), teacher.get("statistics") or statistics(pair[1])
+            total = total + mean * means(mine[0], theirs[0], mask) + variance * variances(mine[1], theirs[1], mask)
     if "at" in losses:
         total = total + attend * attention(student["attention"], teacher["attention"], mask, cross_entropy=released)
     return total

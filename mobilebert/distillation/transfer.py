@@ -11,6 +11,7 @@ import re
 import torch
 from torch import nn
 
+from mobilebert.architecture import mismatch
 from mobilebert.distillation import losses
 from mobilebert.errors import UserError
 from mobilebert.training import schedule
@@ -23,14 +24,6 @@ def layer_of(name: str) -> int:
     """Encoder layer of a parameter, from 0; -1 outside the encoder."""
     found = LAYER.match(name)
     return int(found.group(1)) if found else -1
-
-
-def check_pair(student: nn.Module, teacher: nn.Module) -> None:
-    """Raises UserError when student and teacher cannot be compared layer by layer."""
-    for field in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
-        mine, theirs = getattr(student.config, field), getattr(teacher.config, field)
-        if mine != theirs:
-            raise UserError(f"{field}: the student has {mine}, the teacher {theirs}; knowledge transfer needs them equal")
 
 
 @torch.no_grad()
@@ -67,7 +60,8 @@ class Transfer:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: dict):
-        check_pair(student, teacher)
+        if problem := mismatch(student.config.to_dict(), teacher.config.to_dict(), config["losses"]):
+            raise UserError(problem)
         self.student, self.teacher, self.config = student, teacher, config
         self.recipe = config["recipe"]
         self.layers = student.config.num_hidden_layers
@@ -111,34 +105,79 @@ class Transfer:
         return schedule.linear(step, steps, self.config["warmup_steps"])
 
     def loss(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        """Run both models as deep as the step needs; the mean of the taught layers' losses.
+        """Run both models as deep as the step needs; the mean of the taught layers' losses."""
+        return {"loss": self.loss_of(batch, *self.depth(step))}
 
-        The released code divides a stage's loss by the number of layers: LAMB's step does not see a constant factor, its clipping
-        at norm 1 does.
-        """
-        depth, taught = self.depth(step)
+    def loss_of(self, batch: dict[str, torch.Tensor], depth: int, taught: range) -> torch.Tensor:
+        """Mean loss of the layers `taught`, of models run `depth` blocks deep."""
         inputs = {key: batch[key] for key in INPUTS if key in batch}
-        wanted = {
-            "output_hidden_states": True,
-            "attention_layers": list(taught) if "at" in self.config["losses"] else [],
-        }
-        slip = self.recipe == "released" and "fmt" in self.config["losses"]
-        with torch.no_grad():
-            deep = self.layers if slip else depth
-            guide = self.teacher.mobilebert(**inputs, num_layers=deep, **wanted)
-        out = self.student.mobilebert(**inputs, num_layers=depth, **wanted)
-        return {"loss": self.compare(out.hidden_states, out.attentions, guide.hidden_states, guide.attentions, taught, batch)}
+        maps = list(taught) if "at" in self.config["losses"] else []
+        guide = self.guide(inputs, depth, taught, maps)
+        return self.compare(layers(self.student, inputs, depth, taught, maps), guide, batch)
 
-    def compare(self, states, attentions, guide_states, guide_attentions, taught, batch) -> torch.Tensor:
-        """Mean loss of the taught layers from both models' hidden states (embeddings first) and attention maps."""
+    @property
+    def slips(self) -> bool:
+        """Whether a layer is compared with statistics of all the teacher's layers: the released TF1 code averages over a list
+        where it means the list's item, a slip of a variable name."""
+        return self.recipe == "released" and "fmt" in self.config["losses"]
+
+    def compare(self, student: dict[int, dict], teacher: dict[int, dict], batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss of the layers that `student` holds, as `layers` returns them.
+
+        The released code divides a stage's one loss by the number of layers too: LAMB's step does not see a constant factor, its
+        clipping at norm 1 does.
+        """
         mask = batch.get("attention_mask")
-        every = torch.stack(guide_states) if self.recipe == "released" else None
-        total = states[-1].new_zeros(())
-        for layer in taught:
-            student, teacher = {"features": states[layer + 1]}, {"features": guide_states[layer + 1]}
-            if every is not None:
-                teacher["statistics"] = every
-            if "at" in self.config["losses"]:
-                student["attention"], teacher["attention"] = attentions[layer], guide_attentions[layer]
-            total = total + losses.layer(student, teacher, self.recipe, self.config["losses"], self.factors, mask)
-        return total / len(taught)
+        total = sum(
+            losses.layer(student[index], teacher[index], self.recipe, self.config["losses"], self.factors, mask)
+            for index in student
+        )
+        if self.recipe == "released":
+            return total / self.layers
+        return total / len(student) * batch.get("token_weight", 1.0)  # of a part of a batch: its share of the real tokens
+
+    def guide(self, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
+        """`layers` of the teacher, without autograd. Where it slips all its blocks run, and of each only the statistics stay."""
+        with torch.no_grad():
+            if not self.slips:
+                return layers(self.teacher, inputs, depth, taught, maps)
+            model, found, states = self.teacher.mobilebert, [], {}
+
+            def see(index: int, output: torch.Tensor) -> None:
+                found.append(losses.statistics(output))
+                if index in taught:
+                    states[index + 1] = output
+
+            hooks = [model.embeddings.register_forward_hook(lambda module, args, output: see(-1, output))]
+            for index, block in enumerate(model.encoder.layer):
+                hooks.append(block.register_forward_hook(lambda module, args, output, index=index: see(index, output[0])))
+            try:
+                out = model(**inputs, attention_layers=maps)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            return self.with_statistics(by_layer(states, out.attentions, taught), found)
+
+    @staticmethod
+    def with_statistics(teacher: dict[int, dict], found: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, dict]:
+        """Give every layer the means and variances, (L + 1, B, T) each, of the teacher's embeddings and all its layers."""
+        statistics = tuple(torch.stack(one) for one in zip(*found, strict=True))
+        return {index: layer | {"statistics": statistics} for index, layer in teacher.items()}
+
+
+def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
+    """Run `depth` blocks; of each taught one its "features" (B, T, C), and where `maps` names it its "attention" (B, H, T, T).
+
+    A stage of PKT needs the last block's features alone: then no other hidden state is kept.
+    """
+    last = taught == range(depth - 1, depth)
+    out = model.mobilebert(**inputs, num_layers=depth, output_hidden_states=not last, attention_layers=maps)
+    return by_layer(None if last else out.hidden_states, out.attentions, taught, out.last_hidden_state)
+
+
+def by_layer(states, attentions, taught: range, last: torch.Tensor | None = None) -> dict[int, dict]:
+    """A model's hidden states, embeddings first, and attention maps as `Transfer.compare` takes them."""
+    return {
+        index: {"features": last if states is None else states[index + 1], "attention": attentions and attentions[index]}
+        for index in taught
+    }

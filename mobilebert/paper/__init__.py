@@ -31,7 +31,15 @@ class Model(Strict):
     losses: tuple[Literal["fmt", "at"], ...] = ()  # layer-wise losses of the transfer
     dropout: bool = True  # in pre-training; the students have none, there as in distillation (released code)
     control: Literal["none", "fresh-student", "shuffled-teacher"] = "none"
+    budget_of: str | None = None  # a model without a teacher, trained with the settings of this student's distillation
+    budget: Literal["steps", "compute"] = "steps"  # for as many steps as the student, or as many FLOPs as it and its teacher
+    seed: int = 0  # added to the study's
     note: str = ""
+
+    @property
+    def settings(self) -> str:
+        """The group of a study's keys that says how a model without a teacher is trained."""
+        return "distill" if self.budget_of else self.schedule
 
 
 class Column(Strict):

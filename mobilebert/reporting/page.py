@@ -35,7 +35,8 @@ def render(study: Study, graph: Graph, records: Mapping[str, Record], tables: li
         study=study,
         summary=_summary(study, graph, records),
         outcomes=outcomes,
-        failed=sum(item.outcome == "fail" for item in outcomes),
+        held=sum(item.outcome == "pass" for item in outcomes),
+        judged=sum(item.outcome != "shown" for item in outcomes),
         legend=LEGEND,
         tables=tables,
         figures={title: Markup(svg) for title, svg in loss_curves(records).items()},  # matplotlib escapes its texts

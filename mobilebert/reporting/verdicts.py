@@ -47,52 +47,76 @@ def _is_number(value) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether one expectation holds. `left` and `right` are the values compared, None where one is not to be had."""
+    """Whether one expectation holds. `left` and `right` are the values compared, None where one is not to be had.
+
+    void: what the comparison stands on does not hold. shown: a comparison that the study does not judge.
+    """
 
     what: str
-    outcome: Literal["pass", "fail"]
+    outcome: Literal["pass", "fail", "void", "shown"]
     left: float | None
     right: float | None
     comparison: str  # e.g. "finetune/mobilebert/sst2:accuracy above finetune/bag-of-embeddings/sst2:accuracy by 0.05"
-    problem: str | None  # why it fails, in words
+    problem: str | None  # why it does not pass, in words
     reason: str  # why the study expects it
 
 
 def expectations(expect: Iterable[Expectation], records: Mapping[str, Record]) -> list[Outcome]:
     """One outcome for every expectation. A record that is missing or did not end well, and a metric that is missing or
-    null, fail it: what was not shown does not hold."""
-    return [_expectation(item, records) for item in expect]
+    null, fail it: what was not shown does not hold. Neither does what stands on another expectation that does not."""
+    found: list[Outcome] = []
+    for item in expect:
+        condition = next((one for one in found if one.what == item.void_unless), None)
+        found.append(_expectation(item, records, condition))
+    return found
 
 
-def _expectation(item: Expectation, records: Mapping[str, Record]) -> Outcome:
+def _expectation(item: Expectation, records: Mapping[str, Record], condition: Outcome | None) -> Outcome:
     side = "above" if item.above is not None else "below"
     bound = item.above if item.above is not None else item.below
-    comparison = f"{item.metric} {side} {bound}" + (f" by {item.by:g}" if item.by else "")
-    left, problem = _value(item.metric, records)
-    right, other = _value(bound, records)
+    margin = f" by {item.by:g}" if item.by else ""
+    comparison = f"{item.metric} {side} {bound}{margin}"
+    left, problem = _values(item.metric, records)
+    right, other = _values(bound, records)
     problem = problem or other
+    means = [sum(values) / len(values) if values else None for values in (left, right)]
+    outcome = "fail" if problem else "pass"
     if problem is None:
-        margin = left - right if side == "above" else right - left
+        if len(left) > 1 or len(right) > 1:
+            comparison = f"{_spread(left)} {side} {_spread(right)}{margin}: {comparison}"
+        lead = means[0] - means[1] if side == "above" else means[1] - means[0]
         # Without a margin equal values are neither above nor below; with one the margin itself is enough.
-        holds = margin >= item.by - _ROUNDING if item.by else margin > 0
+        holds = lead >= item.by - _ROUNDING if item.by else lead > 0
         if not holds:
-            problem = f"{left:.4f} is not {side} {right:.4f}" + (f" by {item.by:g}" if item.by else "")
-    return Outcome(item.what, "fail" if problem else "pass", left, right, comparison, problem, item.reason)
+            outcome, problem = "fail", f"{_spread(left)} is not {side} {_spread(right)}{margin}"
+        if not item.judged:
+            outcome = "shown"
+    if condition is not None and condition.outcome != "pass":
+        outcome, problem = "void", f"{condition.outcome}: {condition.what}"
+    return Outcome(item.what, outcome, *means, comparison, problem, item.reason)
 
 
-def _value(source: str | float, records: Mapping[str, Record]) -> tuple[float | None, str | None]:
-    """The number that `source` names, or why there is none."""
+def _spread(values: list[float]) -> str:
+    """A value; or a mean, and in brackets the values that it is of."""
+    mean = f"{sum(values) / len(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} [{', '.join(f'{value:.4f}' for value in values)}]"
+
+
+def _values(source: str | float, records: Mapping[str, Record]) -> tuple[list[float], str | None]:
+    """The numbers that `source` names, or why there is one missing."""
     if not isinstance(source, str):
-        return float(source), None
-    key, _, metric = source.partition(":")  # metrics may hold a colon, record ids never do
-    record = records.get(key)
-    if record is None:
-        return None, f"missing: no current record of {key or source}"
-    if record.status != "ok":
-        return None, f"missing: {key} is {record.status}"
-    if metric not in record.metrics:
-        return None, f"missing: {key} has no metric {metric}"
-    value = record.metrics[metric]
-    if value is None or not math.isfinite(value):
-        return None, f"missing: {source} is not a finite number"
-    return value, None
+        return [float(source)], None
+    metric, values = source.partition(":")[2], []  # metrics may hold a colon, record ids never do
+    for key in Expectation.records(source):
+        record = records.get(key)
+        if record is None:
+            return [], f"missing: no current record of {key}"
+        if record.status != "ok":
+            return [], f"missing: {key} is {record.status}"
+        if metric not in record.metrics:
+            return [], f"missing: {key} has no metric {metric}"
+        value = record.metrics[metric]
+        if value is None or not math.isfinite(value):
+            return [], f"missing: {metric} of {key} is not a finite number"
+        values.append(value)
+    return values, None

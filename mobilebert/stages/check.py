@@ -11,7 +11,7 @@ from mobilebert.reporting.verdicts import expectations
 
 def run(run: records.Run, study: Study) -> None:
     outcomes = expectations(study.expect, records.current(run.results, study.name, run.graph))
-    failed = sum(item.outcome == "fail" for item in outcomes)
-    run.metrics |= {"passed": len(outcomes) - failed, "failed": failed}
+    failed = sum(item.outcome in ("fail", "void") for item in outcomes)
+    run.metrics |= {"passed": sum(item.outcome == "pass" for item in outcomes), "failed": failed}
     run.details["verdicts"] = [asdict(item) for item in outcomes]
     run.details["lines"] = [f"{item.outcome}: {item.what} ({item.problem or item.comparison})" for item in outcomes]

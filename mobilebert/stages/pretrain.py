@@ -25,14 +25,14 @@ def run(run: Run, study: Study) -> None:
     model = pretraining.new_model(config["architecture"]).to(device).train(config["dropout"])
     task = replace(
         make_task(run, study, model, corpus),
-        accumulate=section(run, study).accumulate,
         evaluate=lambda: pretraining.heldout_point(model, corpus, config["length"], device),
         flops_per_token=cost(config["architecture"], config["length"]).training_flops_per_token,
     )
     train(run, model, make_optimizer(model, config), task, "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
-    run.label(study.labels("pretrain") + study.schedule_labels(models()[run.job.name].schedule) + corpus_labels(run, study))
+    schedule_labels = study.schedule_labels(models()[run.job.name].settings, config["steps"])
+    run.label(study.labels("pretrain") + schedule_labels + corpus_labels(run, study))
 
 
 def corpus_labels(run: Run, study: Study) -> list[str]:
@@ -57,7 +57,7 @@ def make_optimizer(model, config: dict, **options):
 
 def section(run: Run, study: Study) -> Training:
     """The settings that a training stage was given: `pretrain`, `search`, `transfer` or `distill`."""
-    return getattr(study, models()[run.job.name].schedule if run.job.stage == "pretrain" else run.job.stage)
+    return getattr(study, models()[run.job.name].settings if run.job.stage == "pretrain" else run.job.stage)
 
 
 def make_task(run: Run, study: Study, model, corpus) -> Task:
@@ -75,6 +75,7 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
         seed=config["seed"],
         precision=config["precision"],
         checkpoint_every=own.checkpoint_every,
+        accumulate=own.accumulate,
         compile=own.compile,
         max_minutes=config["max_minutes"],
     )

@@ -32,7 +32,6 @@ def run(run: Run, study: Study) -> None:
         loss=transfer.loss,
         rate=transfer.rate,
         prepare=transfer.prepare(optimizer),
-        checkpoint_every=study.transfer.checkpoint_every,
     )
     train(run, student.eval(), optimizer, task, "train", device)  # no dropout, as the released code
     run.metrics["heldout_transfer_loss"] = heldout_loss(transfer, corpus, config, device)
@@ -54,13 +53,8 @@ def teacher_of(run: Run, study: Study, device: str):
 def heldout_loss(transfer: Transfer, corpus, config: dict, device: str) -> float:
     """Mean transfer loss over every layer on held-out pairs, after all stages."""
     batch_at = pretraining.batches(corpus, "heldout", config["length"], pretraining.HELDOUT_SIZE, seed=20)
-    every = range(transfer.layers)
-    wanted = {"output_hidden_states": True, "attention_layers": list(every)}
     total = 0.0
     for index in range(pretraining.HELDOUT_BATCHES):
         batch = {key: value.to(device) for key, value in batch_at(index).items()}
-        inputs = {key: batch[key] for key in pretraining.INPUTS if key in batch}
-        guide, out = transfer.teacher.mobilebert(**inputs, **wanted), transfer.student.mobilebert(**inputs, **wanted)
-        loss = transfer.compare(out.hidden_states, out.attentions, guide.hidden_states, guide.attentions, every, batch)
-        total += loss.item()
+        total += transfer.loss_of(batch, transfer.layers, range(transfer.layers)).item()
     return total / pretraining.HELDOUT_BATCHES

@@ -25,7 +25,7 @@ from mobilebert.jobs import Graph, Job
 from mobilebert.records import Diverged, Record, Run
 from mobilebert.records import execute as execute_alone
 
-STAGES = ("pretrain",)  # those whose losses take the weights of `batches.split`
+STAGES = ("pretrain", "transfer", "distill")  # those whose losses take the weights of `batches.split`
 PATIENCE = timedelta(hours=2)  # the first process evaluates and saves while the others wait
 
 

@@ -61,6 +61,12 @@ def test_the_defaults_are_the_paper():
         ({"transfer": {"learning_rate": float("inf")}}, ["transfer.learning_rate", "finite"]),
         ({"schema": 2}, ["schema", "1", "2"]),
         ({"expect": [{"what": "x", "metric": "a:b", "reason": "c"}]}, ["expect.0", "exactly one of above, below"]),
+        (
+            {"expect": [{"what": "x", "metric": "a:b", "above": 1, "void_unless": "x", "reason": "c"}]},
+            ["expect: void_unless 'x' is no earlier expectation's what"],
+        ),
+        ({"distill": {"temperature": 2.0}}, ["distill.temperature: 2.0 is not 1", "recipe released alone"]),
+        ({"recipe": "released", "distill": {"temperature": 0.0}}, ["distill.temperature", "greater than 0"]),
     ],
 )
 def test_refused_in_one_line(tmp_path, capsys, changes, wanted):
@@ -91,7 +97,9 @@ def test_files_that_are_no_study(tmp_path, text, wanted):
 
 
 def test_unknown_study_and_missing_file(tmp_path):
-    with pytest.raises(UserError, match="unknown study 'smoky'; allowed: cpu, gpu, paper, released, small-tasks, smoke"):
+    with pytest.raises(
+        UserError, match="unknown study 'smoky'; allowed: cpu, gpu, learning, paper, released, small-tasks, smoke"
+    ):
         config.load("smoky")
     with pytest.raises(UserError, match="cannot be read"):
         config.load(tmp_path / "absent.yaml")

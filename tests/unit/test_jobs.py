@@ -6,6 +6,7 @@ import pytest
 
 from mobilebert import jobs, paper
 from mobilebert.config import load
+from mobilebert.errors import UserError
 from mobilebert.settings import TASKS
 
 
@@ -102,8 +103,6 @@ def test_a_local_checkpoint_is_its_weights_not_its_path():
 
 
 def test_an_expectation_on_no_record_is_refused():
-    from mobilebert.errors import UserError
-
     study = load("smoke")
     item = study.expect[0].model_copy(update={"metric": "finetune/mobilebirt/sst2:accuracy"})
     study = study.model_copy(update={"expect": (item,)})
@@ -112,8 +111,6 @@ def test_an_expectation_on_no_record_is_refused():
 
 
 def test_a_transfer_too_short_for_its_layers_is_refused():
-    from mobilebert.errors import UserError
-
     study = load("smoke")
     study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"steps": 1})})
     with pytest.raises(UserError, match=r"transfer\.steps: 1 is less than one for each of 2 layers"):
@@ -233,6 +230,73 @@ def test_akt_gets_the_steps_of_both_stages():
     assert graph["distill/mobilebert"].config["steps"] == 500_000
     assert graph["transfer/mobilebert"].config["steps"] == graph["transfer/mobilebert-jkt"].config["steps"] == 240_000
     assert "transfer/mobilebert-akt" not in graph
+
+
+def with_rows(monkeypatch, **rows):
+    """The paper's models, some rows changed."""
+    models = paper.models()
+    changed = {name: models[name].model_copy(update=fields) for name, fields in rows.items()}
+    monkeypatch.setattr(paper, "models", lambda: models | changed)
+
+
+@pytest.mark.parametrize(
+    ("field", "mine", "theirs"),
+    [
+        ("num_hidden_layers", 6, 24),
+        ("hidden_size", 256, 512),
+        ("num_attention_heads", 8, 4),
+        ("vocab_size", 28996, 30522),
+    ],
+)
+def test_a_student_that_cannot_be_compared_with_its_teacher_is_refused_before_any_work(monkeypatch, field, mine, theirs):
+    with_rows(monkeypatch, mobilebert={"overrides": {field: mine}})
+    with pytest.raises(UserError) as caught:
+        jobs.build(load("paper"))
+    expected = f"{field}: the student has {mine}, the teacher {theirs}; knowledge transfer needs them equal"
+    assert str(caught.value) == f"paper: mobilebert, taught by ib-bert-large: {expected}"
+
+
+def test_a_student_of_logits_alone_needs_only_the_vocabulary(monkeypatch):
+    with_rows(monkeypatch, **{"mobilebert-pd": {"overrides": {"num_hidden_layers": 6, "num_attention_heads": 8}}})
+    jobs.build(load("paper"))
+    with_rows(monkeypatch, **{"mobilebert-pd": {"overrides": {"vocab_size": 28996}}})
+    with pytest.raises(UserError, match="mobilebert-pd, taught by ib-bert-large: vocab_size"):
+        jobs.build(load("paper"))
+
+
+def test_features_alone_may_differ_in_heads(monkeypatch):
+    with_rows(monkeypatch, **{"mobilebert-pd-fmt": {"overrides": {"num_attention_heads": 8}}})
+    jobs.build(load("paper"))
+
+
+def test_every_strategy_gets_the_same_extra_steps():
+    for name in ("paper", "smoke", "gpu"):
+        study = load(name)
+        graph = jobs.build(study)
+        total = {
+            model: sum(
+                graph[f"{stage}/{model}"].config["steps"] for stage in ("transfer", "distill") if f"{stage}/{model}" in graph
+            )
+            for model in ("mobilebert", "mobilebert-akt", "mobilebert-jkt")
+        }
+        assert set(total.values()) == {study.transfer.steps + study.distill.steps}
+
+
+def test_a_model_from_scratch_gets_its_students_steps_settings_and_seeds():
+    study = load("learning")
+    graph = jobs.build(study)
+    for seed, suffix in enumerate(("", "-seed-1", "-seed-2")):
+        student, scratch = graph[f"distill/mobilebert{suffix}"], graph[f"pretrain/scratch{suffix}"]
+        assert scratch.config["steps"] == student.config["steps"] + graph[f"transfer/mobilebert{suffix}"].config["steps"]
+        assert scratch.config["seed"] == student.config["seed"] == graph[f"transfer/mobilebert{suffix}"].config["seed"] == seed
+        for key in ("architecture", "batch_size", "length", "learning_rate", "optimizer", "beta2", "warmup_steps"):
+            assert scratch.config[key] == student.config[key], key
+        assert scratch.config["dropout"] is False  # nor has the student any
+        assert student.inputs[:2] == ("data", "pretrain/ib-bert-large")
+        assert scratch.inputs == ("data",)
+        compute = graph[f"pretrain/scratch-compute{suffix}"].config
+        assert {**compute, "steps": 0} == {**scratch.config, "steps": 0}
+        assert compute["steps"] > scratch.config["steps"]
 
 
 def test_a_published_checkpoint_takes_the_place_of_pre_training():

@@ -40,6 +40,17 @@ def variances(s, t, mask=None):
     return mean(np.abs(s.var(-1) - t.var(-1)), mask)
 
 
+STATISTICS = {"means": 0, "variances": 1}
+
+
+def function_of(name):
+    """The loss of that name as a function of features: means and variances take `losses.statistics` of them."""
+    loss = getattr(losses, name)
+    if name not in STATISTICS:
+        return loss
+    return lambda s, t, mask=None: loss(*(losses.statistics(x)[STATISTICS[name]] for x in (s, t)), mask)
+
+
 def attention(s, t, mask=None, cross_entropy=False):
     terms = -t * np.log(s) + (0 if cross_entropy else t * np.log(t))
     return mean(terms.sum(-1).mean(1), mask)
@@ -74,11 +85,19 @@ def numpy_of(function, *arrays, **options):
 
 def torch_of(name, *arrays, **options):
     options = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
-    return getattr(losses, name)(*(torch.from_numpy(a) for a in arrays), **options).item()
+    return function_of(name)(*(torch.from_numpy(a) for a in arrays), **options).item()
 
 
-def close(value, expected):
-    assert value == pytest.approx(expected, rel=1e-6 * 5, abs=1e-6)
+def close(value, expected, double=False):
+    """To 1e-6 of float64 NumPy; in float32 a few roundings (6e-8 each) more, of terms that cancel."""
+    assert value == pytest.approx(expected, rel=1e-6 if double else 1e-6 * 5, abs=1e-12 if double else 1e-6)
+
+
+def agrees(name, arrays, **options):
+    """The loss of that name is its formula, in float32 and in float64."""
+    expected = numpy_of(globals()[name], *arrays, **options)
+    close(torch_of(name, *arrays, **options), expected)
+    close(torch_of(name, *(np.asarray(a, np.float64) for a in arrays), **options), expected, double=True)
 
 
 # --- values
@@ -90,7 +109,7 @@ def test_feature_losses_are_their_formulas(case, masked):
     features, _, mask = case
     for formula in FEATURES:
         options = {"mask": mask} if masked else {}
-        close(torch_of(formula.__name__, *features, **options), numpy_of(formula, *features, **options))
+        agrees(formula.__name__, features, **options)
 
 
 @EXAMPLES
@@ -98,7 +117,7 @@ def test_feature_losses_are_their_formulas(case, masked):
 def test_attention_is_its_formula(case, masked, cross_entropy):
     _, maps, mask = case
     options = {"mask": mask if masked else None, "cross_entropy": cross_entropy}
-    close(torch_of("attention", *maps, **options), numpy_of(attention, *maps, **options))
+    agrees("attention", maps, **options)
 
 
 @EXAMPLES
@@ -106,7 +125,7 @@ def test_attention_is_its_formula(case, masked, cross_entropy):
 def test_soft_labels_are_their_formula(positions, vocabulary, seed, cross_entropy):
     logits = np.random.default_rng(seed).normal(0, 3, (2, positions, vocabulary)).astype(np.float32)
     options = {"cross_entropy": cross_entropy}
-    close(torch_of("soft_labels", *logits, **options), numpy_of(soft_labels, *logits, **options))
+    agrees("soft_labels", logits, **options)
 
 
 @EXAMPLES
@@ -115,14 +134,26 @@ def test_pretraining_distillation_mixes_hard_and_soft(positions, vocabulary, see
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (2, positions, vocabulary)).astype(np.float32)
     labels = rng.integers(0, vocabulary, positions)
-    mixed, hard, soft = losses.pretraining_distillation(
-        *(torch.from_numpy(x) for x in logits), torch.from_numpy(labels), alpha, cross_entropy
-    )
     expected = -log_softmax(logits[0].astype(np.float64), -1)[np.arange(positions), labels].mean()
     kd = numpy_of(soft_labels, *logits, cross_entropy=cross_entropy)
-    close(hard.item(), expected)
-    close(soft.item(), kd)
-    close(mixed.item(), alpha * expected + (1 - alpha) * kd)
+    for kind in (np.float32, np.float64):
+        student, teacher = (torch.from_numpy(x.astype(kind)) for x in logits)
+        mixed, hard, soft = losses.pretraining_distillation(student, teacher, torch.from_numpy(labels), alpha, cross_entropy)
+        assert hard == losses.masked_lm(student, torch.from_numpy(labels))
+        close(hard.item(), expected, kind is np.float64)
+        close(soft.item(), kd, kind is np.float64)
+        close(mixed.item(), alpha * expected + (1 - alpha) * kd, kind is np.float64)
+
+
+@EXAMPLES
+@given(st.integers(1, 8), st.integers(0, 2**32))
+def test_next_sentence_is_the_cross_entropy_of_two_classes(rows, seed):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(0, 3, (rows, 2)), rng.integers(0, 2, rows)
+    expected = np.log1p(np.exp(logits[np.arange(rows), 1 - labels] - logits[np.arange(rows), labels])).mean()
+    for kind in (np.float32, np.float64):
+        found = losses.next_sentence(torch.from_numpy(logits.astype(kind)), torch.from_numpy(labels))
+        close(found.item(), expected, kind is np.float64)
 
 
 @EXAMPLES
@@ -190,9 +221,11 @@ def test_feature_gradients(formula, masked):
     wide = teacher.astype(np.float64)
     expected = central_differences(lambda x: formula(x, wide, mask), student)
     tensor = None if mask is None else torch.from_numpy(mask)
-    function = getattr(losses, formula.__name__)
+    function = function_of(formula.__name__)
     found = gradient(lambda x: function(x, torch.from_numpy(teacher), tensor), student)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    exact = gradient(lambda x: function(x, torch.from_numpy(wide), tensor), student.astype(np.float64))
+    np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-9)
     assert np.abs(found).max() > 1e-3
     if masked:
         assert (found[1, 1:] == 0).all()
@@ -209,6 +242,23 @@ def test_attention_and_soft_label_gradients_do_not_see_the_teachers_entropy():
         for cross_entropy in (False, True):
             found = gradient(lambda x, c=cross_entropy, f=function, g=guide: f(x, g, cross_entropy=c), student)
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+            exact = student.astype(np.float64)
+            found = gradient(lambda x, c=cross_entropy, f=function, g=guide: f(x, g.double(), cross_entropy=c), exact)
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_of_the_hard_labels():
+    """Of masked LM, next-sentence prediction and the mix of hard and soft labels."""
+    rng = np.random.default_rng(6)
+    logits, other, labels = rng.normal(0, 1, (4, 2)), torch.from_numpy(rng.normal(0, 1, (4, 2))), torch.tensor([0, 1, 1, 0])
+    for function in (
+        lambda x: losses.masked_lm(x, labels),
+        lambda x: losses.next_sentence(x, labels),
+        lambda x: losses.pretraining_distillation(x, other, labels, 0.3)[0],
+    ):
+        expected = central_differences(lambda x, f=function: f(torch.from_numpy(x)).item(), logits)
+        np.testing.assert_allclose(gradient(function, logits.copy()), expected, rtol=1e-6, atol=1e-9)
+        assert np.abs(expected).max() > 1e-2
 
 
 @EXAMPLES
@@ -230,15 +280,17 @@ def test_cross_entropy_is_kl_plus_the_teachers_entropy(case, seed):
 # --- both recipes
 
 
-def layers(case, statistics=None):
+def layer_agrees(expected, case, recipe, chosen, factors, statistics=None):
+    """`losses.layer` of the case is the value expected, in float32 and in float64."""
     (student, teacher), (mine, theirs), mask = case
-    pair = [
-        {"features": torch.from_numpy(features), "attention": torch.from_numpy(maps)}
-        for features, maps in ((student, mine), (teacher, theirs))
-    ]
-    if statistics is not None:
-        pair[1]["statistics"] = torch.from_numpy(statistics)
-    return pair, torch.from_numpy(mask)
+    for kind in (np.float32, np.float64):
+        pair = [
+            {"features": torch.from_numpy(features.astype(kind)), "attention": torch.from_numpy(maps.astype(kind))}
+            for features, maps in ((student, mine), (teacher, theirs))
+        ]
+        if statistics is not None:
+            pair[1]["statistics"] = losses.statistics(torch.from_numpy(statistics.astype(kind)))
+        close(losses.layer(*pair, recipe, chosen, factors, torch.from_numpy(mask)).item(), expected, kind is np.float64)
 
 
 def test_factors_are_those_of_the_released_command():
@@ -249,13 +301,12 @@ def test_factors_are_those_of_the_released_command():
 @given(pairs(), st.sampled_from([("fmt", "at"), ("fmt",), ("at",)]))
 def test_paper_layer(case, chosen):
     features, maps, mask = case
-    pair, tensor = layers(case)
     expected = 0.0
     if "fmt" in chosen:
         expected += 2.0 * numpy_of(feature_map, *features, mask=mask)
     if "at" in chosen:
         expected += 3.0 * numpy_of(attention, *maps, mask=mask)
-    close(losses.layer(*pair, "paper", chosen, (2.0, 0.0, 0.0, 3.0), tensor).item(), expected)
+    layer_agrees(expected, case, "paper", chosen, (2.0, 0.0, 0.0, 3.0))
 
 
 @EXAMPLES
@@ -265,7 +316,6 @@ def test_released_layer_averages_the_teachers_statistics_over_its_layers(case, c
     features, maps, _ = case
     rng = np.random.default_rng(seed)
     stack = rng.normal(0, 1, (4, *features[1].shape)).astype(np.float32)
-    pair, mask = layers(case, stack)
     feature, beta, gamma, attend = factors = losses.FACTORS["released"]
     expected = 0.0
     if "fmt" in chosen:
@@ -274,7 +324,7 @@ def test_released_layer_averages_the_teachers_statistics_over_its_layers(case, c
         expected += np.mean([gamma * numpy_of(variances, features[0], state) for state in stack])
     if "at" in chosen:
         expected += attend * numpy_of(attention, *maps, cross_entropy=True)
-    close(losses.layer(*pair, "released", chosen, factors, mask).item(), expected)
+    layer_agrees(expected, case, "released", chosen, factors, stack)
 
 
 def test_released_layer_without_a_stack_compares_with_its_own_teacher_layer():
@@ -289,6 +339,6 @@ def test_bfloat16_features_are_compared_in_float32():
     rng = np.random.default_rng(4)
     student, teacher = (torch.from_numpy(x).bfloat16() for x in rng.normal(0, 1, (2, 2, 3, 8)).astype(np.float32))
     for formula in FEATURES:
-        found = getattr(losses, formula.__name__)(student, teacher)
+        found = function_of(formula.__name__)(student, teacher)
         assert found.dtype == torch.float32
         close(found.item(), numpy_of(formula, student.float().numpy(), teacher.float().numpy()))

@@ -19,5 +19,5 @@ def test_a_single_process_leads_and_keeps_its_numbers():
 
 @pytest.mark.parametrize("stage", ["data", "finetune", "report"])
 def test_what_runs_in_one_process_is_refused(stage):
-    with pytest.raises(UserError, match=f"^{stage}: runs in one process; torchrun is for pretrain"):
+    with pytest.raises(UserError, match=f"^{stage}: runs in one process; torchrun is for pretrain, transfer, distill"):
         parallel.execute(SimpleNamespace(stage=stage), "smoke", None, {}, None, "cpu")

@@ -52,6 +52,21 @@ def test_report_writes_page_and_tables(graph, tmp_path):
     assert (tmp_path / "study" / "report" / "index.html").read_text() == page
 
 
+def test_check_fails_what_is_void_and_counts_nothing_that_is_only_shown(graph, tmp_path, monkeypatch):
+    expect = (
+        *STUDY.expect,
+        Expectation(what="void", metric=METRIC, above=0.5, void_unless="is quantized", reason="r"),
+        Expectation(what="shown", metric=METRIC, above=0.99, judged=False, reason="r"),
+    )
+    monkeypatch.setattr(f"{__name__}.STUDY", STUDY.model_copy(update={"expect": expect}))
+    record = execute(check, graph, tmp_path)
+    assert record.metrics == {"passed": 1, "failed": 2}
+    assert [item["outcome"] for item in record.details["verdicts"]] == ["pass", "fail", "void", "shown"]
+    assert record.details["lines"][2] == "void: void (fail: is quantized)"
+    execute(report, graph, tmp_path)
+    assert "1 of 3 hold" in (tmp_path / "study" / "report" / "index.html").read_text()
+
+
 def test_check_counts_and_names_what_failed(graph, tmp_path):
     record = execute(check, graph, tmp_path)
     assert record.metrics == {"passed": 1, "failed": 1}

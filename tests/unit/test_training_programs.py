@@ -21,4 +21,4 @@ def test_teacher_strategies_and_distillation_survive_three_kills_each():
 
 
 def test_two_processes_learn_what_one_does():
-    assert len(run("parallel.py")) == 2
+    assert len(run("parallel.py", "2")) == 2

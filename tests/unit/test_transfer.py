@@ -1,6 +1,7 @@
 """Knowledge transfer on models of two layers and three: what is copied, what learns, how fast, and from which loss."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -213,6 +214,29 @@ def test_rate_follows_the_curve_of_each_stage(student, teacher):
     assert [joint.rate(step) for step in (0, 4, 5, 29)] == pytest.approx([0.2, 1.0, 1.0, 1 / 25])
 
 
+def test_the_table_of_stages_at_full_scale():
+    """Released recipe: 240,000 steps over 24 layers at 0.0015, three times that within a stage's curve; a tenth below."""
+    small = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_bottleneck_size": 4}
+    student, teacher = model(1, **STUDENT | small), model(2, **TEACHER | small)
+    transfer = Transfer(student, teacher, config(recipe="released") | {"steps": 240_000})
+    optimizer = optim.make(student, "lamb", 0.0015, 0.01, group=layer_of)
+    prepare, groups = transfer.prepare(optimizer), {}
+    for group in optimizer.param_groups:
+        names = [name for name, p in student.named_parameters() if any(p is member for member in group["params"])]
+        groups.setdefault(layer_of(names[0]), []).append(group)
+    curve = {0: 0.001, 499: 0.5, 999: 1.0, 1000: 1.0, 3250: 0.95, 9999: 0.9}
+    for stage in (0, 1, 11, 23):
+        for within, height in curve.items():
+            step = 10_000 * stage + within
+            prepare(step)
+            for layer, found in groups.items():
+                share = 1.0 if layer == stage else 0.1 if 0 <= layer < stage else 0.0
+                for group in found:
+                    rate = 0.0015 * transfer.rate(step) * group["rate"]
+                    assert rate == pytest.approx(3 * 0.0015 * height * share, rel=1e-5)
+    assert set(groups) == {-1, *range(24)}
+
+
 # --- the loss
 
 
@@ -253,7 +277,8 @@ def test_a_stages_loss_is_its_layers_of_whole_forwards(student, teacher, recipe,
     for layer in range(LAYERS):
         transfer = Transfer(student, teacher, config(recipe=recipe, chosen=chosen))
         layers.append(expected_loss(student, teacher, batch(layer), layer, recipe, chosen))
-        assert transfer.loss(batch(layer), layer * 10)["loss"].item() == pytest.approx(layers[-1], rel=1e-4)
+        share = 1 / LAYERS if recipe == "released" else 1  # the released code divides by the layers, all but one of them idle
+        assert transfer.loss(batch(layer), layer * 10)["loss"].item() == pytest.approx(share * layers[-1], rel=1e-4)
     assert len(set(layers)) == LAYERS
 
 
@@ -264,20 +289,85 @@ def test_the_joint_loss_is_the_mean_over_layers(student, teacher, recipe):
     assert transfer.loss(batch(), 3)["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_stage_runs_no_deeper_than_it_needs(student, teacher):
-    """The released slip needs the whole teacher, for its statistics."""
-    ran = {"student": set(), "teacher": set()}
+@pytest.fixture
+def calls(student, teacher):
+    """("student" or "teacher", block, whether its attention map came out, whether autograd was on) of every block that runs."""
+    found = []
     hooks = [
-        layer.register_forward_hook(lambda *_, w=who, i=index: ran[w].add(i))
-        for who, found in (("student", student), ("teacher", teacher))
-        for index, layer in enumerate(found.mobilebert.encoder.layer)
+        block.register_forward_hook(lambda *a, w=who, i=index: found.append((w, i, a[2][1] is not None, torch.is_grad_enabled())))
+        for who, whole in (("student", student), ("teacher", teacher))
+        for index, block in enumerate(whole.mobilebert.encoder.layer)
     ]
-    for recipe, deep in (("paper", {0, 1}), ("released", {0, 1, 2})):
-        Transfer(student, teacher, config(recipe=recipe)).loss(batch(), 10)
-        assert ran == {"student": {0, 1}, "teacher": deep}
-        ran.update(student=set(), teacher=set())
+    yield found
     for hook in hooks:
         hook.remove()
+
+
+@pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",)])
+@pytest.mark.parametrize(("recipe", "deep"), [("paper", 2), ("released", 3)])
+def test_a_stage_runs_no_deeper_than_it_needs(student, teacher, calls, recipe, deep, chosen):
+    """Each block once, the attention map of the taught layer alone. The released slip needs the whole teacher, for statistics."""
+    Transfer(student, teacher, config(recipe=recipe, chosen=chosen)).loss(batch(), 10)
+    mapped = 1 if "at" in chosen else None
+    assert calls == [
+        *(("teacher", index, index == mapped, False) for index in range(deep)),
+        *(("student", index, index == mapped, True) for index in range(2)),
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_a_stage_keeps_one_hidden_state_of_the_teacher(student, teacher, recipe):
+    transfer, born = Transfer(student, teacher, config(recipe=recipe)), []
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: born.append(weakref.ref(out if torch.is_tensor(out) else out[0])))
+        for module in (teacher.mobilebert.embeddings, *teacher.mobilebert.encoder.layer)
+    ]
+
+    def alive():
+        return sum(state() is not None for state in born)
+
+    for step in (0, 10, 20):
+        depth, taught = transfer.depth(step)
+        guide = transfer.guide(batch(), depth, taught, list(taught))
+        assert len(born) == 1 + (LAYERS if recipe == "released" else depth)
+        assert alive() == 1
+        assert set(guide) == set(taught)
+        assert not guide[depth - 1]["features"].requires_grad
+        assert guide[depth - 1]["attention"].shape == (2, 2, 6, 6)
+        del guide
+        assert alive() == 0
+        born.clear()
+    assert all(len(block._forward_hooks) == 1 for block in teacher.mobilebert.encoder.layer)  # this test's own
+    for hook in hooks:
+        hook.remove()
+
+
+def test_frozen_lower_layers_keep_nothing_for_the_backward_pass(student, teacher):
+    """Autograd begins at the taught layer."""
+    for lower, begins in ((0.0, 2), (0.1, 0)):
+        transfer = Transfer(student, teacher, config(lower_layers=lower))
+        transfer.prepare(optim.make(student, "lamb", 0.1, 0.01, group=layer_of))(20)
+        entered = []
+        hooks = [
+            block.register_forward_hook(lambda module, args, out, found=entered: found.append(out[0].requires_grad))
+            for block in student.mobilebert.encoder.layer
+        ]
+        transfer.loss(batch(), 20)
+        for hook in hooks:
+            hook.remove()
+        assert entered == [index >= begins for index in range(LAYERS)]
+
+
+def test_parts_of_a_batch_add_up_to_it(student, teacher):
+    """Means over real tokens take the weight of their part; released ones are over all positions and take none."""
+    whole = batch()
+    for recipe in ("paper", "released"):
+        transfer, total = Transfer(student, teacher, config(recipe=recipe)), 0.0
+        for row in range(2):
+            part = {key: value[row : row + 1] for key, value in whole.items()}
+            part["token_weight"] = part["attention_mask"].sum() / whole["attention_mask"].sum() * 2
+            total += transfer.loss(part, 10)["loss"].item() / 2
+        assert total == pytest.approx(transfer.loss(whole, 10)["loss"].item(), rel=1e-5)
 
 
 def test_factors_are_the_recipes_unless_given(student, teacher):
@@ -303,6 +393,10 @@ def test_models_that_cannot_be_compared_are_refused(teacher, field, fields):
     with pytest.raises(UserError, match=field) as caught:
         Transfer(model(4, **STUDENT | fields), teacher, config())
     assert str(next(iter(fields.values()))) in str(caught.value)
+
+
+def test_heads_may_differ_where_no_attention_is_compared(teacher):
+    Transfer(model(4, **STUDENT | {"num_attention_heads": 4}), teacher, config(chosen=("fmt",)))
 
 
 # --- the whole of it

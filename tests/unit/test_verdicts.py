@@ -132,3 +132,55 @@ def test_what_was_not_shown_does_not_hold(expectation, problem):
     (found,) = expectations([expectation], RECORDS)
     assert found.outcome == "fail"
     assert problem in found.problem
+
+
+SEEDS = {
+    item.id: item
+    for item in (
+        *(record(f"distill/taught-{seed}", loss=loss) for seed, loss in enumerate((3.0, 3.2, 3.4))),
+        *(record(f"pretrain/alone-{seed}", loss=loss) for seed, loss in enumerate((3.6, 3.3, 3.9))),
+        record("pretrain/teacher", loss=3.0, entropy=4.0),
+        record("pretrain/alone-3", "diverged", loss=3.0),
+    )
+}
+TAUGHT = "distill/taught-0, distill/taught-1, distill/taught-2:loss"
+ALONE = "pretrain/alone-0, pretrain/alone-1, pretrain/alone-2:loss"
+
+
+@pytest.mark.parametrize(("by", "outcome"), [(0.0, "pass"), (0.4, "pass"), (0.41, "fail")])
+def test_means_over_seeds_are_compared_and_every_seed_is_shown(by, outcome):
+    (found,) = expectations([expect(TAUGHT, below=ALONE, by=by)], SEEDS)
+    assert (found.outcome, found.left, found.right) == (outcome, pytest.approx(3.2), pytest.approx(3.6))
+    shown = found.problem or found.comparison
+    assert "3.2000 [3.0000, 3.2000, 3.4000]" in shown
+    assert "3.6000 [3.6000, 3.3000, 3.9000]" in shown
+
+
+@pytest.mark.parametrize(
+    ("side", "problem"),
+    [("pretrain/alone-0, pretrain/alone-3:loss", "alone-3 is diverged"), ("distill/taught-0, x:loss", "of x")],
+)
+def test_a_mean_over_seeds_needs_every_seed(side, problem):
+    (found,) = expectations([expect(TAUGHT, below=side)], SEEDS)
+    assert found.outcome == "fail"
+    assert problem in found.problem
+
+
+@pytest.mark.parametrize(("by", "outcomes"), [(1.0, ["pass", "pass"]), (1.1, ["fail", "void"])])
+def test_a_comparison_is_void_without_its_condition(by, outcomes):
+    condition = Expectation(
+        what="the teacher knows", metric="pretrain/teacher:loss", below="pretrain/teacher:entropy", by=by, reason="r"
+    )
+    found = expectations([condition, expect(TAUGHT, below=ALONE, void_unless="the teacher knows")], SEEDS)
+    assert [item.outcome for item in found] == outcomes
+    if by > 1:
+        assert found[1].problem == "fail: the teacher knows"
+
+
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_what_is_not_judged_is_shown_whichever_way_it_falls(side):
+    (found,) = expectations([expect(TAUGHT, judged=False, **{side: ALONE})], SEEDS)
+    assert found.outcome == "shown"
+    assert found.left == pytest.approx(3.2)
+    (missing,) = expectations([expect(TAUGHT, judged=False, **{side: "pretrain/alone-3:loss"})], SEEDS)
+    assert missing.outcome == "fail"

@@ -15,14 +15,14 @@ from mobilebert.data.sources import open_source
 from mobilebert.errors import UserError
 from mobilebert.records import sha256
 
-STUDIES = ("smoke", "cpu", "gpu", "released", "paper", "small-tasks")
+STUDIES = ("smoke", "cpu", "gpu", "learning", "small-tasks", "released", "paper")
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_dry_run(workflow, study, tmp_path):
     run = workflow.run(study, tmp_path, "--dry-run")
     assert run.returncode == 0, run.stderr
-    assert "finetune" in run.stdout + run.stderr
+    assert ("distill" if study == "learning" else "finetune") in run.stdout + run.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,142 @@
+"""Our transfer stage and distillation step beside plain PyTorch's. Verdicts are ratios within one run.
+
+The plain version: both models whole, every attention map and hidden state kept, logits of the whole sequence, gradients of
+everything. Raw samples stand in the assertion's message.
+"""
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+LAYERS, BATCH, LENGTH, MASKED, WARMUP, ROUNDS = 12, 8, 64, 77, 1, 9
+WIDTHS = {
+    "num_hidden_layers": LAYERS,
+    "embedding_size": 32,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "vocab_size": 4000,
+    "max_position_embeddings": LENGTH,
+}
+
+
+def models():
+    from mobilebert import MobileBertConfig, MobileBertForPreTraining
+
+    torch.manual_seed(0)
+    narrow = {"intra_bottleneck_size": 32, "classifier_activation": False}
+    wide = {
+        "intra_bottleneck_size": 256,
+        "num_feedforward_networks": 1,
+        "key_query_shared_bottleneck": False,
+        "normalization_type": "layer_norm",
+        "hidden_act": "gelu",
+    }
+    student, teacher = (MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **fields)).eval() for fields in (narrow, wide))
+    return student, teacher.requires_grad_(False)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_ids": torch.randint(5, 4000, (BATCH, LENGTH), generator=generator),
+        "token_type_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
+        "masked_positions": torch.randperm(BATCH * LENGTH, generator=generator)[:MASKED].sort().values,
+        "masked_labels": torch.randint(5, 4000, (MASKED,), generator=generator),
+        "next_sentence_label": torch.randint(2, (BATCH,), generator=generator),
+    }
+
+
+def whole(model, batch):
+    return model(batch["input_ids"], token_type_ids=batch["token_type_ids"], output_hidden_states=True, output_attentions=True)
+
+
+def plain_stage(student, teacher, batch, layer):
+    """Feature map transfer and attention transfer of one layer, from whole forward passes."""
+    with torch.no_grad():
+        guide = whole(teacher, batch)
+    out = whole(student, batch)
+    features = F.mse_loss(out.hidden_states[layer + 1], guide.hidden_states[layer + 1])
+    mine, theirs = out.attentions[layer], guide.attentions[layer]
+    loss = features + (theirs * (theirs.log() - mine.log())).sum(-1).mean()
+    loss.backward()
+    return loss
+
+
+def plain_distillation(student, teacher, batch):
+    """Masked LM, soft labels and next-sentence prediction from logits of the whole sequence."""
+    with torch.no_grad():
+        guide = whole(teacher, batch)
+    out = whole(student, batch)
+    mine, theirs = (found.prediction_logits.flatten(0, 1)[batch["masked_positions"]] for found in (out, guide))
+    hard = F.cross_entropy(mine, batch["masked_labels"])
+    soft = F.kl_div(mine.log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
+    loss = 0.5 * hard + 0.5 * soft + F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
+    loss.backward()
+    return loss
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """Name -> (ours, plain), each one step without its optimizer."""
+    from mobilebert.distillation.transfer import Transfer, layer_of
+    from mobilebert.stages.distill import loss
+    from mobilebert.training import optim
+
+    torch.set_num_threads(1)
+    student, teacher = models()
+    reference, data = models()[0], batch()
+    settings = {
+        "strategy": "pkt",
+        "recipe": "paper",
+        "losses": ("fmt", "at"),
+        "factors": None,
+        "lower_layers": 0.1,
+        "steps": LAYERS,
+    }
+    transfer = Transfer(student, teacher, settings)
+    prepare = transfer.prepare(optim.make(student, "lamb", 1e-3, 0.01, group=layer_of))
+
+    def stage(layer):
+        def ours():
+            prepare(layer)
+            found = transfer.loss(data, layer)["loss"]
+            found.backward()
+            return found
+
+        return ours, lambda: plain_stage(reference, teacher, data, layer)
+
+    config = {"recipe": "paper", "alpha": 0.5, "temperature": 1.0}
+
+    def distillation():
+        student.requires_grad_(True)
+        found = loss(student, teacher, data, config, None)["loss"]
+        found.backward()
+        return found
+
+    found = {f"stage of layer {layer + 1}": stage(layer) for layer in (0, LAYERS // 2 - 1, LAYERS - 1)}
+    found["distillation"] = distillation, lambda: plain_distillation(reference, teacher, data)
+    return found, (student, reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("stage of layer 1", 5.0), ("stage of layer 6", 1.6), ("stage of layer 12", 1.1), ("distillation", 1.1)],
+)
+def test_faster_than_plain(steps, name, least):
+    """Rounds take each version once; of each the fastest round counts, in seconds of this process on its one thread: other work
+    disturbs it least."""
+    versions, students = steps
+    samples, losses = {"ours": [], "plain": []}, {}
+    for _ in range(WARMUP + ROUNDS):
+        for version, step in zip(samples, versions[name], strict=True):
+            for student in students:
+                student.zero_grad(set_to_none=True)
+            start = time.process_time()
+            losses[version] = step()
+            samples[version].append(time.process_time() - start)
+    assert losses["ours"].item() == pytest.approx(losses["plain"].item(), rel=1e-4)  # the same work
+    best = {version: min(taken[WARMUP:]) for version, taken in samples.items()}
+    ratio = best["plain"] / best["ours"]
+    assert ratio >= least, (ratio, samples)
