@@ -1,5 +1,7 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study and print its tables
 # make test                                            what CI runs
+# make test-long                                       50 kills of every training program; two processes against one
+# make test-slurm                                      the Slurm profile against a Slurm of one node (root; apt install slurm-wlm munge)
 # make test-long                                       50 kills of each training program, minutes
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +13,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: reproduce test test-long install
+.PHONY: reproduce test test-long test-slurm install
 
 reproduce: $(READY)
 	@snakemake --cores $(CORES) --config study=$(STUDY) $(ARGS); code=$$?; \
@@ -25,6 +27,9 @@ test: $(READY)
 test-long: $(READY)
 	python tests/long/kills.py 50
 	python tests/long/parallel.py
+
+test-slurm: $(READY)
+	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py
 
 install: $(READY)
 

@@ -106,6 +106,9 @@ class Runs:
     def record(self, key: str) -> records.Record:
         return records.read(records.file(self.results, self.study.name, self.graph[key]))
 
+    def is_recorded(self, key: str) -> bool:
+        return records.file(self.results, self.study.name, self.graph[key]).exists()
+
     def outcome(self, key: str):
         """What a kill must not change."""
         record = self.record(key)

@@ -46,12 +46,14 @@ def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
             runs.forget(key)
             continue
         killed += 1
+        if runs.is_recorded(key):  # after its record was written, while its state was removed: there is nothing to lose
+            continue
         reached, saved = runs.progress(key)
         lost.append(reached - saved)
         assert 0 <= lost[-1] <= EVERY, f"{key}: reached step {reached}, saved {saved}"
     runs.finish(key)
     assert runs.outcome(key) == expected, f"{key}: after {killed} kills"
-    return f"{killed} kills in {whole + 1} runs, steps lost: {sum(lost)}, at most {max(lost)} of {EVERY} at once"
+    return f"{killed} kills in {whole + 1} runs, steps lost: {sum(lost)}, at most {max(lost, default=0)} of {EVERY} at once"
 
 
 def main() -> None:

@@ -4,13 +4,9 @@ import functools
 import json
 import math
 import os
-import random
 import re
 import resource
 import signal
-import subprocess
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,7 +36,6 @@ TINY = {
     "intermediate_size": 12,
     "max_position_embeddings": 12,
 }
-KILLED = {"steps": 700, "checkpoint_every": 9}  # three steps between two points of the curves, nine between two states
 
 
 class Toy(nn.Module):
@@ -155,31 +150,6 @@ def test_every_step_draws_its_own_dropout(tmp_path):
     seen = []
     toy(tmp_path, loss=lambda batch, step: seen.append(torch.rand(3)) or {"loss": torch.zeros((), requires_grad=True)})
     assert len({tuple(draw.tolist()) for draw in seen}) == 12
-
-
-def test_a_killed_process_leaves_a_run_that_can_be_continued(tmp_path):
-    """SIGKILL at two random moments, then to the end: weights bit for bit, and every point of the curves once."""
-    whole, expected = toy(tmp_path / "whole", **KILLED)
-    moments, points = [], 0
-    curves = new_run(tmp_path / "killed").state / "curves.jsonl"
-    for _ in range(2):
-        process = subprocess.Popen([sys.executable, __file__, str(tmp_path / "killed")], stderr=subprocess.PIPE)
-        try:
-            while process.poll() is None and (len(curves.read_bytes().splitlines()) if curves.exists() else 0) <= points:
-                time.sleep(0.005)
-            moments.append(random.uniform(0, 0.5))
-            time.sleep(moments[-1])
-        finally:
-            process.kill()
-            error = process.communicate()[1].decode()
-        assert process.returncode == -signal.SIGKILL, error
-        points = len(curves.read_bytes().splitlines())
-        assert 0 < points < len(on_disk(whole)), moments
-    run, found = toy(tmp_path / "killed", **KILLED)
-    assert torch.equal(weights(found), weights(expected)), moments
-    assert run.curves == whole.curves, moments
-    assert on_disk(run) == on_disk(whole), moments
-    assert all(a < b for (a, _), (b, _) in pairwise(run.curves["train_loss"]))
 
 
 def test_a_kill_while_the_curves_are_taken_up_loses_none_of_them(tmp_path, monkeypatch):
@@ -482,12 +452,3 @@ def run_until_full(folder, said):
         toy(folder, prepare=lambda step: limited(step) and None)
     except UserError as error:
         said.write(str(error))
-
-
-def slowly(step):
-    time.sleep(0.003)
-    return batch(step)
-
-
-if __name__ == "__main__":  # what is killed
-    toy(Path(sys.argv[1]), batch=slowly, **KILLED)

@@ -35,6 +35,8 @@ def command(*words):
 
 @pytest.fixture(scope="module")
 def slurm():
+    if "MOBILEBERT_SLURM" not in os.environ:
+        pytest.skip("six minutes: make test-slurm runs it")
     if missing := [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=SEARCH)]:
         pytest.skip(f"no Slurm: {', '.join(missing)} not installed (apt install slurm-wlm munge)")
     if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
