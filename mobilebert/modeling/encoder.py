@@ -57,19 +57,6 @@ class MobileBertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(MobileBertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def train(self, mode: bool = True) -> "MobileBertEncoder":
-        """As every module's; on the CPU evaluation also lays the weights out for it.
-
-        A linear layer multiplies by the transpose of its weight. Where that transpose is what lies in memory, a forward of one
-        sequence takes 0.86 of the time (one core, length 128); a training step, which also multiplies by the weight, 1.05.
-        Shapes, values and state dict stay the same, and so does every Parameter object.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and type(module.weight.data) is torch.Tensor and module.weight.device.type == "cpu":
-                weight = module.weight.data
-                module.weight.data = weight.contiguous() if mode else weight.t().contiguous().t()
-        return super().train(mode)
-
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -75,8 +75,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
     for name, parameter in model.named_parameters():
         found = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("m", "v")}
         if found["m"] is not None:
-            # Laid out as the parameter is, as the optimizer made them: sums over another order of memory round differently.
-            optimizer.state[parameter] = {key: torch.empty_like(parameter).copy_(value) for key, value in found.items()}
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
     return int(facts["step"]), float(facts["seconds"])
 
 

@@ -108,6 +108,12 @@ def agree(ours, theirs, inputs):
     plain = ours(**inputs)
     for key in plain:
         close(plain[key], peer[key])
+    # Inference works in place; it must see and leave what training does.
+    with torch.inference_mode():
+        inference = ours(**inputs, **wanted)
+    for key in inference:
+        for a, b in zip(mine[key], inference[key]) if key == "hidden_states" else [(mine[key], inference[key])]:
+            close(b, a)
     # Gradients: in float32 relative to the largest one, then each by itself in float64, where the rounding noise of
     # small ones (a key's bias has no gradient at all in exact arithmetic) does not hide a fault.
     agree_in_gradients(gradients(ours, plain), gradients(theirs, peer), floor=1.0)

@@ -143,7 +143,7 @@ class Kernels(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += not function.is_view and function is not torch.ops.aten.detach.default
+        self.count += not function.is_view and function.overloadpacket.__name__ not in ("detach", "t")
         return function(*args, **(kwargs or {}))
 
 
@@ -161,7 +161,7 @@ def test_a_block_of_four_ffns_takes_seventeen_kernels(layout, kernels, before):
     with torch.no_grad(), Kernels() as counted:
         layer(x, None, False)
     assert counted.count == kernels
-    with torch.no_grad(), Kernels() as unfolded:
+    with Kernels() as unfolded:
         model.encoder.layer[0](x, None, False)
     assert unfolded.count == before
 
@@ -200,24 +200,3 @@ def test_folded_blocks_compile_without_a_break_and_export():
     close(compiled(*given).last_hidden_state, expected, 1e-6)
     program = torch.export.export(model, given)
     close(program.module()(*given).last_hidden_state, expected, 1e-6)
-
-
-# ---- the layout of the weights, which is not the fold's but serves the same end
-
-
-def test_evaluation_lays_the_weights_out_for_the_product_and_changes_nothing_else():
-    model = build("ForSequenceClassification").float().train()
-    linear = model.mobilebert.encoder.layer[0].intermediate.dense
-    parameter, before = linear.weight, linear.weight.detach().clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert parameter.is_contiguous()
-    model.eval()
-    assert linear.weight is parameter
-    assert parameter.t().is_contiguous()
-    assert torch.equal(parameter, before)
-    model(**inputs(), labels=torch.tensor([0, 1, 1])).loss.backward()
-    optimizer.step()
-    assert not torch.equal(parameter, before)
-    model.train()
-    assert linear.weight is parameter
-    assert parameter.is_contiguous()

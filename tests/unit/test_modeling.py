@@ -236,3 +236,53 @@ def test_classifier_dropout():
     for rate, expected in ((0.25, 0.25), (None, 0.125)):
         config = MobileBertConfig(**SMALL | {"hidden_dropout_prob": 0.125}, classifier_dropout=rate)
         assert mobilebert.MobileBertForSequenceClassification(config).dropout.p == expected
+
+
+# ---- inference in place
+
+
+def test_what_hears_a_layer_gets_its_output_and_keeps_it():
+    """A hook's tensor is that of training, and nobody writes into it; a layer of another type is called."""
+    model, _ = pair("Model")
+    inputs = batch("Model", True)
+    dense = model.encoder.layer[0].output.dense
+    heard = []
+    handle = dense.register_forward_hook(lambda module, arguments, output: heard.append((output, output.clone())))
+    expected = model(**inputs).last_hidden_state
+    with torch.no_grad():
+        close(model(**inputs).last_hidden_state, expected)
+    handle.remove()
+    (trained, before), (inferred, after) = heard
+    close(inferred, trained, 1e-6)
+    assert torch.equal(trained, before)
+    assert torch.equal(inferred, after)
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    doubled = Doubled(dense.in_features, dense.out_features)
+    doubled.load_state_dict(dense.state_dict())
+    model.encoder.layer[0].output.dense = doubled
+    other = model(**inputs).last_hidden_state
+    assert not torch.equal(other, expected)
+    with torch.no_grad():
+        close(model(**inputs).last_hidden_state, other)
+
+
+def test_dropout_without_gradients_and_autocast_are_those_of_training():
+    model, _ = pair("Model", use_bottleneck=False, key_query_shared_bottleneck=False, hidden_dropout_prob=0.5)
+    inputs, found = batch("Model", False), {}
+    for training in (False, True):
+        model.train(training)
+        for grad in (False, True):
+            torch.manual_seed(3)
+            with torch.set_grad_enabled(grad):
+                found[training, grad] = model(**inputs).last_hidden_state.detach()
+        close(found[training, False], found[training, True])
+    assert not torch.allclose(found[False, True], found[True, True])
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(**inputs).last_hidden_state
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).last_hidden_state, expected)
