@@ -1,5 +1,6 @@
 """Several students beside one teacher: who asks when, who may join, and what the end of one is to the others."""
 
+import itertools
 import threading
 import time
 
@@ -37,21 +38,23 @@ def join(threads):
 def test_each_is_made_once_in_order_and_one_works_at_a_time(spans, parts):
     """Members that begin at different steps, some after others have ended."""
     shared, made, got = SharedPass([str(index) for index in range(len(spans))]), [], {}
-    working = threading.Lock()
+    working, alone = threading.Lock(), []
 
     def member(name, start, steps):
-        for step in range(start, start + steps):
-            for part in range(parts):
+        try:
+            for step, part in itertools.product(range(start, start + steps), range(parts)):
                 got.setdefault(name, []).append(shared.get(name, step, lambda key=(step, part): made.append(key) or key))
-                assert working.acquire(blocking=False)
+                alone.append(working.acquire(blocking=False))
                 time.sleep(0)
                 working.release()
-        shared.leave(name)
+        finally:
+            shared.leave(name)
 
     join([threading.Thread(target=member, args=(str(index), *span), daemon=True) for index, span in enumerate(spans)])
     for index, (start, steps) in enumerate(spans):
         assert got[str(index)] == [(step, part) for step in range(start, start + steps) for part in range(parts)]
     assert made == sorted({key for keys in got.values() for key in keys})
+    assert all(alone)
     assert shared.kept is None
 
 
