@@ -26,6 +26,7 @@ test: $(READY)
 
 test-long: $(READY)
 	python tests/long/kills.py 50
+	python tests/long/shared.py 20
 	python tests/long/parallel.py
 
 test-slurm: $(READY)

@@ -160,7 +160,7 @@ class Graph(dict):
 
 def _science(settings) -> dict:
     """Settings without those that only say how a run is computed (the same but for rounding) and how often it saves itself."""
-    return settings.model_dump(exclude={"accumulate", "compile", "checkpoint_every"})
+    return settings.model_dump(exclude={"accumulate", "compile", "checkpoint_every", "share_teacher"})
 
 
 def final_job(study: Study, model: str) -> str | None:

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -301,8 +302,11 @@ def is_live(state: Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(path: Path, message: str):
-    """A kernel lock, gone with its process however that ends."""
+def lock(path: Path, message: str, leader: str = ""):
+    """A kernel lock, gone with its process however that ends. `leader`: the job that takes another's run upon it.
+
+    Raises UserError with `message` where it is held, but waits, and says so, for one that a leader holds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         for attempt in range(5):
@@ -310,9 +314,16 @@ def lock(path: Path, message: str):
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if attempt == 4:
+                if attempt < 4:
+                    time.sleep(0.1)  # tracking holds it for an instant, to see whether a run is alive
+                    continue
+                if leader or not (held_by := path.read_text()):
                     raise UserError(message) from None
-                time.sleep(0.1)  # tracking holds it for an instant, to see whether a run is alive
+                print(f"mobilebert: waiting for {held_by}, which trains this student beside its own", file=sys.stderr, flush=True)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.truncate(0)  # what a leader that was killed has left
+        stream.write(leader)
+        stream.flush()
         yield
 
 

@@ -119,6 +119,7 @@ class Distill(Training):
     batch_size: Positive = 4096
     alpha: Share = 0.5  # share of the hard masked-LM labels
     temperature: Annotated[float, Field(gt=0)] = 1.0  # recipe released alone: multiplies the teacher's last hidden states
+    share_teacher: bool = False  # one pass for all students that wait for the same one; takes the memory of all their weights
 
 
 class Checkpoint(Strict):

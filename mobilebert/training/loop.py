@@ -41,6 +41,7 @@ class Task:
     accumulate: int = 1  # micro-batches that a process makes of its share of a batch
     compile: bool = False
     max_minutes: float | None = None
+    save_last: bool = False  # the state after the last step too: another process ends the run
     evaluate: Callable[[], dict[str, float]] | None = None  # held-out figures, for the curves
     flops_per_token: float | None = None  # of forward and backward
 
@@ -102,6 +103,7 @@ def train(
         return batch, own
 
     steps = itertools.count(start) if task.max_minutes else range(start, task.steps)
+    step = start - 1  # the last one, where none is left
     with bar(task.steps, f"{run.job.id} {name}", start, silent=not group.leads) as progress:
         for step, (batch, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
             place = clock.place(step)
@@ -135,7 +137,7 @@ def train(
                     progress.set_postfix_str(f"loss={points['loss']:.3f}, {speed}", refresh=False)
                 if task.evaluate and (_passes(before, place, task.steps // EVALUATIONS) or over):
                     run.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
-                if (step + 1) % task.checkpoint_every == 0 and not over:
+                if task.save_last if over else (step + 1) % task.checkpoint_every == 0:
                     checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
                     saved = step + 1
             before = place
@@ -143,7 +145,8 @@ def train(
                 break
     for item, rate in zip(optimizer.param_groups, peaks, strict=True):
         item["lr"] = rate
-    run.details |= {f"{name}_{key}": value for key, value in speed.figures().items()}
+    if speed.steps:
+        run.details |= {f"{name}_{key}": value for key, value in speed.figures().items()}
     run.details[f"{name}_steps"] = step + 1
 
 

@@ -81,7 +81,7 @@ def plain_distillation(student, teacher, batch):
 def steps():
     """Name -> (ours, plain), each one step without its optimizer."""
     from mobilebert.distillation.transfer import Transfer, layer_of
-    from mobilebert.stages.distill import loss
+    from mobilebert.stages.distill import guide, loss
     from mobilebert.training import optim
 
     torch.set_num_threads(1)
@@ -111,7 +111,7 @@ def steps():
 
     def distillation():
         student.requires_grad_(True)
-        found = loss(student, teacher, data, config, None)["loss"]
+        found = loss(student, guide(teacher, data, config, None), data, config, None)["loss"]
         found.backward()
         return found
 

@@ -7,7 +7,7 @@ from scipy.special import log_softmax, softmax
 
 from mobilebert import MobileBertConfig, MobileBertForPreTraining
 from mobilebert.distillation.transfer import Transfer
-from mobilebert.stages.distill import loss
+from mobilebert.stages import distill
 
 torch.set_num_threads(1)
 SIZES = {
@@ -59,6 +59,10 @@ def config(recipe="paper", alpha=0.3, temperature=1.0):
 
 def transfer(student, teacher, recipe, chosen=("fmt", "at")):
     return Transfer(student, teacher, {"strategy": "akt", "recipe": recipe, "losses": chosen, "factors": None, "steps": 9})
+
+
+def loss(student, teacher, batch, config, transfer):
+    return distill.loss(student, distill.guide(teacher, batch, config, transfer), batch, config, transfer)
 
 
 def forward(model, batch):

@@ -22,3 +22,7 @@ def test_teacher_strategies_and_distillation_survive_three_kills_each():
 
 def test_two_processes_learn_what_one_does():
     assert len(run("parallel.py", "2")) == 2
+
+
+def test_students_that_share_a_teacher_end_as_they_do_alone():
+    assert run("shared.py", "2")[1].startswith("3 students, 2 kills; ")

@@ -10,6 +10,7 @@ rule transfer:
     conda:
         ENVIRONMENT
     threads: 1
+    priority: 1  # the distillation that starts first trains the students that are ready, one teacher for all: share_teacher
     resources:
         gpu=GPUS,
     shell:

@@ -1,0 +1,81 @@
+"""Three students that share one teacher pass beside three that do not. The verdict is a ratio within one run."""
+
+import time
+
+import torch
+
+STUDENTS, STEPS, BATCH, LENGTH, MASKED, ROUNDS = 3, 3, 8, 64, 77, 4
+WIDTHS = {"num_hidden_layers": 4, "embedding_size": 32, "hidden_size": 128, "vocab_size": 2000, "max_position_embeddings": LENGTH}
+NARROW = {"intra_bottleneck_size": 32, "intermediate_size": 128, "classifier_activation": False}
+WIDE = {
+    "intra_bottleneck_size": 512,
+    "intermediate_size": 2048,
+    "num_feedforward_networks": 1,
+    "key_query_shared_bottleneck": False,
+    "normalization_type": "layer_norm",
+    "hidden_act": "gelu",
+}
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "input_ids": torch.randint(5, 2000, (BATCH, LENGTH), generator=generator),
+        "token_type_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long),
+        "masked_positions": torch.randperm(BATCH * LENGTH, generator=generator)[:MASKED].sort().values,
+        "masked_labels": torch.randint(5, 2000, (MASKED,), generator=generator),
+        "next_sentence_label": torch.randint(2, (BATCH,), generator=generator),
+    }
+
+
+def test_three_students_of_one_pass_cost_less_than_three_runs(tmp_path):
+    """The teacher's pass takes at least ten times the FLOPs of a student's step: were time as FLOPs, 3 x (10 + 1) against
+    10 + 3 x 1, 2.5 times. A step of small matrices and its optimizer take longer than that. Seconds of this process on its one
+    thread; of each version the fastest round."""
+    from mobilebert import MobileBertConfig, MobileBertForPreTraining
+    from mobilebert.distillation.sharing import train_together
+    from mobilebert.jobs import Job
+    from mobilebert.modeling.cost import cost
+    from mobilebert.records import Run
+    from mobilebert.stages.distill import guide, loss
+    from mobilebert.training import optim
+    from mobilebert.training.loop import Task
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    settings = {"alpha": 0.5, "temperature": 1.0, "recipe": "paper"}
+    teacher = MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **WIDE)).eval().requires_grad_(False)
+    flops = cost(teacher.config.to_dict(), LENGTH).encoder_flops / LENGTH
+    step = cost(MobileBertConfig(**WIDTHS, **NARROW).to_dict(), LENGTH).training_flops_per_token
+    assert flops > 10 * step
+
+    def prepare(run, shared):
+        torch.manual_seed(int(run.job.name))
+        student = MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **NARROW)).eval()
+
+        def losses_of(batch, step):
+            theirs = shared.get(run.job.id, step, lambda: guide(teacher, batch, settings, None))
+            return loss(student, theirs, batch, settings, None)
+
+        return student, optim.make(student, "lamb", 1e-3, 0.01), Task(STEPS, batch, losses_of, lambda step: 1.0, 0)
+
+    def run(folder, name):
+        found = Run(Job("distill", str(name), {}, (), str(name) * 64), "study", folder, {})
+        found.state.mkdir(parents=True)
+        return found
+
+    samples, learnt = {"shared": [], "alone": []}, {}
+    for index in range(1 + ROUNDS):
+        for version in samples:
+            runs = [run(tmp_path / version / str(index), name) for name in range(STUDENTS)]
+            start = time.process_time()
+            if version == "shared":
+                learnt[version] = train_together(runs[0], runs[1:], prepare, "cpu")
+            else:
+                learnt[version], *_ = [train_together(one, [], prepare, "cpu") for one in runs]
+            samples[version].append(time.process_time() - start)
+    for mine, theirs in zip(learnt["shared"].parameters(), learnt["alone"].parameters(), strict=True):
+        assert torch.equal(mine, theirs)  # the same work
+    best = {version: min(taken[1:]) for version, taken in samples.items()}
+    ratio = best["alone"] / best["shared"]
+    assert ratio >= 1.4, (ratio, samples)
