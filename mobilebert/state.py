@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilebert import config, jobs, records
+from mobilebert import config, jobs, locks
 from mobilebert.errors import UserError
 
 
@@ -75,7 +75,7 @@ def states(results: Path) -> Iterator[State]:
             except (OSError, ValueError, KeyError):  # it ends, or begins, this moment
                 continue
             known = "unknown" if current is None else "resumable" if current.get(job) == fingerprint else "stale"
-            yield State(path.parent, name, job, fingerprint, "live" if records.is_live(path.parent) else known)
+            yield State(path.parent, name, job, fingerprint, "live" if locks.is_live(path.parent) else known)
 
 
 def list_states(results: Path) -> Iterator[str]:
@@ -91,7 +91,7 @@ def prune_states(results: Path) -> Iterator[str]:
             yield f"kept {state}: workflows/config has no study {state.study} to ask"
         elif state.kind == "stale":
             line, size = f"removed {state}", state.bytes
-            with records.lock(records.lock_of(state.folder), f"{state.folder}: another process is making this result"):
+            with locks.lock(locks.lock_of(state.folder), f"{state.folder}: another process is making this result"):
                 shutil.rmtree(state.folder)
             freed += size
             yield line

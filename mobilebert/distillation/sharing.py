@@ -22,7 +22,8 @@ from torch import nn
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.jobs import Job, scope
-from mobilebert.records import Diverged, Run, lock, lock_of, state_of
+from mobilebert.locks import lock, lock_of
+from mobilebert.records import Diverged, Run, state_of
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import AHEAD
 from mobilebert.training.loop import Task, train

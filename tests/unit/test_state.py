@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from mobilebert import jobs, records, state
+from mobilebert import jobs, locks, records, state
 from mobilebert.__main__ import main
 from mobilebert.config import load
 from mobilebert.training import checkpoint, optim
@@ -47,7 +47,7 @@ def test_list_names_each_state(results, capsys):
     stale = saved(results, fingerprint="0" * 64, step=35)
     (stale / "more").write_bytes(bytes(3 * 2**20))
     saved(results, key="distill/mobilebert", study="elsewhere")
-    with records.lock(records.lock_of(saved(results, key="transfer/mobilebert")), "held"):
+    with locks.lock(locks.lock_of(saved(results, key="transfer/mobilebert")), "held"):
         lines = printed(capsys, "list")
     found = {line.split(" ")[1] + " " + line.rpartition(" ")[2]: line for line in lines}
     assert set(found) == {
@@ -69,7 +69,7 @@ def test_prune_removes_what_no_job_reads_and_says_so(results, capsys):
     live, stale = saved(results, fingerprint="1" * 64), saved(results, fingerprint="2" * 64)
     size = sum(path.stat().st_size for path in stale.iterdir())
     before = {path: path.read_bytes() for folder in kept for path in folder.iterdir()}
-    with records.lock(records.lock_of(live), "held"):
+    with locks.lock(locks.lock_of(live), "held"):
         lines = printed(capsys, "prune", "--results", "results")
     assert not stale.exists()
     assert live.exists()
