@@ -26,6 +26,7 @@ from mobilebert.evaluation.scoring import evaluate
 from mobilebert.evaluation.squad import score_v2
 from mobilebert.progress import bar
 from mobilebert.records import Diverged, Run, json_safe, write_atomically
+from mobilebert.training import checkpoint
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
 from mobilebert.training.runs import failure, summary
@@ -57,7 +58,7 @@ def run(run: Run, study: Study) -> None:
             finetune(part, seen, model, {**setting, **trial.setting}, trial.seed, device, trial.name)
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
             if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
-                model.save_pretrained(out / "model")
+                checkpoint.save_pretrained(model, out / "model")
                 shutil.copytree(data / "tokenizer", out / "model", dirs_exist_ok=True)  # a folder that stands alone
             return metrics | constant, details
 
