@@ -21,7 +21,7 @@ from mobilebert.config import Study
 from mobilebert.data import cache, squad
 from mobilebert.data.features import encode, encode_squad, sample, table_file
 from mobilebert.data.glue import TASKS
-from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.data.tokenizer import check_vocabulary, load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
 from mobilebert.evaluation.squad import score_v2
 from mobilebert.progress import bar
@@ -36,6 +36,7 @@ from mobilebert.training.search import Trial, search, total
 def run(run: Run, study: Study) -> None:
     setting, device = run.job.config, device_of(study)
     task = TASKS[setting["task"]]
+    check_vocabulary(run)
     data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
     file = run.artefact_of("data", f"tasks/{task.name}/train.parquet")
     tokenizer = load_tokenizer(data / "tokenizer")
