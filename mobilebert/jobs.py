@@ -151,7 +151,9 @@ def code_hash(stage: str) -> str:
 
 
 class Graph(dict):
-    """Job id -> Job, inputs before their users."""
+    """Job id -> Job, inputs before their users. `study_file`: what it was built from, where that was a file."""
+
+    study_file: str | None = None
 
     def add(self, stage: str, name: str, config: dict, inputs=()) -> str:
         inputs = tuple(inputs)
@@ -188,6 +190,7 @@ def final_job(study: Study, model: str) -> str | None:
 def build(study: Study) -> Graph:
     """Every job that the study could run: all rows of all tables on all tasks."""
     graph = Graph()
+    graph.study_file = study.file
     data = study.data
     kind = data.source.split(":")[0]  # a folder's path is not science; `sums` pins what is in it
     graph.add("data", "", {**data.model_dump(exclude={"source"}), "source": kind})

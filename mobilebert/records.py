@@ -198,6 +198,13 @@ class Run:
         self.artefacts: list[str] = []
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
+    def begin(self) -> None:
+        """Make the state folder, which says whose it is: two study files of one name share the folder of all states."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        facts = {"job": self.job.id, "fingerprint": self.job.fingerprint, "pid": os.getpid()}
+        facts["study"] = getattr(self.graph, "study_file", None)
+        write_atomically(self.state / "run.json", json.dumps(facts).encode())
+
     def log(self, step: int, **values: float) -> None:
         """A point of every named curve, at once on disk too, for whoever follows the run."""
         for key, value in values.items():
@@ -305,9 +312,8 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
             if done.status == "ok":
                 shutil.rmtree(run.state, ignore_errors=True)  # of a run killed after it had written its record
             return done
-        run.state.mkdir(parents=True, exist_ok=True)
+        run.begin()
         run.folder.mkdir(parents=True, exist_ok=True)
-        (run.state / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": os.getpid()}))
         (run.folder / "result.json").unlink(missing_ok=True)
         try:
             if job.stage not in VIEWS and (reason := _bad_input(results, study, job, graph)):
