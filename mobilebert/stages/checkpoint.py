@@ -50,7 +50,7 @@ def load_baseline(source: str, revision: str) -> PreTrainedModel:
 
 
 def vocabulary(source: str, revision: str) -> str | None:
-    """The tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json; None if neither is."""
+    """The tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json; None: neither."""
     for name in ("vocab.txt", "tokenizer.json"):
         try:
             text = Path(cached_file(source, name, revision=revision)).read_text(encoding="utf-8")
