@@ -79,7 +79,7 @@ def states(results: Path) -> Iterator[State]:
         try:
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             job, fingerprint, file = facts["job"], facts["fingerprint"], facts.get("study")
-        except (OSError, ValueError, KeyError):  # of a kill in its first moment: the folder's name is all there is
+        except (OSError, ValueError, KeyError, TypeError):  # of a kill in its first moment: the folder's name is all there is
             job, _, fingerprint = folder.name.rpartition("-")
             file = None
         if file not in studies:
