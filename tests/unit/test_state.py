@@ -88,7 +88,7 @@ def test_a_state_that_is_damaged_is_listed_still(results, capsys):
     folder = saved(results)
     (folder / "train.safetensors").write_bytes(b"\xff" * 20)
     assert "no step saved" in printed(capsys, "list")[0]
-    for break_it in (lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink):  # a kill before it was there
+    for break_it in (lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink):  # killed at once
         break_it(folder / "run.json")
         line = printed(capsys, "list")[0]
         assert line.startswith(f"mini: pretrain-ib-bert-large {folder.name[-16:][:12]}: no step saved")
