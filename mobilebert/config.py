@@ -56,10 +56,16 @@ class Study(Strict):
     expect: tuple[Expectation, ...] = ()
 
     _name: str = "study"
+    _file: str | None = None
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def file(self) -> str | None:
+        """The absolute path that it was loaded from."""
+        return self._file
 
     @property
     def models(self) -> dict[str, paper.Model]:
@@ -214,6 +220,7 @@ def load(study: str | Path) -> Study:
     except ValidationError as error:
         raise UserError(f"{file}: {first_problem(error, Study)}") from None
     object.__setattr__(loaded, "_name", file.stem)
+    object.__setattr__(loaded, "_file", str(file.resolve()))
     return loaded
 
 

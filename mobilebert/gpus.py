@@ -6,14 +6,17 @@ choice; the lock is gone with its process, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import stat
 import subprocess
-import tempfile
 from pathlib import Path
 
 from mobilebert.errors import UserError
+
+FOLDER = Path(f"/tmp/mobilebert-gpus-{os.getuid()}")  # one on a machine, whatever a job's environment says
 
 _held = []  # open lock files, until this process ends
 
@@ -60,9 +63,9 @@ def installed() -> list[str]:
 
 def _folder() -> Path:
     """Of this user, on this machine."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    folder = base / f"mobilebert-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}: belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
-    return folder
+    with contextlib.suppress(FileExistsError):
+        FOLDER.mkdir(mode=0o700)
+    facts = FOLDER.lstat()  # a link would lead to a folder that somebody else chose
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise UserError(f"{FOLDER}: no folder of this user, who keeps the locks of the GPUs there; have it removed")
+    return FOLDER

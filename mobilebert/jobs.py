@@ -41,8 +41,12 @@ MAX_PREDICTIONS = {"paper": None, "released": 20}
 # Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
 CARRIERS = frozenset(
     f"mobilebert{name}"
-    for name in ("", ".config", ".settings", ".jobs", ".records", ".errors", ".paper", ".architecture", ".progress")
+    for name in ("", ".config", ".settings", ".jobs", ".records", ".locks", ".errors", ".paper", ".architecture", ".progress")
 )
+
+
+# Modules that reach no result of a training: what is looked at before it, and the FLOPs behind its speed, which a report prints.
+BOOKKEEPING = frozenset({"mobilebert.preflight", "mobilebert.modeling.cost", "mobilebert.distillation.budget"})
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,12 @@ def _read(module: str) -> tuple[str, frozenset[str]]:
 def modules(stage: str) -> tuple[str, ...]:
     """Modules of the package that a stage's result depends on: what its own module imports, and so on."""
     found, waiting = set(), [f"mobilebert.stages.{stage}"]
+    left_out = frozenset() if stage == "report" else BOOKKEEPING
     while waiting:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting.extend(_read(module)[1])
+            waiting.extend(_read(module)[1] - left_out)
     return tuple(sorted(found))
 
 
@@ -146,7 +151,9 @@ def code_hash(stage: str) -> str:
 
 
 class Graph(dict):
-    """Job id -> Job, inputs before their users."""
+    """Job id -> Job, inputs before their users. `study_file`: what it was built from, where that was a file."""
+
+    study_file: str | None = None
 
     def add(self, stage: str, name: str, config: dict, inputs=()) -> str:
         inputs = tuple(inputs)
@@ -159,8 +166,15 @@ class Graph(dict):
 
 
 def _science(settings) -> dict:
-    """Settings without those that only say how a run is computed (the same but for rounding) and how often it saves itself."""
+    """Settings without those that only say how a run is computed (the same but for rounding, see `_dropout`) and how often it
+    saves itself."""
     return settings.model_dump(exclude={"accumulate", "compile", "checkpoint_every", "share_teacher"})
+
+
+def _dropout(settings, row: paper.Model) -> dict:
+    """With dropout the micro-batches are science: each draws its own. So do the processes of a data-parallel run; their number is
+    not known here, and stands in the record."""
+    return {"dropout": True, "accumulate": settings.accumulate} if row.dropout else {"dropout": False}
 
 
 def final_job(study: Study, model: str) -> str | None:
@@ -176,6 +190,7 @@ def final_job(study: Study, model: str) -> str | None:
 def build(study: Study) -> Graph:
     """Every job that the study could run: all rows of all tables on all tasks."""
     graph = Graph()
+    graph.study_file = study.file
     data = study.data
     kind = data.source.split(":")[0]  # a folder's path is not science; `sums` pins what is in it
     graph.add("data", "", {**data.model_dump(exclude={"source"}), "source": kind})
@@ -220,11 +235,11 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     if row.budget_of:
         if model in study.run and (study.distill.max_minutes or study.transfer.max_minutes):
             raise UserError(f"{study.name}: run: {model} counts the steps of {row.budget_of}, which max_minutes leaves open")
-        graph.add("pretrain", model, {**base, **_scratch(study, row), "dropout": row.dropout}, ["data"])
+        graph.add("pretrain", model, {**base, **_scratch(study, row), **_dropout(study.distill, row)}, ["data"])
         return
     if not row.teacher:
         settings = study.search if row.schedule == "search" else study.pretrain
-        science = {**_science(settings), "dropout": row.dropout}
+        science = {**_science(settings), **_dropout(settings, row)}
         graph.add("pretrain", model, {**base, **science}, ["data"])
         return
     if problem := mismatch(base["architecture"], architecture(study, row.teacher), row.losses):
@@ -301,7 +316,8 @@ def cell_job(row: paper.Row, column: paper.Column) -> str | None:
 
 def finish(study: Study, graph: Graph, extra=()) -> Graph:
     """Add report, tracking and check over the scope and over what else has a current record."""
-    inputs = [key for key in graph if key in {*scope(study, graph), *extra}]
+    wanted = {*scope(study, graph), *extra}
+    inputs = [key for key in graph if key in wanted]
     expect = [item.model_dump() for item in study.expect]
     for item in study.expect:
         for side in (item.metric, item.above, item.below):

@@ -8,6 +8,26 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+# Dense bf16 FLOP/s, by the start of the device's name as CUDA gives it; NVIDIA's data sheets, halved where they count sparsity.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 peak of a device in FLOP/s; None for a CPU and for a GPU that the table does not know."""
+    if device != "cuda":
+        return None
+    import torch  # not where a bar alone is wanted
+
+    name = torch.cuda.get_device_name()
+    return next((peak for start, peak in PEAKS.items() if name.startswith(start)), None)
+
 
 def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
     """A bar with rate and ETA on standard error, or none; `done` of `total` were finished before. A bar inside another is

@@ -7,14 +7,12 @@ results/<study>/.state/<stage>-<name>-<fingerprint>/   checkpoints and curves of
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
 import shutil
-import sys
 import time
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mobilebert.config import first_problem
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job
+from mobilebert.locks import lock, lock_of
 
 SCHEMA = 1  # of result.json: raised when a key changes its meaning, never when one is added
 VIEWS = ("report", "track", "check")  # of whatever records there are
@@ -199,6 +198,13 @@ class Run:
         self.artefacts: list[str] = []
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
+    def begin(self) -> None:
+        """Make the state folder, which says whose it is: two study files of one name share the folder of all states."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        facts = {"job": self.job.id, "fingerprint": self.job.fingerprint, "pid": os.getpid()}
+        facts["study"] = getattr(self.graph, "study_file", None)
+        write_atomically(self.state / "run.json", json.dumps(facts).encode())
+
     def log(self, step: int, **values: float) -> None:
         """A point of every named curve, at once on disk too, for whoever follows the run."""
         for key, value in values.items():
@@ -284,49 +290,6 @@ class Run:
         write_atomically(self.folder / "result.json", text.encode())
 
 
-def lock_of(state: Path) -> Path:
-    """The lock that a run holds, beside its state folder: it outlives the folder."""
-    return state.with_name(f"{state.name}.lock")
-
-
-def is_live(state: Path) -> bool:
-    """Whether a process holds the lock of this run."""
-    try:
-        with lock_of(state).open("r") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def lock(path: Path, message: str, leader: str = ""):
-    """A kernel lock, gone with its process however that ends. `leader`: the job that takes another's run upon it.
-
-    Raises UserError with `message` where it is held, but waits, and says so, for one that a leader holds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        for attempt in range(5):
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt < 4:
-                    time.sleep(0.1)  # tracking holds it for an instant, to see whether a run is alive
-                    continue
-                if leader or not (held_by := path.read_text()):
-                    raise UserError(message) from None
-                print(f"mobilebert: waiting for {held_by}, which trains this student beside its own", file=sys.stderr, flush=True)
-                fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)  # what a leader that was killed has left
-        stream.write(leader)
-        stream.flush()
-        yield
-
-
 def _finished(run: Run) -> Record | None:
     """The record of a run that need not be made again: its own, not void, its artefacts all there."""
     if state_of(run.results, run.study, run.job, run.graph) != "current":
@@ -349,9 +312,8 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
             if done.status == "ok":
                 shutil.rmtree(run.state, ignore_errors=True)  # of a run killed after it had written its record
             return done
-        run.state.mkdir(parents=True, exist_ok=True)
+        run.begin()
         run.folder.mkdir(parents=True, exist_ok=True)
-        (run.state / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": os.getpid()}))
         (run.folder / "result.json").unlink(missing_ok=True)
         try:
             if job.stage not in VIEWS and (reason := _bad_input(results, study, job, graph)):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilebert import config, jobs, records
+from mobilebert import config, jobs, locks, records
 from mobilebert.errors import UserError
 
 
 @dataclass(frozen=True)
 class State:
-    """One run's folder. `kind`: live (a process holds its lock), resumable (the study has this job), stale (it has not), or
-    unknown (there is no such study here to ask)."""
+    """One run's folder. `kind`: live (a process holds its lock), resumable (the study's file has this job), diverged (it has, and
+    the job's record is final), stale (it has not), or unknown (there is no such file to ask)."""
 
     folder: Path
     study: str
@@ -25,23 +27,32 @@ class State:
     kind: str
 
     @property
-    def files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+    def facts(self) -> list[os.stat_result]:
+        """Of every file; a run may remove one at any moment."""
+        found = []
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                found += [path.stat()] if path.is_file() else []
+        return found
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.files)
+        return sum(facts.st_size for facts in self.facts)
 
     @property
     def age(self) -> float:
-        """Seconds since the last write."""
-        return time.time() - max((path.stat().st_mtime for path in self.files), default=self.folder.stat().st_mtime)
+        """Seconds since the last write; 0 where nothing was written."""
+        now = time.time()
+        return now - max((facts.st_mtime for facts in self.facts), default=now)
 
     @property
     def progress(self) -> str:
         """`step 40 of 240` of the training that saved last; nothing where none did."""
-        saved = sorted(self.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-        facts = _facts(saved[-1]) if saved else {}
+        saved = []
+        for path in self.folder.glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                saved.append((path.stat().st_mtime, path))
+        facts = _facts(max(saved)[1]) if saved else {}
         return f"step {facts['step']} of {facts.get('steps', '?')}" if "step" in facts else "no step saved"
 
     def __str__(self) -> str:
@@ -62,20 +73,38 @@ def states(results: Path) -> Iterator[State]:
     """Every state of every study under `results`. Raises UserError when there is no such folder."""
     if not results.is_dir():
         raise UserError(f"--results: no folder {results}")
-    for folder in sorted(results.glob("*/.state")):
-        name = folder.parent.name
+    studies: dict[str | None, jobs.Graph | None] = {None: None}
+    for folder in sorted(path for path in results.glob("*/.state/*") if path.is_dir()):
+        study = folder.parents[1].name
         try:
-            current = {job.id: job.fingerprint for job in jobs.build(config.load(name)).values()}
-        except UserError:
-            current = None
-        for path in sorted(folder.glob("*/run.json")):
-            try:
-                facts = json.loads(path.read_text(encoding="utf-8"))
-                job, fingerprint = facts["job"], facts["fingerprint"]
-            except (OSError, ValueError, KeyError):  # it ends, or begins, this moment
-                continue
-            known = "unknown" if current is None else "resumable" if current.get(job) == fingerprint else "stale"
-            yield State(path.parent, name, job, fingerprint, "live" if records.is_live(path.parent) else known)
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            job, fingerprint, file = facts["job"], facts["fingerprint"], facts.get("study")
+        except (OSError, ValueError, KeyError, TypeError):  # of a kill in its first moment: the folder's name is all there is
+            job, _, fingerprint = folder.name.rpartition("-")
+            file = None
+        if file not in studies:
+            studies[file] = _graph(file)
+        kind = "live" if locks.is_live(folder) else _kind(results / study, job, fingerprint, studies[file])
+        yield State(folder, study, job, fingerprint, kind)
+
+
+def _graph(file: str) -> jobs.Graph | None:
+    try:
+        return jobs.build(config.load(file))
+    except UserError:
+        return None
+
+
+def _kind(study: Path, job: str, fingerprint: str, graph: jobs.Graph | None) -> str:
+    if graph is None:
+        return "unknown"
+    if job not in graph or graph[job].fingerprint != fingerprint:
+        return "stale"
+    with contextlib.suppress(UserError):
+        record = records.read(study / job / "result.json")
+        if record.status == "diverged" and record.fingerprint == fingerprint:
+            return "diverged"
+    return "resumable"
 
 
 def list_states(results: Path) -> Iterator[str]:
@@ -84,15 +113,20 @@ def list_states(results: Path) -> Iterator[str]:
 
 
 def prune_states(results: Path) -> Iterator[str]:
-    """Remove the stale states; a line for each one and the bytes freed. The others stay, the unknown with a line that says so."""
+    """Remove the states that no job reads, the stale and the diverged; a line for each one and the bytes freed. The others stay,
+    with a line those of which no study can be asked and those that a process has taken up meanwhile."""
     freed = 0
     for state in states(results):
         if state.kind == "unknown":
-            yield f"kept {state}: workflows/config has no study {state.study} to ask"
-        elif state.kind == "stale":
-            line, size = f"removed {state}", state.bytes
-            with records.lock(records.lock_of(state.folder), f"{state.folder}: another process is making this result"):
-                shutil.rmtree(state.folder)
+            yield f"kept {state}: the study that it belongs to cannot be read"
+        elif state.kind in ("stale", "diverged"):
+            line, size = str(state), state.bytes
+            try:
+                with locks.lock(locks.lock_of(state.folder), "a process makes it now"):
+                    shutil.rmtree(state.folder)
+            except (UserError, OSError) as error:
+                yield f"kept {line}: {error}"
+                continue
             freed += size
-            yield line
+            yield f"removed {line}"
     yield f"{freed:,} bytes freed"

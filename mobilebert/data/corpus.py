@@ -14,11 +14,12 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
 import zipfile
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -279,6 +280,13 @@ _worker: _Encoder | None = None  # set once in each process, so that the tokeniz
 def _start_worker(encoder: _Encoder) -> None:
     global _worker
     _worker = encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody, and a worker would wait for its next batch for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _encode(batch: list[str]) -> _Batch:

@@ -10,6 +10,7 @@ The first two may be compressed: *.txt.xz, *.txt.gz, *.jsonl.xz, *.jsonl.gz.
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,15 +31,17 @@ def read_documents(path: Path) -> Iterator[tuple[str, float]]:
     read = _parquet if path.suffix == ".parquet" else _jsonl if ".jsonl" in path.suffixes else _txt
     try:
         yield from read(path)
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, float]]:
     size = max(path.stat().st_size, 1)
     with path.open("rb") as raw:
+        encoding = "utf-8-sig"  # a byte order mark, which some editors write, is no text
         for line in _OPEN[path.suffix](raw) if path.suffix in _OPEN else raw:
-            yield line.decode("utf-8"), raw.tell() / size
+            yield line.decode(encoding), raw.tell() / size
+            encoding = "utf-8"
 
 
 def _txt(path: Path) -> Iterator[tuple[str, float]]:
@@ -76,4 +79,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, float]]:
 def _text(value, path: Path, number: int) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{path}: row {number} has no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON may name half a character
+        raise UserError(f"{path}: row {number} has half of a surrogate pair, which is no character") from None
     return value

@@ -1,5 +1,6 @@
 """BERT's uncased WordPiece tokenizer: a source's vocab.txt, or trained on the documents of a source without one."""
 
+import hashlib
 import json
 import string
 from collections import Counter
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from mobilebert.data.sources import Source
 from mobilebert.errors import UserError
+from mobilebert.records import Run
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
@@ -44,6 +46,30 @@ def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokeni
     _write(out / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     return tokenizer
+
+
+def vocab_hash(text: str) -> str:
+    """sha256 of a vocabulary, a token a line, as `build_tokenizer` writes it: whatever ends its lines."""
+    return hashlib.sha256("".join(f"{token}\n" for token in text.splitlines()).encode()).hexdigest()
+
+
+def check_vocabulary(run: Run) -> None:
+    """Whether the weights that a job starts from, or learns from, go with the tokenizer of its data.
+
+    Raises UserError where a checkpoint brought another vocabulary. One that brought none is known by its size alone, and that may
+    be more than the tokenizer's: published tables are padded.
+    """
+    data = run.record_of("data")
+    for key in run.job.inputs:
+        model = run.record_of(key) if key.startswith("checkpoint/") else None
+        if model and model.details.get("vocab", data.details["vocab"]) != data.details["vocab"]:
+            raise UserError(
+                f"{key}: its vocabulary ({model.details['vocab_size']} entries, sha256 {model.details['vocab'][:12]}) is not the "
+                f"data's ({data.metrics['vocab_size']:.0f} entries, sha256 {data.details['vocab'][:12]})"
+            )
+        if model and data.metrics["vocab_size"] > model.config["architecture"]["vocab_size"]:
+            size = model.config["architecture"]["vocab_size"]
+            raise UserError(f"{key}: the tokenizer has {data.metrics['vocab_size']:.0f} entries, the model {size}")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

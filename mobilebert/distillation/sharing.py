@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +20,8 @@ from torch import nn
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.jobs import Job, scope
-from mobilebert.records import Diverged, Run, lock, lock_of, state_of
+from mobilebert.locks import lock, lock_of
+from mobilebert.records import Diverged, Run, state_of
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import AHEAD
 from mobilebert.training.loop import Task, train
@@ -106,9 +105,7 @@ def siblings(run: Run, study: Study) -> Iterator[list[Run]]:
                     with contextlib.suppress(UserError), contextlib.ExitStack() as own:
                         own.enter_context(lock(lock_of(other.state), "another process makes it", leader=run.job.id))
                         if _is_ready(other):
-                            other.state.mkdir(parents=True, exist_ok=True)
-                            facts = {"job": key, "fingerprint": job.fingerprint, "pid": os.getpid()}
-                            (other.state / "run.json").write_text(json.dumps(facts))
+                            other.begin()
                             held.enter_context(own.pop_all())
                             found.append(other)
         yield found

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1  # of models.yaml and table_N.yaml
 FOLDER = Path(__file__).parent
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is there: every command reads these ten files
 
 
 class Strict(BaseModel):
@@ -80,14 +81,14 @@ class Table(Strict):
 
 @cache
 def models() -> dict[str, Model]:
-    content = yaml.safe_load((FOLDER / "models.yaml").read_text(encoding="utf-8"))
+    content = yaml.load((FOLDER / "models.yaml").read_text(encoding="utf-8"), LOADER)
     return {name: Model.model_validate(fields) for name, fields in content["models"].items()}
 
 
 @cache
 def table(number: int) -> Table:
     """Table `number` of the paper, 1 to 9."""
-    return Table.model_validate(yaml.safe_load((FOLDER / f"table_{number}.yaml").read_text(encoding="utf-8")))
+    return Table.model_validate(yaml.load((FOLDER / f"table_{number}.yaml").read_text(encoding="utf-8"), LOADER))
 
 
 def tables() -> list[Table]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from mobilebert import records
+from mobilebert import locks, records
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, canonical, digest
@@ -102,7 +102,7 @@ class _State:
     @property
     def alive(self) -> bool:
         """Whether a process holds the lock of this run."""
-        return records.is_live(self.folder)
+        return locks.is_live(self.folder)
 
     @property
     def has_record(self) -> bool:

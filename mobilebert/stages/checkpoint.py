@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import cached_file
 
 from mobilebert.config import Study
+from mobilebert.data.tokenizer import vocab_hash
 from mobilebert.errors import UserError
 from mobilebert.modeling.loading import check_finite
 from mobilebert.records import Run, sha256
@@ -46,6 +49,20 @@ def load_baseline(source: str, revision: str) -> PreTrainedModel:
     return model
 
 
+def vocabulary(source: str, revision: str) -> str | None:
+    """The tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json; None: neither."""
+    for name in ("vocab.txt", "tokenizer.json"):
+        try:
+            text = Path(cached_file(source, name, revision=revision)).read_text(encoding="utf-8")
+            if name == "vocab.txt":
+                return text
+            ids = json.loads(text)["model"]["vocab"]
+            return "\n".join(sorted(ids, key=ids.__getitem__))
+        except (OSError, ValueError, KeyError, TypeError):  # not there; not a mapping, as other kinds of tokenizers have it
+            continue
+    return None
+
+
 def run(run: Run, study: Study) -> None:
     weights, wanted = study.checkpoints[run.job.name], run.job.config["architecture"]
     source = weights.source
@@ -68,5 +85,7 @@ def run(run: Run, study: Study) -> None:
         found = getattr(model.config, field, None)
         if found != wanted[field]:
             raise UserError(f"checkpoints.{run.job.name}: {source} has {field} {found}, the row needs {wanted[field]}")
+    if vocab := vocabulary(source, weights.revision):
+        run.details |= {"vocab": vocab_hash(vocab), "vocab_size": len(vocab.splitlines())}
     pretraining.save_model(run, model)
     run.label(study.labels("checkpoint"))

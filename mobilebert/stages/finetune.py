@@ -21,11 +21,12 @@ from mobilebert.config import Study
 from mobilebert.data import cache, squad
 from mobilebert.data.features import encode, encode_squad, sample, table_file
 from mobilebert.data.glue import TASKS
-from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.data.tokenizer import check_vocabulary, load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
 from mobilebert.evaluation.squad import score_v2
 from mobilebert.progress import bar
 from mobilebert.records import Diverged, Run, json_safe, write_atomically
+from mobilebert.training import checkpoint
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
 from mobilebert.training.runs import failure, summary
@@ -35,6 +36,7 @@ from mobilebert.training.search import Trial, search, total
 def run(run: Run, study: Study) -> None:
     setting, device = run.job.config, device_of(study)
     task = TASKS[setting["task"]]
+    check_vocabulary(run)
     data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
     file = run.artefact_of("data", f"tasks/{task.name}/train.parquet")
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -57,7 +59,7 @@ def run(run: Run, study: Study) -> None:
             finetune(part, seen, model, {**setting, **trial.setting}, trial.seed, device, trial.name)
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
             if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
-                model.save_pretrained(out / "model")
+                checkpoint.save_pretrained(model, out / "model")
                 shutil.copytree(data / "tokenizer", out / "model", dirs_exist_ok=True)  # a folder that stands alone
             return metrics | constant, details
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from mobilebert.config import Study
+from mobilebert.data.tokenizer import check_vocabulary
 from mobilebert.errors import UserError
 from mobilebert.modeling.cost import cost
 from mobilebert.paper import models
@@ -44,10 +45,11 @@ def corpus_labels(run: Run, study: Study) -> list[str]:
 
 
 def corpus_of(run: Run):
-    """Folder of the tokenized corpus, checked: the model's vocabulary must hold the tokenizer's."""
+    """Folder of the tokenized corpus, checked: the model's vocabulary must hold the tokenizer's, a published teacher's be it."""
     size, config = run.record_of("data").metrics["vocab_size"], run.job.config["architecture"]
     if size > config["vocab_size"]:
         raise UserError(f"vocab_size: the tokenizer has {size:.0f} entries, the model {config['vocab_size']}")
+    check_vocabulary(run)
     return run.artefact_of("data", "corpus/train.tokens.npy").parent
 
 

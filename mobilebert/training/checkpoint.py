@@ -7,6 +7,7 @@ name, synced and renamed: after a kill there is the last whole one.
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
     if facts.pop("crc32", None) != _crc32(tensors, facts):
         raise UserError(f"{path}: damaged state (checksum); delete it to start this run from its first step")
     if facts.get("fingerprint") != fingerprint:
-        raise UserError(f"{path}: state of another run ({facts.get('fingerprint', '?')[:12]}, this is {fingerprint[:12]})")
+        found, own = (f"{text[:12]}{text[64:]}" for text in (facts.get("fingerprint", "?"), fingerprint))
+        raise UserError(f"{path}: state of another run, or split over other processes and parts ({found}, this is {own})")
     weights = _weights(model)
     expected = {f"model.{name}": value.shape for name, value in weights.items()}
     if expected != {key: value.shape for key, value in tensors.items() if key.startswith("model.")}:
@@ -96,6 +98,20 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(value.data_ptr())
             found[name] = value
     return found
+
+
+def weights_crc32(model: nn.Module) -> int:
+    """Of every weight's bytes."""
+    return int(_crc32({key: value.detach().cpu() for key, value in _weights(model).items()}, {}), 16)
+
+
+def save_pretrained(model: nn.Module, folder: Path) -> None:
+    """Save a finished model in Hugging Face layout. Raises UserError when it cannot be written, as on a full disk."""
+    try:
+        model.save_pretrained(folder)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)  # what there is of it fills the disk
+        raise UserError(f"{folder}: the model cannot be written ({' '.join(str(error).split())})") from None
 
 
 def _crc32(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:

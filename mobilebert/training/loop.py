@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mobilebert.progress import Speed, bar
+from mobilebert.errors import UserError
+from mobilebert.progress import Speed, bar, peak_flops
 from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import Batch, ahead, digest, split
-from mobilebert.training.device import compile_blocks, peak_flops
+from mobilebert.training.device import compile_blocks
 from mobilebert.training.parallel import World, world
 
 Losses = dict[str, torch.Tensor]  # "loss" is what is minimised, the others are its parts
@@ -41,7 +42,7 @@ class Task:
     accumulate: int = 1  # micro-batches that a process makes of its share of a batch
     compile: bool = False
     max_minutes: float | None = None
-    save_last: bool = False  # the state after the last step too: another process ends the run
+    save_last: bool = False  # the state after the last step, of a short run too: another process ends it
     evaluate: Callable[[], dict[str, float]] | None = None  # held-out figures, for the curves
     flops_per_token: float | None = None  # of forward and backward
 
@@ -78,10 +79,18 @@ def train(
 ) -> None:
     """Train to the end, from the last saved state if there is one; dropout is on if the caller left `model` in training mode.
 
-    Raises Diverged, with step, batch and last good state named, when a loss is not finite.
+    Raises Diverged, with step, batch and last good state named, when a loss is not finite; UserError where the processes do
+    not begin with the same weights at the same step.
     """
     group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
+    if model.training:  # each part of a batch draws its own dropout: split in another way it would be another run
+        fingerprint += f":{group.size}x{task.accumulate}"
     start, used = checkpoint.load(path, model, optimizer, fingerprint)
+    if group.size > 1 and not group.same(start, checkpoint.weights_crc32(model)):
+        raise UserError(
+            f"{path}: the processes do not see the same results folder, or drew other weights: they begin at different steps or "
+            "with different weights"
+        )
     saved = start
     if group.leads:
         run.resume(name, start)
@@ -102,7 +111,10 @@ def train(
             own = [{key: value.pin_memory() for key, value in part.items()} for part in own]
         return batch, own
 
-    steps = itertools.count(start) if task.max_minutes else range(start, task.steps)
+    if start and clock.is_over(start - 1):
+        steps = range(0)
+    else:
+        steps = itertools.count(start) if task.max_minutes else range(start, task.steps)
     step = start - 1  # the last one, where none is left
     with bar(task.steps, f"{run.job.id} {name}", start, silent=not group.leads) as progress:
         for step, (batch, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
@@ -137,7 +149,8 @@ def train(
                     progress.set_postfix_str(f"loss={points['loss']:.3f}, {speed}", refresh=False)
                 if task.evaluate and (_passes(before, place, task.steps // EVALUATIONS) or over):
                     run.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
-                if task.save_last if over else (step + 1) % task.checkpoint_every == 0:
+                # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
+                if task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0:
                     checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
                     saved = step + 1
             before = place
@@ -147,7 +160,7 @@ def train(
         item["lr"] = rate
     if speed.steps:
         run.details |= {f"{name}_{key}": value for key, value in speed.figures().items()}
-    run.details[f"{name}_steps"] = step + 1
+    run.details |= {f"{name}_steps": step + 1, f"{name}_split": {"processes": group.size, "accumulate": task.accumulate}}
 
 
 def _learn(task: Task, parts: list[Batch], rows: int, place: int, device: str) -> Losses:

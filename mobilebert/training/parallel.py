@@ -24,6 +24,7 @@ from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job
 from mobilebert.records import Diverged, Record, Run
 from mobilebert.records import execute as execute_alone
+from mobilebert.training.device import usable
 
 STAGES = ("pretrain", "transfer", "distill")  # those whose losses take the weights of `batches.split`
 PATIENCE = timedelta(hours=2)  # the first process evaluates and saves while the others wait
@@ -58,6 +59,17 @@ class World:
         dist.broadcast(told, 0)
         return told.item()
 
+    def same(self, *values: int) -> bool:
+        """Whether every process has the first one's values (below 2^53); the answer is the same in all of them."""
+        if self.size == 1:
+            return True
+        own = torch.tensor(values, dtype=torch.float64)
+        first = own.clone()
+        dist.broadcast(first, 0)
+        differ = (own != first).sum()
+        dist.all_reduce(differ)
+        return not differ.item()
+
 
 def world() -> World:
     """One process, unless `execute` has joined more."""
@@ -71,9 +83,14 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[
     """
     if job.stage not in STAGES:
         raise UserError(f"{job.stage}: runs in one process; torchrun is for {', '.join(STAGES)}")
-    if device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    cuda = usable(device, study) == "cuda"
+    try:
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:  # a variable that is missing or no number, no NCCL, nobody at the address
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"the processes cannot be joined ({line}); torchrun starts them") from None
     try:
         return _lead(job, study, results, graph, stage) if world().leads else _follow(job, study, results, graph, stage)
     finally:

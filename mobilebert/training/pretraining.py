@@ -14,6 +14,7 @@ from mobilebert.data.pairs import Pairs
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.modeling.loading import check_loaded
 from mobilebert.records import Diverged, Run
+from mobilebert.training import checkpoint
 
 HELDOUT_BATCHES, HELDOUT_SIZE = 8, 32  # 256 held-out pairs, the same for every model of a study
 
@@ -49,7 +50,7 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
 
 def save_model(run: Run, model: nn.Module) -> None:
     """Save the model in Hugging Face layout beside the record."""
-    model.save_pretrained(run.folder / "model")
+    checkpoint.save_pretrained(model, run.folder / "model")
     run.artefacts += ["model/config.json", "model/model.safetensors"]
 
 

@@ -1,5 +1,6 @@
 """A Hugging Face folder of any architecture as a study's baseline row: loaded, fine-tuned and scored."""
 
+import hashlib
 import json
 
 import pytest
@@ -8,11 +9,13 @@ import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 
-from mobilebert import config, jobs
+from mobilebert import config, jobs, records
 from mobilebert.__main__ import main
+from mobilebert.data.tokenizer import check_vocabulary
 from mobilebert.errors import UserError
 from mobilebert.records import sha256
 from mobilebert.reporting.plan import plan
+from mobilebert.stages import checkpoint
 from mobilebert.stages.checkpoint import load_baseline
 from mobilebert.training.finetuning import forward_of, inputs_of, new_model
 
@@ -128,6 +131,47 @@ def test_another_vocabulary_is_refused(tmp_path, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("mobilebert: checkpoints.distilbert: ")
     assert line.endswith("has vocab_size 599, the row needs 600")
+
+
+def brought(folder, tokens, name):
+    """A vocabulary beside the weights, in one of the two forms that the hub has."""
+    if name == "vocab.txt":
+        (folder / name).write_text("\r\n".join(tokens))
+    elif name:
+        ids = {token: index for index, token in reversed([*enumerate(tokens)])}
+        (folder / name).write_text(json.dumps({"model": {"type": "WordPiece", "vocab": ids}}))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", None])
+def test_a_checkpoint_with_another_vocabulary_than_the_datas_is_refused(tmp_path, name):
+    """The same number of tokens, the same size of the table: only the tokens tell."""
+    folder, tokens = distilbert(tmp_path / "distilbert"), [f"token{number}" for number in range(VOCABULARY)]
+    loaded = config.load(study(tmp_path, folder))
+    graph = jobs.build(loaded)
+    key, results = "checkpoint/distilbert", tmp_path / "results"
+
+    def data(tokens):
+        def stage(run):
+            run.details["vocab"] = hashlib.sha256("".join(f"{token}\n" for token in tokens).encode()).hexdigest()
+            run.metrics["vocab_size"] = len(tokens)
+
+        (results / "mine/data/result.json").unlink(missing_ok=True)
+        records.execute(graph["data"], loaded.name, results, graph, stage)
+
+    brought(folder, tokens, name)
+    records.execute(graph[key], loaded.name, results, graph, lambda run: checkpoint.run(run, loaded))
+    tuned = records.Run(graph["finetune/distilbert/sst2"], loaded.name, results, graph)
+    data(tokens)
+    check_vocabulary(tuned)
+    data([*tokens[1:], tokens[0]])
+    if name:
+        with pytest.raises(UserError, match=rf"^{key}: its vocabulary \(600 entries, .*\) is not the data's \(600 entries"):
+            check_vocabulary(tuned)
+    else:  # nothing is known but the sizes
+        check_vocabulary(tuned)
+        data([*tokens, "more"])
+        with pytest.raises(UserError, match=f"^{key}: the tokenizer has 601 entries, the model 600$"):
+            check_vocabulary(tuned)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

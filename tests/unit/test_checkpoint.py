@@ -4,11 +4,14 @@ import errno
 import json
 import os
 import random
+import resource
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from mobilebert.errors import UserError
 from mobilebert.training import checkpoint, optim
@@ -166,6 +169,23 @@ def test_saving_leaves_one_file(saved):
     path, _ = saved
     checkpoint.save(path, *trained(seed=3), 4, "mine")
     assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]
+
+
+def test_a_model_that_finds_no_room_is_one_line(tmp_path):
+    """A file size limit stands in for the disk; safetensors raises an error of its own."""
+    pid = os.fork()
+    if not pid:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            model = BertModel(BertConfig(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+            with pytest.raises(UserError, match=r"model: the model cannot be written \(.*\)$"):
+                checkpoint.save_pretrained(model, tmp_path / "model")
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("moment", ["while writing", "before the rename"])

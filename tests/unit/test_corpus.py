@@ -108,6 +108,23 @@ def test_workers_change_nothing(synthetic, tmp_path, monkeypatch):
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes() == (tmp_path / "3" / path.name).read_bytes()
 
 
+def test_workers_end_with_a_parent_that_is_killed():
+    """They hold its standard output too, which ends with the last of them."""
+    program = """
+import os, signal
+from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+from mobilebert.data import corpus
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2, get_context("spawn"), corpus._start_worker, (None,))
+    list(pool.map(os.getenv, ["A", "B"]))
+    print("started", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    found = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert found.stdout == b"started\n"
+
+
 class Killed(Exception):
     pass
 

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from mobilebert import gpus
+from mobilebert.errors import UserError
+
 HOLD = "from mobilebert import gpus; print(gpus.bind(), flush=True); input()"
 
 
@@ -19,12 +22,13 @@ class Machine:
         (folder / "nvidia-smi").chmod(0o755)
         inherited = {key: value for key, value in os.environ.items() if key not in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")}
         path = f"{folder}:{os.environ['PATH']}"
-        self.environment = {**inherited, "PATH": path, "XDG_RUNTIME_DIR": str(folder), **environment}
+        self.environment = {**inherited, "PATH": path, **environment}
+        self.locks = f"import pathlib; from mobilebert import gpus; gpus.FOLDER = pathlib.Path({str(folder / 'locks')!r})\n"
         self.processes = []
 
     def start(self, program=HOLD, **environment):
         process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", self.locks + program],
             env={**self.environment, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,6 +67,23 @@ def test_jobs_take_different_devices_and_a_third_is_refused(machine):
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert two.bound()[1] == one, "a killed job's device is free"
+
+
+def test_the_locks_do_not_depend_on_where_a_job_keeps_its_files(machine, tmp_path):
+    """Slurm names a runtime folder that is not there, and a folder for temporary files of each job's own."""
+    one = machine(1, XDG_RUNTIME_DIR=str(tmp_path / "none"))
+    assert one.bound(TMPDIR=str(tmp_path))[1] == "0"
+    _, error = one.start(XDG_RUNTIME_DIR="/", TMPDIR="/").communicate("")
+    assert "no free GPU: 0" in error
+    assert gpus.FOLDER.parent.is_dir()
+
+
+def test_a_folder_that_is_not_ones_own_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.setattr(gpus, "FOLDER", tmp_path / "link")
+    with pytest.raises(UserError, match="link: no folder of this user"):
+        gpus._folder()
 
 
 def test_a_child_does_not_keep_its_parents_device(machine):

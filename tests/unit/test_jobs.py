@@ -140,7 +140,11 @@ def test_how_a_run_is_computed_touches_nothing_and_how_long_it_may_take_does():
     def touched(**changes):
         return changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update=changes)}))
 
-    assert touched(accumulate=4) == touched(compile=True) == set()
+    assert touched(compile=True) == set()
+    assert "pretrain/ib-bert-large" in touched(accumulate=4)  # its dropout is drawn for each micro-batch
+    assert "pretrain/mobilebert-bare" not in touched(accumulate=4)  # which has none
+    distill = study.distill.model_copy(update={"accumulate": 4})
+    assert "distill/mobilebert" not in changed(study, study.model_copy(update={"distill": distill}))
     assert "pretrain/ib-bert-large" in touched(max_minutes=1.0)
 
 
@@ -177,6 +181,14 @@ def test_a_statement_changes_the_stages_that_use_it(package):
     after = package("evaluation/glue.py", "import numpy as np", "import numpy as np\nEXTRA = 1")
     assert after["finetune"] != before["finetune"]
     assert after["latency"] == before["latency"]
+
+
+@pytest.mark.parametrize("file", ["modeling/cost.py", "distillation/budget.py", "preflight.py", "progress.py"])
+def test_what_only_counts_flops_or_looks_ahead_runs_no_training_again(package, file):
+    before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
+    after = package(file, "\n\ndef ", "\n\nEXTRA = 1\n\n\ndef ")
+    found = {stage for stage in jobs.STAGES if after[stage] != before[stage]}
+    assert found == ({"report"} if file == "modeling/cost.py" else set())
 
 
 def test_a_template_is_code_of_the_report(package):

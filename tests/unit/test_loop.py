@@ -401,6 +401,26 @@ def test_a_continued_run_counts_the_time_it_has_used(tmp_path, monkeypatch):
     assert all(a < b for (a, _), (b, _) in pairwise(run.curves["train_loss"]))
 
 
+@pytest.mark.parametrize("changes", [{}, {"max_minutes": 0.2}])
+def test_a_failure_after_the_last_step_costs_no_step(tmp_path, monkeypatch, changes):
+    """Nor does the next process make one more."""
+    clock = Clock(monkeypatch)
+    first, expected = toy(tmp_path, prepare=clock.prepare, checkpoint_every=7, **changes)
+    second = Clock(monkeypatch)
+    run, found = toy(tmp_path, prepare=second.prepare, checkpoint_every=7, **changes)
+    assert (len(clock.places), second.places) == (12, [])
+    assert torch.equal(weights(found), weights(expected))
+    assert (run.curves, run.details["train_steps"]) == (first.curves, 12)
+
+
+def test_with_dropout_another_split_is_another_run(tmp_path):
+    toy(tmp_path / "with")
+    with pytest.raises(UserError, match=r"split over other processes and parts \(a{12}:train:1x1, this is a{12}:train:1x2\)"):
+        toy(tmp_path / "with", accumulate=2)
+    toy(tmp_path / "without", training=False)
+    toy(tmp_path / "without", training=False, accumulate=2)
+
+
 def test_held_out_points_are_part_of_the_curves_and_change_no_weight(tmp_path):
     _, expected = toy(tmp_path / "without", steps=40)
     evaluated = iter(range(99))
@@ -411,7 +431,8 @@ def test_held_out_points_are_part_of_the_curves_and_change_no_weight(tmp_path):
 
 def test_what_a_run_reached_is_in_its_details(tmp_path):
     run, _ = toy(tmp_path, steps=6)
-    assert {"train_tokens_per_second", "train_data_wait_share", "train_first_step_seconds", "train_steps"} == set(run.details)
+    assert {"train_tokens_per_second", "train_data_wait_share", "train_first_step_seconds", "train_steps"} < set(run.details)
+    assert run.details["train_split"] == {"processes": 1, "accumulate": 1}
     assert 0 <= run.details["train_data_wait_share"] < 1
 
 

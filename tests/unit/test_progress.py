@@ -6,7 +6,6 @@ import torch
 from mobilebert import progress
 from mobilebert.modeling.cost import cost
 from mobilebert.modeling.presets import preset
-from mobilebert.training import device
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_mfu_is_the_models_flops_over_the_devices_peak(clock, monkeypatch):
     """A teacher of 293M parameters at 200,000 tokens/s on a device whose peak is known."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     flops = cost(preset("ib-bert-large"), 128).training_flops_per_token
-    speed = progress.Speed(flops, device.peak_flops("cuda"))
+    speed = progress.Speed(flops, progress.peak_flops("cuda"))
     run(clock, speed, [0, 0], [1, 1], tokens=200_000)
     assert speed.figures()["mfu"] == pytest.approx(200_000 * flops / 989e12)
     assert f"MFU {200_000 * flops / 989e12:.1%}" in str(speed)
@@ -65,5 +64,5 @@ def test_mfu_is_the_models_flops_over_the_devices_peak(clock, monkeypatch):
 )
 def test_the_peak_is_known_for_the_devices_of_the_table_alone(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
-    assert device.peak_flops("cuda") == peak
-    assert device.peak_flops("cpu") is None
+    assert progress.peak_flops("cuda") == peak
+    assert progress.peak_flops("cpu") is None

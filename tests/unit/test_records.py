@@ -186,6 +186,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_part(graph, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def stage(run):
+        patch.setattr(Path, "write_bytes", full)
         raise UserError("train.safetensors: the state after step 8 cannot be written")
 
     records.write_atomically(tmp_path / "a", b"old")
@@ -193,8 +194,8 @@ def test_a_full_disk_is_one_error_and_leaves_no_part(graph, tmp_path, monkeypatc
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space"):
             records.write_atomically(tmp_path / "a", b"new")
-        with pytest.raises(UserError, match="the state after step 8"):
-            execute(graph, tmp_path, stage)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="the state after step 8"):
+        execute(graph, tmp_path, stage)
     assert (tmp_path / "a").read_bytes() == b"old"
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".part"]
     assert execute(graph, tmp_path, give).status == "ok"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from mobilebert import jobs, records, state
+from mobilebert import jobs, locks, records, state
 from mobilebert.__main__ import main
 from mobilebert.config import load
 from mobilebert.training import checkpoint, optim
@@ -17,20 +17,20 @@ MINI = Path(__file__).parents[1] / "workflow" / "mini.yaml"
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A folder with a study of its own, in which the study `mini` is known by name."""
+    """A folder with a study of its own; of the study `elsewhere` there is no file."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "workflows/config").mkdir(parents=True)
-    shutil.copy(MINI, "workflows/config/mini.yaml")
+    shutil.copy(MINI, tmp_path / "mini.yaml")
     return tmp_path / "results"
 
 
-def saved(results, key="pretrain/ib-bert-large", fingerprint=None, study="mini", step=5, name="train"):
+def saved(results, key="pretrain/ib-bert-large", fingerprint=None, study="mini", step=5, name="train", file=None):
     """The state of a run of the mini study, or of one with another fingerprint."""
     known = jobs.build(load(MINI))[key]
     job = jobs.Job(known.stage, known.name, {}, (), fingerprint or known.fingerprint)
     folder = records.Run(job, study, results, {}).state
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"job": job.id, "fingerprint": job.fingerprint, "pid": 1}))
+    facts = {"job": job.id, "fingerprint": job.fingerprint, "pid": 1, "study": str(file or results.parent / f"{study}.yaml")}
+    (folder / "run.json").write_text(json.dumps(facts))
     model = nn.Linear(50, 50)
     optimizer = optim.make(model, "adamw", 0.1, 0.0)
     checkpoint.save(folder / f"{name}.safetensors", model, optimizer, step, f"{job.fingerprint}:{name}", 40, 1.5)
@@ -47,7 +47,7 @@ def test_list_names_each_state(results, capsys):
     stale = saved(results, fingerprint="0" * 64, step=35)
     (stale / "more").write_bytes(bytes(3 * 2**20))
     saved(results, key="distill/mobilebert", study="elsewhere")
-    with records.lock(records.lock_of(saved(results, key="transfer/mobilebert")), "held"):
+    with locks.lock(locks.lock_of(saved(results, key="transfer/mobilebert")), "held"):
         lines = printed(capsys, "list")
     found = {line.split(" ")[1] + " " + line.rpartition(" ")[2]: line for line in lines}
     assert set(found) == {
@@ -69,14 +69,14 @@ def test_prune_removes_what_no_job_reads_and_says_so(results, capsys):
     live, stale = saved(results, fingerprint="1" * 64), saved(results, fingerprint="2" * 64)
     size = sum(path.stat().st_size for path in stale.iterdir())
     before = {path: path.read_bytes() for folder in kept for path in folder.iterdir()}
-    with records.lock(records.lock_of(live), "held"):
+    with locks.lock(locks.lock_of(live), "held"):
         lines = printed(capsys, "prune", "--results", "results")
     assert not stale.exists()
     assert live.exists()
     assert {path: path.read_bytes() for folder in kept for path in folder.iterdir()} == before
     assert [line.split(" ")[0] for line in lines] == ["kept", "removed", f"{size:,}"]
     assert "222222222222" in lines[1]
-    assert "workflows/config has no study elsewhere" in lines[0]
+    assert lines[0].endswith("unknown: the study that it belongs to cannot be read")
     assert lines[-1] == f"{size:,} bytes freed"
     again = printed(capsys, "prune")  # what was live has ended
     assert not live.exists()
@@ -88,8 +88,67 @@ def test_a_state_that_is_damaged_is_listed_still(results, capsys):
     folder = saved(results)
     (folder / "train.safetensors").write_bytes(b"\xff" * 20)
     assert "no step saved" in printed(capsys, "list")[0]
-    (folder / "run.json").write_text("{")
-    assert printed(capsys, "list") == []
+    for break_it in (lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink):  # killed at once
+        break_it(folder / "run.json")
+        line = printed(capsys, "list")[0]
+        assert line.startswith(f"mini: pretrain-ib-bert-large {folder.name[-16:][:12]}: no step saved")
+        assert line.endswith("unknown")
+        assert printed(capsys, "prune")[0].startswith("kept ")
+    with locks.lock(locks.lock_of(folder), "held"):
+        assert printed(capsys, "list")[0].endswith("live")
+
+
+def test_a_state_is_judged_by_the_file_of_its_own_study(results, capsys, tmp_path):
+    """Two files of one name share a results folder."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mini.yaml").write_text(MINI.read_text().replace("steps: 40", "steps: 41"))
+    job = jobs.build(load(tmp_path / "other/mini.yaml"))["pretrain/ib-bert-large"]
+    assert job.fingerprint != jobs.build(load(MINI))[job.id].fingerprint
+    folder = saved(results, fingerprint=job.fingerprint, file=tmp_path / "other/mini.yaml")
+    assert printed(capsys, "prune") == ["0 bytes freed"]
+    assert folder.exists()
+    (tmp_path / "other/mini.yaml").unlink()
+    assert "kept " in printed(capsys, "prune")[0]
+
+
+def test_a_run_says_which_file_its_study_is(results):
+    graph = jobs.build(load(results.parent / "mini.yaml"))
+    seen = []
+
+    def stage(run):
+        seen.append(json.loads((run.state / "run.json").read_text()))
+
+    records.execute(graph["data"], "mini", results, graph, stage)
+    assert seen[0]["study"] == str((results.parent / "mini.yaml").resolve())
+
+
+def test_a_state_whose_record_says_diverged_is_not_resumable(results, capsys):
+    graph = jobs.build(load(MINI))
+    key = "pretrain/ib-bert-large"
+    folder = saved(results)
+
+    def diverge(run):
+        raise records.Diverged("loss nan at step 7")
+
+    alone = jobs.Job(*key.split("/"), {}, (), graph[key].fingerprint)
+    graph[key] = alone
+    graph.study_file = str(results.parent / "mini.yaml")
+    assert records.execute(alone, "mini", results, graph, diverge).status == "diverged"
+    assert printed(capsys, "list")[0].endswith(" diverged")
+    assert printed(capsys, "prune")[0].startswith("removed ")
+    assert not folder.exists()
+
+
+def test_one_that_is_taken_up_meanwhile_does_not_stop_the_others(results, capsys, monkeypatch):
+    taken, stale = saved(results, fingerprint="1" * 64), saved(results, fingerprint="2" * 64)
+    monkeypatch.setattr(locks, "is_live", lambda folder: False)
+    with locks.lock(locks.lock_of(taken), "held"):
+        lines = printed(capsys, "prune")
+    assert lines[0].startswith("kept ")
+    assert lines[0].endswith("a process makes it now")
+    assert lines[1].startswith("removed ")
+    assert taken.exists()
+    assert not stale.exists()
 
 
 def test_the_training_that_saved_last_is_named(results):

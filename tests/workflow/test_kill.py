@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mobilebert import records
+from mobilebert import locks, records
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_killed_and_continued(workflow, whole, tmp_path):
 
 def test_a_folder_in_use_is_refused(workflow, whole, tmp_path):
     (whole / "mini/check/passed").unlink()
-    with records.lock(whole / "mini/.lock", "held"):
+    with locks.lock(whole / "mini/.lock", "held"):
         run = workflow.run(workflow.mini, whole)
     assert run.returncode == 2
     assert f"{whole}/mini: in use by a live run" in run.stderr

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mobilebert import config as studies, jobs, preflight, records
+from mobilebert import config as studies, jobs, locks, preflight, records
 from mobilebert.errors import UserError
 
 
@@ -52,7 +52,7 @@ wildcard_constraints:
 onstart:
     # Not for a dry run, and not when there is nothing to do.
     try:
-        HELD.enter_context(records.lock(OUT / ".lock", f"{OUT}: in use by a live run"))
+        HELD.enter_context(locks.lock(OUT / ".lock", f"{OUT}: in use by a live run"))
         preflight.check(STUDY, records.state_of(RESULTS, STUDY.name, GRAPH["data"], GRAPH) == "current")
     except UserError as error:
         refuse(error)
