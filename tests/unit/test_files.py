@@ -105,6 +105,10 @@ def test_glue_files_score_as_scikit_learn_does(name, form, data, tmp_path, capsy
         found.to_csv(path, sep="\t", index=False)
     result = score(capsys, "--task", name, "--data", data, "--predictions", path)
     assert (result.pop("task"), result.pop("unit"), result.pop("rows")) == (name, "percent", {"validation": ROWS})
+    labels = {"qqp": "40 held-out train rows", "mnli": "40 of 9,815 matched rows", "rte": "40 of 277 validation rows"}
+    found = result.pop("labels")
+    assert list(found) == ["validation"]
+    assert found["validation"] == labels.get(name, found["validation"])
     assert result == pytest.approx(expected, abs=1e-4 if form == "server" else 1e-9)
 
 
@@ -206,6 +210,14 @@ REFUSED = {
     "wrong column": ("rte", "p.tsv", GOOD.replace("prediction", "label"), "no column prediction"),
     "commas": ("rte", "p.tsv", GOOD.replace("\t", ","), "no column idx, prediction"),
     "ragged": ("rte", "p.tsv", GOOD + "1\t2\t3\n", "not a readable table"),
+    "wide rows": ("rte", "p.tsv", "idx\tprediction\n" + "".join(f"9\t{row}\t0\n" for row in range(ROWS)), "more fields than its"),
+    "a split of numbers": (
+        "rte",
+        "p.parquet",
+        parquet(split=[1] * ROWS, idx=range(ROWS), prediction=0),
+        "column split holds 1; allowed",
+    ),
+    "no such split": ("rte", "p.tsv", GOOD.replace("idx", "split\tidx").replace("\n7", "\ndev\t7"), "column split holds"),
     "not text": ("rte", "p.tsv", b"\xff\xfe\x00\x01\xff", "not a readable table"),
     "idx": ("rte", "p.tsv", GOOD.replace("\n3\t", "\nthree\t"), "column idx"),
     "half an idx": ("rte", "p.parquet", parquet(idx=np.arange(ROWS) + 0.5, prediction=[0] * ROWS), "column idx"),
@@ -234,6 +246,7 @@ REFUSED = {
     "no such JSON": ("squad_v1.1", "other.json", None, "no such file"),
     "no id": ("squad_v2.0", "p.parquet", parquet(idx=["q1"], prediction=["mat"]), "no column id"),
     "repeated row": ("squad_v2.0", "p.parquet", parquet(id=["q1", "q1"], prediction=["mat"] * 2), "1 ids are there twice"),
+    "an id of no text": ("squad_v2.0", "p.parquet", parquet(id=[None, "q1"], prediction="mat"), "column id holds something else"),
     "odds of a table": (
         "squad_v2.0",
         "p.parquet",
