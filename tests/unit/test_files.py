@@ -298,6 +298,10 @@ def test_null_odds_that_are_refused(task, odds, message, data, tmp_path, capsys)
     refused(capsys, given, message)
 
 
+def numbered(table):
+    return table.assign(answers=[{"text": [4], "answer_start": [0]}] * len(table))
+
+
 def moved(table):
     return table.assign(answers=[{"text": ["mat"], "answer_start": [0]}] * len(table))
 
@@ -313,6 +317,7 @@ def moved(table):
         ("rte", "dev", lambda table: table, "no split 'dev'; allowed: train, validation, test"),
         ("squad_v1.1", "validation", moved, "12 questions have an answer that is not in the context at its answer_start"),
         ("squad_v1.1", "validation", lambda table: table.assign(id="a"), "repeat the id"),
+        ("squad_v1.1", "validation", numbered, "answers of id q0 hold a text that is no text"),
         ("squad_v1.1", "test", lambda table: table, "no split 'test'"),
     ],
 )
@@ -329,6 +334,15 @@ def test_a_test_split_of_a_folder_cannot_be_scored(data, tmp_path, capsys):
     given = ["score", "--task", "rte", "--data", data, "--predictions", tmp_path / "p.tsv", "--split", "test"]
     refused(capsys, given, "hidden labels")
     refused(capsys, [*given[:4], tmp_path, *given[5:7], "--split", "validation"], "validation.parquet: no such file")
+
+
+@pytest.mark.parametrize("threads", ["0", "-2", "two"])
+def test_threads_are_a_positive_number(threads, capsys):
+    for command in (["evaluate", "m", "--task", "rte", "--data", "d"], ["report"]):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--threads", threads])
+        assert end.value.code == 2
+        assert f"'{threads}' is not a positive integer" in capsys.readouterr().err
 
 
 def test_a_folder_with_sums_is_held_to_them(data, tmp_path, capsys):
