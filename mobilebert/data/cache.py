@@ -46,14 +46,14 @@ def arrays(make: Callable[[], dict[str, np.ndarray]], *made_of) -> dict[str, np.
         _write(place, make())
     try:
         return _read(place)
-    except (OSError, ValueError):  # a file that was cut short or removed: made again
+    except (OSError, EOFError, ValueError):  # a file that was cut short or removed: made again
         shutil.rmtree(place, ignore_errors=True)
         _write(place, make())
         return _read(place)
 
 
 def _read(place: Path) -> dict[str, np.ndarray]:
-    """Raises OSError or ValueError where the folder does not hold every array, whole."""
+    """Raises OSError, EOFError or ValueError where the folder does not hold every array, whole."""
     names = json.loads((place / NAMES).read_text(encoding="utf-8"))
     return {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in names}
 
