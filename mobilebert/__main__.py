@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         if stage in NAMED:
             one.add_argument("name", help="MODEL, or MODEL/TASK")
         _common(one)
-        one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        one.add_argument("--threads", type=_positive, default=1, help="CPU threads (default 1)")
         if stage == "track":
             one.add_argument(
                 "--live", action="store_true", help="follow running stages and stream their curves until interrupted"
@@ -98,7 +98,13 @@ def _scoring(commands) -> None:
     submission.add_argument("models", nargs="+", metavar="TASK=MODEL", help="all nine; TASK=majority where there is no model")
     submission.add_argument("--out", type=Path, required=True, help="the .zip")
     for one in (evaluate, predict, submission):
-        one.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+        one.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
 
 
 def _common(command: argparse.ArgumentParser) -> None:

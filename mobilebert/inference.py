@@ -94,12 +94,15 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
         raise UserError(f"{source}: no such folder; allowed: a folder or hub name that holds a fine-tuned checkpoint")
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
         path = path / "model"  # the folder of the stage `finetune`
-    setting = {**Finetune().setting(task.name), **_recorded(path)}
+    recorded = _recorded(path)
+    setting = {**Finetune().setting(task.name), **(recorded or {})}
     onnx = path if path.is_file() else path / INT8
     if onnx.is_file():
-        forward, order, tokenizer = _onnx(onnx, task, threads), list(range(task.num_labels)), _tokenizer(onnx.parent)
+        forward, config, tokenizer = _onnx(onnx, task, threads, recorded is not None)
     else:
-        forward, config, tokenizer = _checkpoint(str(path) if path.exists() else source, task, threads)
+        forward, config, tokenizer = _checkpoint(str(path) if path.exists() else source, task, threads, recorded is not None)
+    order = list(range(task.num_labels))
+    if config is not None:  # none beside an ONNX file that a study made
         order = _order(config, task)
         longest = getattr(config, "max_position_embeddings", setting["length"])
         setting["length"] = min(setting["length"], longest)
@@ -112,24 +115,30 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
     return Model(source, task, forward, tokenizer, setting, order)
 
 
-def _recorded(path: Path) -> dict:
-    """The lengths in the record beside the model, where a study made it."""
+def _recorded(path: Path) -> dict | None:
+    """The lengths in the record beside the model; None where no study made it."""
     for file in (path / "result.json", path.parent / "result.json"):
         with suppress(UserError):  # no such file, or somebody else's result.json
             config = read(file).config
             return {key: config[key] for key in LENGTHS if key in config}
-    return {}
+    return None
 
 
-def _tokenizer(folder: Path):
+def _tokenizer(folder: Path, of_study: bool):
     """The tokenizer in the folder; for a study's model the study's own, which lies in the stage `data`."""
-    for place in (folder, *(parent / "data" / "tokenizer" for parent in folder.resolve().parents)):
+    if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    parents = folder.resolve().parents if of_study else ()
+    for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
         if (place / "tokenizer.json").is_file():
             return load_tokenizer(place)
     raise UserError(f"{folder}: no tokenizer (tokenizer.json, or vocab.txt beside config.json) in this folder")
 
 
-def _onnx(path: Path, task: Task, threads: int) -> Forward:
+def _onnx(path: Path, task: Task, threads: int, of_study: bool):
+    """(forward, configuration or None, tokenizer) of an ONNX file and what lies beside it."""
     from mobilebert.deployment.quantize import OnnxModel
 
     model = OnnxModel(path, threads)
@@ -139,10 +148,20 @@ def _onnx(path: Path, task: Task, threads: int) -> Forward:
     probe = model({name: np.ones((1, 8), np.int64) for name in model.inputs})
     if not task.is_squad and (found := probe["logits"].shape[-1]) != task.num_labels:
         raise UserError(f"{path}: its head has {found} labels, {task.name} has {task.num_labels}")
-    return model
+    config = None
+    try:
+        if (path.parent / "config.json").is_file():
+            import transformers
+
+            config = transformers.AutoConfig.from_pretrained(path.parent)
+        return model, config, _tokenizer(path.parent, of_study)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path.parent}: no configuration or tokenizer that can be read ({one_line(error)})") from None
 
 
-def _checkpoint(source: str, task: Task, threads: int):
+def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
     """(forward, configuration, tokenizer) of a checkpoint in Hugging Face layout."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -161,8 +180,8 @@ def _checkpoint(source: str, task: Task, threads: int):
         config = transformers.AutoConfig.from_pretrained(source)
         if config.num_labels != task.num_labels:
             raise UserError(f"{source}: its head has {config.num_labels} labels, {task.name} has {task.num_labels}")
-        if folder.is_dir() and not (folder / "vocab.txt").is_file():
-            tokenizer = _tokenizer(folder)
+        if folder.is_dir():
+            tokenizer = _tokenizer(folder, of_study)
         else:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source).backend_tokenizer
         model, info = auto.from_pretrained(
@@ -191,7 +210,7 @@ def _order(config, task: Task) -> list[int]:
 
     Published MNLI checkpoints disagree on the order of the three classes.
     """
-    if task.labels:
+    if task.labels and config.num_labels == task.num_labels:
         names = [str(config.id2label[code]).lower() for code in range(task.num_labels)]
         if sorted(names) == sorted(task.labels):
             return [names.index(name) for name in task.labels]
@@ -204,12 +223,14 @@ def _order(config, task: Task) -> list[int]:
 def evaluate(source: str, task_name: str, data: str, split: str | None = None, out: Path | None = None, threads: int = 1) -> dict:
     """The metrics of a checkpoint on the labelled rows of `data`, keyed as `evaluation.files.score`; predictions go to `out`."""
     task = TASKS[check_task(task_name)]
-    files.check_format(out, task)
-    tables = {role: files.labelled_table(data, task, role) for role in files.splits(data, task, split)}
+    roles = files.splits(data, task, split)
+    files.check_output(out, task, len(roles))
+    tables = {role: files.labelled_table(data, task, role) for role in roles}
     model = load(source, task, threads)
-    result = {"task": task.name, "unit": "percent", "rows": {role: len(table) for role, table in tables.items()}}
+    result = {"task": task.name, "unit": "percent", "rows": {}, "labels": {}}
     kept = []
     for role, table in tables.items():
+        files.count_rows(result, task, role, table)
         found = model.predict(table, role)
         if task.is_squad:
             texts = dict(zip(found["id"], found["prediction"]))
@@ -234,8 +255,8 @@ def predict(
     where it has them, else the rows are numbered. texts: in place of a file one row: text and text_pair, or question and context.
     """
     task = TASKS[check_task(task_name)]
-    files.check_format(out, task)
-    if file is not None and any(texts.values()):
+    files.check_output(out, task)
+    if file is not None and any(text is not None for text in texts.values()):
         raise UserError(f"{file}: rows come from the file or from the command line, not from both")
     frame = _rows(_one_row(texts, task) if file is None else files.read_rows(file), task, str(file or "text"))
     found = load(source, task, threads).predict(frame, task.name)
@@ -262,7 +283,10 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
 def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
     """Text columns and key, checked."""
     key = "id" if task.is_squad else "idx"
-    frame = frame.rename(columns={"index": "idx"})  # the name in the server's files
+    if key == "idx" and "index" in frame:  # the name in the server's files
+        if "idx" in frame:
+            raise UserError(f"{where}: has both idx and index; one of them is allowed")
+        frame = frame.rename(columns={"index": "idx"})
     missing = [name for name in task.text_columns if name not in frame]
     if missing:
         raise UserError(f"{where}: no column {', '.join(missing)}; {task.name} reads {', '.join(task.text_columns)}")
@@ -274,6 +298,21 @@ def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
                 raise UserError(f"{where}: column {name} is not text in row {row}")
     if key not in frame:
         frame = frame.assign(**{key: [str(row) if task.is_squad else row for row in range(len(frame))]})
+    frame = frame.assign(**{key: _keys(frame[key], key, task, where)})
     if (repeated := frame[key].duplicated()).any():
         raise UserError(f"{where}: {key} {frame[key][repeated].iloc[0]} is there twice")
     return frame[[key, *task.text_columns]].reset_index(drop=True)
+
+
+def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | list[int | str]:
+    """The rows' keys, text or integers; SQuAD's as text, so that 5 and "5" are one key."""
+    found = []
+    for row, value in enumerate(values.astype(object)):
+        if isinstance(value, float) and value.is_integer():  # what pandas makes of integers beside a missing one
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+            raise UserError(
+                f"{where}: {key} of row {row} is {value!r}; allowed: text or an integer in every row, or no {key} at all"
+            )
+        found.append(str(value) if task.is_squad or isinstance(value, str) else int(value))
+    return found

@@ -153,7 +153,8 @@ class TaskSetting(Strict):
 
 class Finetune(Strict):
     """The paper's search, or one setting a task: the released code's defaults (5e-5, 3 epochs, batch 32, length 128) and for
-    SQuAD its README's (4e-5, 5 epochs, length 384)."""
+    SQuAD its README's (4e-5, 5 epochs, length 384). The paper's search reads no such setting (but for the baseline, which is not
+    searched and keeps the defaults): there it is refused."""
 
     search: Literal["paper", "quick", "none"] = "paper"  # see mobilebert.training.search
     halving: bool = False  # successive halving in place of the whole grid
@@ -175,6 +176,20 @@ class Finetune(Strict):
         "squad_v1.1": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
         "squad_v2.0": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
     }
+
+    @model_validator(mode="before")
+    @classmethod
+    def the_papers_search_reads_no_setting(cls, value):
+        if isinstance(value, dict) and value.get("search", "paper") == "paper":
+            tasks = value["tasks"] if isinstance(value.get("tasks"), dict) else {}
+            groups = {"": value} | {f"tasks.{name}.": setting for name, setting in tasks.items() if isinstance(setting, dict)}
+            for prefix, group in groups.items():
+                for key in ("learning_rate", "batch_size", "epochs"):
+                    if key in group:
+                        raise ValueError(
+                            f"{prefix}{key}: search: paper tries its own values; with search: quick or none it is read"
+                        )
+        return value
 
     @field_validator("seeds", mode="before")
     @classmethod

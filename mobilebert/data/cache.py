@@ -6,6 +6,7 @@ Models that share a tokenizer share a folder, and so may processes that run at t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 from mobilebert.jobs import digest, syntax_hash
 
 MAKERS = ("mobilebert.data.features", "mobilebert.data.squad", "mobilebert.data.glue")  # another code makes other arrays
+NAMES = "names.json"  # of a folder's arrays, so that one that is missing is missed
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
@@ -42,7 +44,18 @@ def arrays(make: Callable[[], dict[str, np.ndarray]], *made_of) -> dict[str, np.
     place = folder / digest([made_of, syntax_hash(*MAKERS), metadata.version("tokenizers")])
     if not place.is_dir():
         _write(place, make())
-    return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in sorted(place.glob("*.npy"))}
+    try:
+        return _read(place)
+    except (OSError, EOFError, ValueError):  # a file that was cut short or removed: made again
+        shutil.rmtree(place, ignore_errors=True)
+        _write(place, make())
+        return _read(place)
+
+
+def _read(place: Path) -> dict[str, np.ndarray]:
+    """Raises OSError, EOFError or ValueError where the folder does not hold every array, whole."""
+    names = json.loads((place / NAMES).read_text(encoding="utf-8"))
+    return {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in names}
 
 
 def _write(place: Path, made: dict[str, np.ndarray]) -> None:
@@ -55,6 +68,7 @@ def _write(place: Path, made: dict[str, np.ndarray]) -> None:
                 np.save(stream, array, allow_pickle=False)
                 stream.flush()
                 os.fsync(stream.fileno())
+        (part / NAMES).write_text(json.dumps(sorted(made)), encoding="utf-8")
         with contextlib.suppress(OSError):  # it is there now, and a folder that holds files is not replaced
             part.rename(place)
     finally:

@@ -180,6 +180,8 @@ def _check_answers(frame: pd.DataFrame, task: Task, where: str) -> None:
             raise UserError(f"{where}: answers of id {key} must hold the lists text and answer_start") from None
         if len(texts) != len(starts):
             raise UserError(f"{where}: answers of id {key} hold {len(texts)} text but {len(starts)} answer_start")
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: answers of id {key} hold a text that is no text")
         if not texts:
             unanswered.append(key)
         if any(start < 0 or not text or not context.startswith(text, start) for text, start in zip(texts, starts)):

@@ -81,17 +81,7 @@ class Source:
         raise NotImplementedError
 
     def label(self, task: str, split: str) -> str | None:
-        """What must stand beside a result on these rows; None where they are the official split, all of it."""
-        rows, official = self.rows(task, split), OFFICIAL_ROWS[check_task(task)].get(split)
-        if rows == official:
-            return None
-        # The 40,430 official QQP dev rows are often not to be had; what stands in for them then was cut from train.
-        if task == "qqp" and split == "validation":
-            return f"{rows:,} held-out train rows"
-        kind = split.removeprefix("validation_").removeprefix("test_")
-        if official is None:
-            return f"{rows:,} {kind} rows of no official split"
-        return f"{rows:,} of {official:,} {kind} rows"
+        return label(task, split, self.rows(task, split))
 
 
 class LocalSource(Source):
@@ -249,6 +239,20 @@ class HubSource(Source):
             return datasets.load_dataset(repository, configuration, split=split, **options)
         except Exception as error:
             raise _unreachable("/".join(filter(None, (repository, configuration, split))), error) from error
+
+
+def label(task: str, split: str, rows: int) -> str | None:
+    """What must stand beside a result on so many rows of a split; None where they are the official split, all of it."""
+    official = OFFICIAL_ROWS[check_task(task)].get(split)
+    if rows == official:
+        return None
+    # The 40,430 official QQP dev rows are often not to be had; what stands in for them then was cut from train.
+    if task == "qqp" and split == "validation":
+        return f"{rows:,} held-out train rows"
+    kind = split.removeprefix("validation_").removeprefix("test_")
+    if official is None:
+        return f"{rows:,} {kind} rows of no official split"
+    return f"{rows:,} of {official:,} {kind} rows"
 
 
 def open_source(spec: str, *, seed: int = 0, documents: int | None = None) -> Source:

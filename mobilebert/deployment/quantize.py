@@ -44,12 +44,13 @@ class OnnxModel:
         """Raises UserError where `path` is missing or not an ONNX model."""
         import onnxruntime
 
+        self.path = path
         if not path.is_file():
             raise UserError(f"{path}: no such file; an ONNX model is expected")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors: a fresh int8 graph warns of what the optimizer then does
+        options.log_severity_level = 4  # fatal: a fresh int8 graph warns of what the optimizer then does, and errors are raised
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes share no base but this
@@ -58,6 +59,15 @@ class OnnxModel:
         self.outputs = [given.name for given in self._session.get_outputs()]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Output arrays by name. Of `batch` only the model's inputs are read, as int64; labels may stay in it."""
+        """Output arrays by name. Of `batch` only the model's inputs are read, as int64; labels may stay in it.
+
+        Raises UserError where the model does not take them: other inputs, types or shapes, rows longer than its positions.
+        """
+        if unknown := [name for name in self.inputs if name not in batch]:
+            raise UserError(f"{self.path}: needs the input {unknown[0]}; given are {', '.join(batch)}")
         feed = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
-        return dict(zip(self.outputs, self._session.run(self.outputs, feed)))
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, feed)))
+        except Exception as error:  # as above
+            shape = " x ".join(map(str, next(iter(feed.values())).shape))
+            raise UserError(f"{self.path}: does not run on {shape} tokens ({str(error).splitlines()[0][:200]})") from error

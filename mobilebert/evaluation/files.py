@@ -14,6 +14,8 @@ import gzip
 import io
 import json
 import math
+import os
+import warnings
 import zlib
 from pathlib import Path
 
@@ -21,13 +23,14 @@ import numpy as np
 import pandas as pd
 
 from mobilebert.data.glue import HIDDEN_LABEL, TASKS, Task, check_table
-from mobilebert.data.sources import check_task, one_line, open_source
+from mobilebert.data.sources import check_task, label, one_line, open_source
 from mobilebert.data.squad import references
 from mobilebert.errors import UserError
 from mobilebert.evaluation import glue, squad
 from mobilebert.records import write_atomically
 
 NAMED_BY_SERVER = ("mnli", "qnli", "rte", "ax")  # their classes are names in a submission, all others numbers
+SPLITS = ("train", "validation", "validation_mismatched", "test", "test_mismatched", "ax")  # roles, and AX beside MNLI
 FORMATS = (".parquet", ".jsonl", ".tsv", ".json")
 
 
@@ -128,6 +131,8 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: column idx holds something else than integers") from None
+    if "split" in frame and (unknown := [value for value in frame["split"] if not (isinstance(value, str) and value in SPLITS)]):
+        raise UserError(f"{path}: column split holds {unknown[0]!r}; allowed: {', '.join(SPLITS)}")
     convert = _value if task.is_regression else _class
     values = [convert(value, task, f"{path}: idx {key}") for key, value in zip(idx, frame["prediction"])]
     found = frame[["split"]].copy() if "split" in frame else pd.DataFrame(index=frame.index)
@@ -140,11 +145,19 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
 
 def _tsv(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False)
+        with warnings.catch_warnings():
+            # Without index_col=False the first column of rows wider than the header silently becomes an index; with it
+            # pandas cuts the rows and warns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False, index_col=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except pd.errors.EmptyDataError:
         raise UserError(f"{path}: is empty") from None
+    except pd.errors.ParserWarning:
+        raise UserError(
+            f"{path}: not a readable table of tab-separated values (its rows have more fields than its header)"
+        ) from None
     except (OSError, ValueError, EOFError, zlib.error) as error:  # ParserError and UnicodeDecodeError are ValueErrors
         raise UserError(f"{path}: not a readable table of tab-separated values ({one_line(error)})") from None
 
@@ -181,7 +194,7 @@ def _check_ids(where: Path, kind: str, given, wanted) -> None:
     given, wanted = set(given), set(wanted)
     for problem, ids in (("lacks", wanted - given), ("holds unknown", given - wanted)):
         if ids:
-            raise UserError(f"{where}: {problem} {kind} {min(ids)} ({len(ids)} such; the table has {len(wanted)} rows)")
+            raise UserError(f"{where}: {problem} {kind} {min(ids, key=str)} ({len(ids)} such; the table has {len(wanted)} rows)")
 
 
 # --- predictions of SQuAD
@@ -226,6 +239,8 @@ def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
         repeated = frame["id"].duplicated()
         if repeated.any():
             raise UserError(f"{path}: {int(repeated.sum())} ids are there twice, first {frame['id'][repeated].iloc[0]}")
+        if not all(isinstance(key, str) for key in frame["id"]):
+            raise UserError(f"{path}: column id holds something else than text")
         texts = dict(zip(frame["id"], frame["prediction"]))
         if "null_odds" in frame:
             odds = _odds(dict(zip(frame["id"], frame["null_odds"])), path)
@@ -263,7 +278,8 @@ def squad_metrics(task: Task, texts: dict, odds: dict | None, threshold: float, 
 
 
 def score(task_name: str, data: str, predictions: Path, null_odds: Path | None = None, split: str | None = None) -> dict:
-    """The metrics of a file of predictions: {"task": ..., "unit": "percent", "rows": {split: rows}, metric: value, ...}.
+    """The metrics of a file of predictions: {"task": ..., "unit": "percent", "rows": {split: rows}, "labels": {split: text},
+    metric: value, ...}; a label says that the rows are not the official split, all of it (`sources.label`).
 
     split: a role of `Task.splits`; None is the validation split, for MNLI predictions with a column `split` both.
     With null odds, official v2.0 predictions are scored as they stand and the best thresholds reported beside; those of a
@@ -272,7 +288,7 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
     task = TASKS[check_task(task_name)]
     if null_odds is not None and task.name != "squad_v2.0":
         raise UserError(f"null odds belong to squad_v2.0, not to {task.name}")
-    result = {"task": task.name, "unit": "percent", "rows": {}}
+    result = {"task": task.name, "unit": "percent", "rows": {}, "labels": {}}
     if task.is_squad:
         (role,) = splits(data, task, split)
         table = labelled_table(data, task, role)
@@ -282,7 +298,7 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
         if null_odds is not None:
             odds = _odds(read_json(null_odds), null_odds)
             _check_ids(null_odds, "id", odds, table["id"])
-        result["rows"][role] = len(table)
+        count_rows(result, task, role, table)
         return result | squad_metrics(task, texts, odds, threshold, table)
     found = read_glue(predictions, task)
     roles = splits(data, task, split)
@@ -292,19 +308,33 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
     for role in roles:
         table = labelled_table(data, task, role)
         mine = found[found["split"] == role] if "split" in found else found
-        result["rows"][role] = len(table)
+        count_rows(result, task, role, table)
         result |= glue_metrics(task, role, _aligned(mine, table, predictions), table)
     return result
+
+
+def count_rows(result: dict, task: Task, role: str, table: pd.DataFrame) -> None:
+    """Say in `result` how many rows of one split its metrics stand on, and what keeps them from being the task's."""
+    result["rows"][role] = len(table)
+    if text := label(task.name, task.splits[role], len(table)):
+        result["labels"][role] = text
 
 
 # --- writing
 
 
-def check_format(path: Path | None, task: Task) -> None:
-    """Raise UserError, before any work, for a file of predictions in no known format."""
+def check_output(path: Path | None, task: Task, parts: int = 1) -> None:
+    """Raise UserError, before any work, for a file of predictions in no known format, or that cannot be written.
+
+    parts: how many splits it is to hold.
+    """
     known = [suffix for suffix in FORMATS if suffix != (".tsv" if task.is_squad else ".json")]
     if path is not None and path.suffix not in known:
         raise UserError(f"{path}: predictions of {task.name} are written as {', '.join(known)}")
+    if path is not None and parts > 1 and path.suffix == ".tsv":
+        raise UserError(f"{path}: one .tsv holds one split; name it with --split, or write .parquet")
+    if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise UserError(f"{path}: cannot be written; a file in a folder that is there is allowed")
 
 
 def server_tsv(task: Task, idx, predictions) -> str:
@@ -322,14 +352,11 @@ def server_tsv(task: Task, idx, predictions) -> str:
 def write(path: Path, task: Task, frame: pd.DataFrame) -> None:
     """Write predictions in the format of the name's ending: .parquet or .jsonl (every column), the server's .tsv (GLUE), the
     official .json (SQuAD; v2.0 with "" where the null odds exceed 0)."""
-    check_format(path, task)
     if path.suffix == ".parquet":
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
         content = buffer.getvalue()
     elif path.suffix == ".tsv":
-        if "split" in frame and frame["split"].nunique() > 1:
-            raise UserError(f"{path}: one .tsv holds one split; name it with --split, or write .parquet")
         content = server_tsv(task, frame["idx"], frame["prediction"]).encode()
     elif path.suffix == ".jsonl":
         content = json_lines(frame).encode()

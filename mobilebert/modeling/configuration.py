@@ -91,8 +91,14 @@ class MobileBertConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """As transformers; raises UserError for another model's config.json, where that only warns."""
-        values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        """As transformers; raises UserError for a config.json that holds no object, and for another model's, where that only
+        warns."""
+        try:
+            values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (TypeError, AttributeError):  # of a number
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(f"{pretrained_model_name_or_path}: config.json holds no JSON object")
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise UserError(f"{pretrained_model_name_or_path}: model_type is {found!r} in config.json, not {cls.model_type!r}")

@@ -21,7 +21,7 @@ from mobilebert.modeling.layers import (
     MobileBertOutput,
     NoNorm,
 )
-from mobilebert.modeling.loading import check_loaded
+from mobilebert.modeling.loading import check_loaded, one_refusal
 
 
 class MobileBertLayer(GradientCheckpointingLayer):
@@ -108,9 +108,10 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         wants_report = kwargs.pop("output_loading_info", False)
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
         # True always: transformers then reports shapes that differ, and the refusal can name them.
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
-        )
+        with one_refusal(pretrained_model_name_or_path):
+            model, report = super().from_pretrained(
+                pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+            )
         check_loaded(model, pretrained_model_name_or_path, report, ignore)
         return (model, report) if wants_report else model
 

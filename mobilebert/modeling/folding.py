@@ -16,6 +16,7 @@ float64. Weights are kept as (inputs, outputs), the layout of the product.
 """
 
 import copy
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +176,8 @@ def foldable(model: nn.Module) -> bool:
 def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     """A copy of `model`, in evaluation mode, whose blocks are folded: same arguments, same outputs to rounding, faster.
 
-    For inference only: it has no gradients in its blocks, no dropout, and is not saved (save the model it was made from).
+    For inference only: it has no gradients in its blocks, no dropout, and is not saved (save the model it was made from);
+    its `train()` and `save_pretrained` raise UserError.
 
     Raises UserError for what is not `foldable`: LayerNorm is not affine.
     """
@@ -192,7 +194,14 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
         blocks = nn.ModuleList(FoldedLayer(layer, model.config.hidden_act) for layer in layers)
     getattr(folded, "mobilebert", folded).encoder.layer = blocks
     folded.save_pretrained = _refuse_saving
+    folded.train = MethodType(_train, folded)
     return folded.requires_grad_(False).eval()
+
+
+def _train(folded: MobileBertPreTrainedModel, mode: bool = True) -> MobileBertPreTrainedModel:
+    if mode:
+        raise UserError("train: a folded model only evaluates; train the model it was folded from")
+    return type(folded).train(folded, False)
 
 
 def _refuse_saving(*args, **kwargs):

@@ -94,9 +94,10 @@ class _WithVocabulary(MobileBertPreTrainedModel):
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As transformers; the head's own columns have one entry for each token too."""
-        predictions = self.cls.predictions
-        predictions.dense = self._get_resized_lm_head(predictions.dense, new_num_tokens, transposed=True)
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        predictions = self.cls.predictions  # after the call: its pad_to_multiple_of may have rounded up
+        predictions.dense = self._get_resized_lm_head(predictions.dense, embeddings.num_embeddings, transposed=True)
+        return embeddings
 
 
 @dataclass
@@ -177,14 +178,21 @@ class MobileBertForMaskedLM(_WithVocabulary):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        masked_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """labels: (batch, tokens), -100 where nothing is asked. logits: (batch, tokens, vocab)."""
+        """labels: (batch, tokens), -100 where nothing is asked. logits: (batch, tokens, vocab).
+
+        masked_positions: (n,), as `MobileBertForPreTraining`'s; logits are then (n, vocab) and labels (n,).
+        """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        logits = self.cls.predictions(outputs.last_hidden_state)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        sequence = outputs.last_hidden_state
+        if masked_positions is not None:
+            sequence = sequence.flatten(0, 1).index_select(0, masked_positions)
+        logits = self.cls.predictions(sequence)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 

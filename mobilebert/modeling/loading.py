@@ -1,6 +1,11 @@
 """What a checkpoint must hold before a model made from it is handed out."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import torch
+from safetensors import SafetensorError
 
 from mobilebert.errors import UserError
 
@@ -29,6 +34,21 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
     if unexpected:
         raise UserError(f"{source}: weights of another architecture: the model has no {unexpected[0]}{_and_others(unexpected)}")
     check_finite(model, source)
+
+
+@contextlib.contextmanager
+def one_refusal(source) -> Iterator[None]:
+    """Around transformers' loading: its reports of what it drew anew stay off standard error, for `check_loaded` judges that in
+    one line; a file of weights that is cut short raises UserError."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{source}: no safetensors file that can be read ({error})") from None
+    finally:
+        logger.setLevel(level)
 
 
 def check_finite(model: torch.nn.Module, source) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -76,7 +77,8 @@ def check(fields: Mapping) -> None:
 
     fields: a "mobilebert" or "bert" configuration. Refused are sizes that are not positive integers, a head count that
     does not divide the attention width, unknown activations and norms, switches that are not booleans, dropout rates
-    outside [0, 1), initial scales that are not positive, and embeddings wider than the block input.
+    outside [0, 1), initial scales that are not positive and finite, a pad_token_id outside the vocabulary, and embeddings
+    wider than the block input.
     """
     mobilebert = fields["model_type"] == "mobilebert"
     for key in _SIZES + (_MOBILEBERT_SIZES if mobilebert else ()):
@@ -90,8 +92,11 @@ def check(fields: Mapping) -> None:
         if not _is_number(value) or not 0 <= value < 1:
             raise UserError(f"{key}: {value!r} is not a rate from 0 up to, not including, 1")
     for key in ("initializer_range", "layer_norm_eps") + (("residual_init_scale",) if mobilebert else ()):
-        if not _is_number(fields[key]) or fields[key] <= 0:
+        if not _is_number(fields[key]) or not 0 < fields[key] < math.inf:  # nor NaN
             raise UserError(f"{key}: {fields[key]!r} is not a positive number")
+    pad = fields["pad_token_id"]
+    if pad is not None and (not isinstance(pad, int) or not 0 <= pad < fields["vocab_size"]):
+        raise UserError(f"pad_token_id: {pad!r} is no token of a vocabulary of {fields['vocab_size']}")
     if fields["hidden_act"] not in ACTIVATIONS:
         raise UserError(f"hidden_act: {fields['hidden_act']!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")
     width_key = "hidden_size"

@@ -140,9 +140,7 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
     if record is None or (record.status == "ok" and column.metric not in record.metrics):
         return Cell(published, None, "not run", column.unit)
     measured, labels = _percent(record.metrics.get(column.metric)), record.labels
-    # A corpus that stands in for one no longer to be had is named in a footnote and judged all the same.
-    scaled = [label for label in labels if not label.startswith("corpus:")]
-    verdict = verdicts.cell(published, measured, column.tolerance, scaled, record.status, column.relative)
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
     samples = [_percent(value) for value in record.samples.get(column.metric, [])]
     finite = [value for value in samples if math.isfinite(value)]
     spread = statistics.stdev(finite) if len(finite) > 1 else None
@@ -202,9 +200,7 @@ def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -
     labels = (*record.labels, setting)
     measured = record.metrics.get(key)
     measured = math.nan if measured is None else measured
-    # A corpus that stands in for one no longer to be had is named in a footnote and judged all the same.
-    scaled = [label for label in labels if not label.startswith("corpus:")]
-    verdict = verdicts.cell(published, measured, column.tolerance, scaled, record.status, column.relative)
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
     count = len(record.samples.get(f"{row.model}/{engine}", [])) or None
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
 

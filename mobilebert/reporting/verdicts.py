@@ -12,6 +12,9 @@ from mobilebert.settings import Expectation
 
 Verdict = Literal["match", "near", "differs", "not judged", "not run", "diverged", "refused", "void"]
 
+# What a footnote names and is judged all the same: a corpus that stands in for one no longer to be had, and how the setting
+# was chosen: without the paper's search a score that matches says more, and one that falls short may lack no more than that.
+NAMED = ("corpus:", "search:")
 NEAR = 1.5  # a value within this multiple of the tolerance is `near`
 _ROUNDING = 1e-9  # 84.5 - 83.5 must not exceed a tolerance of 1.0 by a float's last digit
 
@@ -21,7 +24,8 @@ def cell(published, measured, tolerance: float | None, labels=(), status: str | 
 
     published, measured: numbers in one unit, or text and lists, which either are equal or not; `tolerance` is in that
     unit, or a share of the published value where `relative`; None judges nothing. labels: why the value does not stand
-    for the paper's setting (scaled, a subset); with one there is no judgement. status: of the record, None without one.
+    for the paper's setting (scaled, a subset); with one there is no judgement, unless it begins as one of `NAMED`. status: of
+    the record, None without one.
     """
     if status is None:
         return "not run"
@@ -29,7 +33,7 @@ def cell(published, measured, tolerance: float | None, labels=(), status: str | 
         return status
     if isinstance(measured, float) and not math.isfinite(measured):
         return "diverged"
-    if published is None or tolerance is None or labels:
+    if published is None or tolerance is None or any(not text.startswith(NAMED) for text in labels):
         return "not judged"
     if not (_is_number(published) and _is_number(measured)):
         return "match" if published == measured else "differs"

@@ -30,7 +30,7 @@ from mobilebert.training import checkpoint
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
 from mobilebert.training.runs import failure, summary
-from mobilebert.training.search import Trial, search, total
+from mobilebert.training.search import Trial, grid, search, total
 
 
 def run(run: Run, study: Study) -> None:
@@ -68,6 +68,7 @@ def run(run: Run, study: Study) -> None:
     run.details["train_rows"] = len(frame)
     run.label(study.labels("finetune"), *pretrained)
     run.label(subset_labels(run, task.name, len(frame), len(whole), setting))
+    run.label(search_labels(setting, run.labels))
 
 
 def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
@@ -82,6 +83,9 @@ def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
 def every_run(run: Run, train: Callable[[Run, Trial, Path], tuple[dict, dict]]) -> list[dict]:
     """The runs of the search, then the chosen setting with every seed; their records, in that order.
 
+    A failed run of the search (`training.runs.failure`) is chosen only where none learnt: its score stands below all of theirs,
+    and failed ones are ranked among themselves by theirs.
+
     train: (what holds state and curves, the trial, a folder for what it leaves) -> (metrics, details). A run that was finished
     before a kill is read, not made again; the one under way goes on from its last state.
     """
@@ -94,11 +98,17 @@ def every_run(run: Run, train: Callable[[Run, Trial, Path], tuple[dict, dict]]) 
             for trial in trials:
                 found.append(one_run(run, trial, train))
                 progress.update()
-            return [record["metrics"].get(headline) for record in found[-len(trials) :]]
+            return [_rank(record, headline) for record in found[-len(trials) :]]
 
         chosen = search(setting, scores_of)
         scores_of([Trial(**chosen, seed=seed) for seed in setting["seeds"]])
     return found
+
+
+def _rank(record: dict, headline: str) -> float | None:
+    """The score by which the search ranks a run; None for one that diverged."""
+    score = record["metrics"].get(headline)
+    return score - 3 if record["status"] == "failed" else score  # scores lie in -1..1, so the best failed one is at -2
 
 
 def one_run(run: Run, trial: Trial, train: Callable) -> dict:
@@ -186,6 +196,15 @@ def keep(run: Run, file: Path, name: str) -> None:
     (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, run.folder / name)
     run.artefacts.append(name)
+
+
+def search_labels(setting: dict, others: list[str]) -> list[str]:
+    """How the setting was chosen: the paper's is the best of 270 on the set that is reported. A study that does not search says
+    so where nothing else, of `others`, keeps its result from being judged beside the paper's."""
+    if setting["search"] != "none":
+        halved = ", by successive halving" if setting["halving"] else ""
+        return [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
+    return [] if any(not text.startswith("corpus:") for text in others) else ["search: none, one setting a task"]
 
 
 def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> list[str]:

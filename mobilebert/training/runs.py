@@ -9,6 +9,8 @@ from typing import Literal
 
 from mobilebert.data.glue import TASKS
 
+LOSS_POINTS = 20  # of a curve, from which on it is judged: a tenth is then two points at least, not a single batch
+
 Status = Literal["ok", "failed", "diverged"]
 
 
@@ -37,7 +39,8 @@ def failure(
 
     shares: of the predicted classes on the development set, whose `rows` are counted. losses: the points of the training curve.
     A run has failed when it predicts one class, or when its score is not above guessing by one standard error (`guess`), or
-    when the mean of the last tenth of its training losses is not below that of the first tenth.
+    when the mean of the last tenth of its training losses is not below that of the first tenth; of fewer than `LOSS_POINTS`
+    losses nothing is said.
     """
     task = TASKS[task_name]
     if task.labels and max(shares) == 1:
@@ -45,7 +48,9 @@ def failure(
     name, score, error = guess(task_name, metrics, rows)
     if metrics[name] <= score + error:
         return f"{name} {metrics[name]:.4f} is not above guessing, {score:.4f} + {error:.4f}"
-    tenth = max(1, len(losses) // 10)
+    if len(losses) < LOSS_POINTS:
+        return None
+    tenth = len(losses) // 10
     first, last = statistics.fmean(losses[:tenth]), statistics.fmean(losses[-tenth:])
     if last >= first:
         return f"the training loss did not fall: {first:.4f} to {last:.4f}"

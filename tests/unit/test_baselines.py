@@ -42,6 +42,7 @@ def study(tmp_path, folder, **changes):
         "transfer": {"length": 32},
         "distill": {"length": 32},
         "finetune": {
+            "search": "none",
             "seeds": [0],
             "epochs": 1,
             "length": 48,

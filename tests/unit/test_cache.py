@@ -1,6 +1,7 @@
 """Encoded rows on disk: the same as fresh ones, made once, whole or not there, and never another text's."""
 
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -116,6 +117,19 @@ def test_a_kill_leaves_nothing_that_would_be_read(tmp_path, monkeypatch):
                 encode(new_tokenizer(), "rte", pairs(), 16)
         assert all(name.endswith(".part") for name in kept(tmp_path))
         same(encode(new_tokenizer(), "rte", pairs(), 16), encode(new_tokenizer(), "rte", pairs(), 16))
+
+
+@pytest.mark.parametrize(
+    "break_it", [lambda file: file.write_bytes(file.read_bytes()[:-8]), Path.unlink, lambda file: file.write_bytes(b"")]
+)
+def test_a_broken_entry_is_made_again(tmp_path, break_it):
+    with cache.kept_in(tmp_path):
+        encode(new_tokenizer(), "rte", pairs(), 16)
+        for file in sorted(tmp_path.rglob("*.npy")):
+            break_it(file)
+            same(encode(new_tokenizer(), "rte", pairs(), 16), encode(new_tokenizer(), "rte", pairs(), 16))
+            assert file.is_file()
+        assert len(kept(tmp_path)) == 1
 
 
 def encode_together(folder, barrier, results):

@@ -107,7 +107,7 @@ def test_unknown_study_and_missing_file(tmp_path):
 
 def test_a_rate_without_a_point_is_a_number(tmp_path):
     """YAML 1.1 reads 1e-4 as text."""
-    assert config.load(write(tmp_path, finetune={"learning_rate": 1})).finetune.learning_rate == 1
+    assert config.load(write(tmp_path, finetune={"search": "none", "learning_rate": 1})).finetune.learning_rate == 1
     file = tmp_path / "mine.yaml"
     file.write_text(file.read_text().replace("learning_rate: 1", "learning_rate: 1e-4"))
     assert config.load(file).finetune.learning_rate == 1e-4
@@ -115,16 +115,17 @@ def test_a_rate_without_a_point_is_a_number(tmp_path):
 
 def test_setting_one_task_keeps_the_defaults_of_the_others(tmp_path):
     """SQuAD's 4e-5, 5 epochs and length 384 are not lost where a study sets SST-2."""
-    finetune = config.load(write(tmp_path, finetune={"tasks": {"sst2": {"epochs": 7}, "squad_v2.0": {"epochs": 2}}})).finetune
+    tasks = {"sst2": {"epochs": 7}, "squad_v2.0": {"epochs": 2}}
+    finetune = config.load(write(tmp_path, finetune={"search": "none", "tasks": tasks})).finetune
     first, second = finetune.setting("squad_v1.1"), finetune.setting("squad_v2.0")
     assert (first["learning_rate"], first["epochs"], first["length"]) == (4e-5, 5, 384)
     assert (second["learning_rate"], second["epochs"], second["length"]) == (4e-5, 2, 384)
 
 
 def test_settings_of_one_task_hold_no_other_tasks(tmp_path):
-    study = config.load(write(tmp_path, finetune={"tasks": {"sst2": {"epochs": 7}}}))
+    study = config.load(write(tmp_path, finetune={"search": "none", "tasks": {"sst2": {"epochs": 7}}}))
     assert study.finetune.setting("sst2")["epochs"] == 7
-    assert study.finetune.setting("mrpc") == config.load(write(tmp_path)).finetune.setting("mrpc")
+    assert study.finetune.setting("mrpc") == config.load(write(tmp_path, finetune={"search": "none"})).finetune.setting("mrpc")
     assert "doc_stride" not in study.finetune.setting("sst2")
 
 

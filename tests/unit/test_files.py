@@ -105,6 +105,10 @@ def test_glue_files_score_as_scikit_learn_does(name, form, data, tmp_path, capsy
         found.to_csv(path, sep="\t", index=False)
     result = score(capsys, "--task", name, "--data", data, "--predictions", path)
     assert (result.pop("task"), result.pop("unit"), result.pop("rows")) == (name, "percent", {"validation": ROWS})
+    labels = {"qqp": "40 held-out train rows", "mnli": "40 of 9,815 matched rows", "rte": "40 of 277 validation rows"}
+    found = result.pop("labels")
+    assert list(found) == ["validation"]
+    assert found["validation"] == labels.get(name, found["validation"])
     assert result == pytest.approx(expected, abs=1e-4 if form == "server" else 1e-9)
 
 
@@ -206,6 +210,14 @@ REFUSED = {
     "wrong column": ("rte", "p.tsv", GOOD.replace("prediction", "label"), "no column prediction"),
     "commas": ("rte", "p.tsv", GOOD.replace("\t", ","), "no column idx, prediction"),
     "ragged": ("rte", "p.tsv", GOOD + "1\t2\t3\n", "not a readable table"),
+    "wide rows": ("rte", "p.tsv", "idx\tprediction\n" + "".join(f"9\t{row}\t0\n" for row in range(ROWS)), "more fields than its"),
+    "a split of numbers": (
+        "rte",
+        "p.parquet",
+        parquet(split=[1] * ROWS, idx=range(ROWS), prediction=0),
+        "column split holds 1; allowed",
+    ),
+    "no such split": ("rte", "p.tsv", GOOD.replace("idx", "split\tidx").replace("\n7", "\ndev\t7"), "column split holds"),
     "not text": ("rte", "p.tsv", b"\xff\xfe\x00\x01\xff", "not a readable table"),
     "idx": ("rte", "p.tsv", GOOD.replace("\n3\t", "\nthree\t"), "column idx"),
     "half an idx": ("rte", "p.parquet", parquet(idx=np.arange(ROWS) + 0.5, prediction=[0] * ROWS), "column idx"),
@@ -234,6 +246,7 @@ REFUSED = {
     "no such JSON": ("squad_v1.1", "other.json", None, "no such file"),
     "no id": ("squad_v2.0", "p.parquet", parquet(idx=["q1"], prediction=["mat"]), "no column id"),
     "repeated row": ("squad_v2.0", "p.parquet", parquet(id=["q1", "q1"], prediction=["mat"] * 2), "1 ids are there twice"),
+    "an id of no text": ("squad_v2.0", "p.parquet", parquet(id=[None, "q1"], prediction="mat"), "column id holds something else"),
     "odds of a table": (
         "squad_v2.0",
         "p.parquet",
@@ -285,6 +298,10 @@ def test_null_odds_that_are_refused(task, odds, message, data, tmp_path, capsys)
     refused(capsys, given, message)
 
 
+def numbered(table):
+    return table.assign(answers=[{"text": [4], "answer_start": [0]}] * len(table))
+
+
 def moved(table):
     return table.assign(answers=[{"text": ["mat"], "answer_start": [0]}] * len(table))
 
@@ -300,6 +317,7 @@ def moved(table):
         ("rte", "dev", lambda table: table, "no split 'dev'; allowed: train, validation, test"),
         ("squad_v1.1", "validation", moved, "12 questions have an answer that is not in the context at its answer_start"),
         ("squad_v1.1", "validation", lambda table: table.assign(id="a"), "repeat the id"),
+        ("squad_v1.1", "validation", numbered, "answers of id q0 hold a text that is no text"),
         ("squad_v1.1", "test", lambda table: table, "no split 'test'"),
     ],
 )
@@ -316,6 +334,15 @@ def test_a_test_split_of_a_folder_cannot_be_scored(data, tmp_path, capsys):
     given = ["score", "--task", "rte", "--data", data, "--predictions", tmp_path / "p.tsv", "--split", "test"]
     refused(capsys, given, "hidden labels")
     refused(capsys, [*given[:4], tmp_path, *given[5:7], "--split", "validation"], "validation.parquet: no such file")
+
+
+@pytest.mark.parametrize("threads", ["0", "-2", "two"])
+def test_threads_are_a_positive_number(threads, capsys):
+    for command in (["evaluate", "m", "--task", "rte", "--data", "d"], ["report"]):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--threads", threads])
+        assert end.value.code == 2
+        assert f"'{threads}' is not a positive integer" in capsys.readouterr().err
 
 
 def test_a_folder_with_sums_is_held_to_them(data, tmp_path, capsys):

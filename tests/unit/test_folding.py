@@ -189,6 +189,10 @@ def test_what_cannot_be_folded_is_refused(tmp_path):
             fold(model)
     with pytest.raises(UserError, match="save the model it was folded from"):
         folded.save_pretrained(tmp_path)
+    for one in (folded, copy.deepcopy(folded)):
+        with pytest.raises(UserError, match="train the model it was folded from"):
+            one.train()
+        assert not any(part.training for part in one.eval().modules())
     assert list(tmp_path.iterdir()) == []
 
 

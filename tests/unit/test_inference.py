@@ -161,6 +161,7 @@ def test_evaluate_is_the_score_of_the_models_own_outputs(name, task, data, check
             assert result[f"{prefix}accuracy"] == pytest.approx(100 * accuracy_score(frame["label"], logits.argmax(1)))
     again = json.loads(run_score(capsys, task, data, out))
     assert again.pop("rows") == result.pop("rows")
+    assert again.pop("labels") == result.pop("labels")
     assert again == pytest.approx(result)
 
 
@@ -190,6 +191,33 @@ def onnx_folder(checkpoint, name, folder):
     return folder
 
 
+RECORD = {
+    "schema": 1, "study": "s", "stage": "finetune", "name": "m/sst2", "status": "ok", "fingerprint": "f", "inputs": {},
+    "config": {},
+}  # fmt: skip
+
+
+def test_what_lies_beside_an_onnx_file(checkpoints, tmp_path, capsys):
+    """vocab.txt and config.json, whose class names decide the order as a checkpoint's do; rows beyond its positions."""
+    folder = onnx_folder(checkpoints["mobilebert-3"], "mobilebert-3", tmp_path / "model")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    config = json.loads((checkpoints["mobilebert-3"] / "config.json").read_text())
+    config["id2label"] = {"0": "CONTRADICTION", "1": "ENTAILMENT", "2": "NEUTRAL"}
+    config["label2id"] = {name: int(code) for code, name in config["id2label"].items()}
+    rows = ("--task", "mnli", "--text", "red dog", "--text-pair", "green cat on mat")
+    plain = json.loads(run(capsys, "predict", checkpoints["mobilebert-3"], *rows))
+    assert "no tokenizer" in refused(capsys, "predict", folder / "other.onnx", *rows)
+    (folder / "config.json").write_text(json.dumps(config))
+    named = json.loads(run(capsys, "predict", folder / "other.onnx", *rows))
+    assert named["probability_entailment"] == pytest.approx(plain["probability_neutral"], abs=1e-5)
+    (folder / "config.json").write_text("[]")
+    assert "no configuration or tokenizer that can be read" in refused(capsys, "predict", folder / "other.onnx", *rows)
+    (folder / "config.json").unlink()
+    add_tokenizer(folder)
+    long = ("--task", "mnli", "--text", "red " * 120, "--text-pair", "red")
+    assert "other.onnx: does not run on 1 x 128 tokens" in refused(capsys, "predict", folder / "other.onnx", *long)
+
+
 def test_int8_folders_and_files(data, checkpoints, tmp_path, capsys):
     """The tokenizer beside the file, or the study's where it lies in a study's results."""
     folder = onnx_folder(checkpoints["mobilebert-2"], "mobilebert-2", tmp_path / "study/quantize/mobilebert/sst2")
@@ -197,6 +225,8 @@ def test_int8_folders_and_files(data, checkpoints, tmp_path, capsys):
     assert "no tokenizer" in refused(capsys, "evaluate", folder, *given)
     (tmp_path / "study/data/tokenizer").mkdir(parents=True)
     add_tokenizer(tmp_path / "study/data/tokenizer")
+    assert "no tokenizer" in refused(capsys, "evaluate", folder, *given)  # a file that no study made: whose are its words?
+    (folder / "result.json").write_text(json.dumps(RECORD))
     result = json.loads(run(capsys, "evaluate", folder, *given, "--predictions", tmp_path / "p.parquet"))
     assert json.loads(run(capsys, "evaluate", folder / "model.int8.onnx", *given)) == result
     assert json.loads(run_score(capsys, "sst2", data, tmp_path / "p.parquet")) == result
@@ -219,11 +249,7 @@ def test_a_study_model_keeps_its_lengths(checkpoints, tmp_path, capsys):
 
     first, second = shares(tmp_path / "finetune")
     assert first != second
-    record = {
-        "schema": 1, "study": "s", "stage": "finetune", "name": "m/sst2", "status": "ok", "fingerprint": "f", "inputs": {},
-        "config": {"task": "sst2", "length": 4},
-    }  # fmt: skip
-    (tmp_path / "finetune/result.json").write_text(json.dumps(record))
+    (tmp_path / "finetune/result.json").write_text(json.dumps(RECORD | {"config": {"task": "sst2", "length": 4}}))
     first, second = shares(tmp_path / "finetune")
     assert first == second
 
@@ -320,7 +346,7 @@ def test_checkpoints_that_are_refused(data, checkpoints, tmp_path, capsys):
     add_tokenizer(bare)
     weights = (bare / "model.safetensors").read_bytes()
     (bare / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "no checkpoint that can be loaded for sst2" in line(bare)
+    assert "no safetensors file that can be read" in line(bare)
     (bare / "model.safetensors").unlink()
     torch.save({}, bare / "pytorch_model.bin")  # a pickle is not read
     assert "no checkpoint that can be loaded for sst2" in line(bare)
@@ -344,6 +370,12 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text('{"sentence": "red"}\n{"sentence": \n')
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "number.jsonl").write_text('{"sentence": "red"}\n{"sentence": 3}\n')
+    (tmp_path / "keys.jsonl").write_text('{"sentence": "red", "idx": 3}\n{"sentence": "cat"}\n')
+    (tmp_path / "lists.jsonl").write_text('{"sentence": "red", "idx": [1]}\n')
+    (tmp_path / "both.tsv").write_text("index\tidx\tsentence\n1\t1\tred\n")
+    (tmp_path / "squad.jsonl").write_text(
+        "".join(json.dumps({"id": key, "question": "who", "context": "cat"}) + "\n" for key in (5, "5"))
+    )
     for name, message in (
         ("empty.tsv", "is empty"),
         ("head.tsv", "no rows"),
@@ -352,6 +384,9 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
         ("bad.jsonl", "row 1 is not JSON"),
         ("list.jsonl", "must be a JSON object"),
         ("number.jsonl", "column sentence is not text in row 1"),
+        ("keys.jsonl", "idx of row 1 is nan; allowed: text or an integer in every row"),
+        ("lists.jsonl", "idx of row 0 is [1]; allowed: text or an integer"),
+        ("both.tsv", "has both idx and index"),
         ("rows.csv", "read from .tsv, .jsonl or .parquet"),
         ("absent.jsonl", "no such file"),
     ):
@@ -361,6 +396,13 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
     assert "give --text, or a file" in refused(capsys, *one, "--text", "a", "--text-pair", "b")
     assert "give --question and --context" in refused(capsys, *one[:3], "squad_v1.1", "--text", "a")
     assert "not from both" in refused(capsys, *one, "--text", "a", "--input", tmp_path / "head.tsv")
+    assert "not from both" in refused(capsys, *one, "--text", "", "--input", tmp_path / "head.tsv")
+    squad = ("--task", "squad_v1.1", "--input", tmp_path / "squad.jsonl")
+    assert "id 5 is there twice" in refused(capsys, "predict", checkpoints["mobilebert-qa"], *squad)
+    for place in (tmp_path / "absent/o.parquet", tmp_path / "folder.parquet"):
+        (tmp_path / "folder.parquet").mkdir(exist_ok=True)
+        given = ("--task", "sst2", "--data", data, "--predictions", place)
+        assert "cannot be written" in refused(capsys, "evaluate", "before/any-work", *given)
     assert "written as .parquet, .jsonl, .tsv" in refused(capsys, *one, "--text", "a", "--output", tmp_path / "p.json")
     given = ("evaluate", checkpoints["mobilebert-3"], "--task", "mnli", "--data", data, "--predictions", tmp_path / "p.tsv")
     assert "one .tsv holds one split" in refused(capsys, *given)

@@ -124,7 +124,18 @@ def test_a_tiny_folder_without_its_configuration_is_refused(tmp_path):
     assert "has shape" in refusal(lambda: MobileBertForPreTraining.from_pretrained(tmp_path))
 
 
-def test_lost_encoder_weights_are_refused(tmp_path):
+def test_broken_files_are_refused(tmp_path):
+    MobileBertModel(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    for size in (4, 100, len(weights) // 2):
+        (tmp_path / "model.safetensors").write_bytes(weights[:size])
+        assert "no safetensors file that can be read" in refusal(lambda: MobileBertModel.from_pretrained(tmp_path))
+    for text in ("[]", "3", '"mobilebert"', "null"):
+        (tmp_path / "config.json").write_text(text)
+        assert "config.json holds no JSON object" in refusal(lambda: MobileBertModel.from_pretrained(tmp_path))
+
+
+def test_lost_encoder_weights_are_refused(tmp_path, caplog):
     MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
@@ -132,6 +143,7 @@ def test_lost_encoder_weights_are_refused(tmp_path):
     save_file(weights, file, {"format": "pt"})
     line = refusal(lambda: mobilebert.MobileBertForQuestionAnswering.from_pretrained(tmp_path))
     assert line.endswith("it has no mobilebert.encoder.layer.1.output.dense.weight")
+    assert not caplog.records  # transformers' own report of it, a table
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -191,7 +191,23 @@ def test_the_vocabulary_grows():
     after = ours(**inputs).prediction_logits
     assert after.shape[-1] == 53
     close(after[..., :50], before)
+    ours.resize_token_embeddings(60, pad_to_multiple_of=64)
+    after = ours(**inputs).prediction_logits
+    assert after.shape[-1] == 64
+    close(after[..., :50], before)
     assert ours.cls.predictions.decoder.weight is ours.mobilebert.embeddings.word_embeddings.weight
+
+
+def test_masked_positions_alone_are_the_masked_lms_logits_and_loss():
+    ours, _ = pair("ForMaskedLM")
+    inputs = batch("ForMaskedLM", True)
+    whole = ours(**inputs)
+    positions = (inputs.pop("labels").flatten() != -100).nonzero().flatten()[::2]
+    labels = torch.arange(len(positions))
+    found = ours(**inputs, masked_positions=positions, labels=labels)
+    expected = whole.logits.flatten(0, 1)[positions]
+    close(found.logits, expected)
+    close(found.loss, torch.nn.functional.cross_entropy(expected, labels))
 
 
 def test_float16_is_refused_and_bfloat16_runs():

@@ -95,6 +95,32 @@ def test_halving_keeps_the_best_third_of_each_rung(order):
     assert {value[name] for _, name in seen[1]} == {4, 5}
 
 
+def test_a_failed_run_is_chosen_only_where_none_learnt(tmp_path, monkeypatch):
+    """QQP's F1 of answering "duplicate" always is high; so is the score of the fifth run here, which failed."""
+
+    def chosen(statuses, scores):
+        records = [
+            {"role": "search", "setting": {}, "status": status, "metrics": {} if score is None else {"f1": score}}
+            for status, score in zip(statuses, scores, strict=True)
+        ]
+        return search(config(), lambda trials: [stage._rank(record, "f1") for record in records])
+
+    scores = [0.3, 0.4, 0.2, None, 0.9, 0.1]
+    assert chosen(["ok", "ok", "ok", "diverged", "failed", "ok"], scores) == grid(config())[1]
+    assert chosen(["failed", "failed", "failed", "diverged", "failed", "failed"], scores) == grid(config())[4]
+    assert chosen(["diverged"] * 5 + ["failed"], [None] * 5 + [-1.0]) == grid(config())[5]
+
+
+def test_how_the_setting_was_chosen_is_said():
+    kind = {"halving": False, "learning_rate": 1e-4, "batch_size": 8, "epochs": 3}
+    assert stage.search_labels(kind | {"search": "paper"}, []) == ["search: chosen among 270 settings on this development set"]
+    halved = stage.search_labels(kind | {"search": "quick", "halving": True}, ["scaled: widths / 8"])
+    assert halved == ["search: chosen among 6 settings on this development set, by successive halving"]
+    for others in ([], ["corpus: other books"]):
+        assert stage.search_labels(kind | {"search": "none"}, others) == ["search: none, one setting a task"]
+    assert stage.search_labels(kind | {"search": "none"}, ["corpus: other books", "scaled: widths / 8"]) == []
+
+
 def test_a_diverged_run_is_never_chosen_before_another():
     assert search(config(), lambda trials: [None] * 5 + [-1.0]) == grid(config())[5]
 
@@ -108,8 +134,22 @@ def test_the_search_is_part_of_the_fingerprint():
     kinds.append(prints())
     assert len({found["finetune/mobilebert/sst2"] for found in kinds}) == 4
     assert len({found["finetune/bag-of-embeddings/sst2"] for found in kinds}) == 1  # its one setting is no search
-    # What the paper's grid does not read is no part of it.
-    assert prints(learning_rate=1e-4, epochs=7)["finetune/mobilebert/sst2"] == kinds[-1]["finetune/mobilebert/sst2"]
+
+
+def test_a_setting_that_the_papers_search_would_not_read_is_refused(tmp_path):
+    file, head = tmp_path / "mine.yaml", "schema: 1\ndescription: d\nfinetune: "
+    for text, key in (
+        ("{epochs: 7}", "epochs"),
+        ("{search: paper, batch_size: 8}", "batch_size"),
+        ("{tasks: {rte: {length: 64, learning_rate: 1e-4}}}", r"tasks\.rte\.learning_rate"),
+    ):
+        file.write_text(head + text)
+        with pytest.raises(UserError, match=f"finetune: {key}: search: paper tries its own values"):
+            load(file)
+    file.write_text(head + "{length: 64, tasks: {rte: {length: 64}}}")
+    assert load(file).finetune.setting("rte")["length"] == 64
+    file.write_text(head + "{search: quick, epochs: 7}")
+    assert load(file).finetune.epochs == 7
 
 
 def test_the_papers_search_is_the_default_and_the_small_studies_have_none():

@@ -60,6 +60,8 @@ def test_a_float_is_not_refused_for_its_last_digit():
         ({"status": "void"}, "void"),
         ({"labels": ("scaled",)}, "not judged"),
         ({"labels": ("scaled",), "measured": math.nan}, "diverged"),
+        ({"labels": ("corpus: other books", "search: none")}, "match"),
+        ({"labels": ("corpus: other books", "scaled")}, "not judged"),
         ({"tolerance": None}, "not judged"),
         ({"published": None}, "not judged"),
         ({"tolerance": 0.01, "relative": True, "measured": 90.9}, "match"),
