@@ -209,7 +209,7 @@ def _stage(options, study) -> int:
         gpus.bind()  # before the program imports torch
     program = importlib.import_module(f"mobilebert.stages.{options.command}")
     arguments = (job, study.name, options.results, graph, lambda run: program.run(run, study))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of the processes that torchrun started
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # one of the processes that torchrun started
         from mobilebert.training import parallel
 
         record = parallel.execute(*arguments, study.device)

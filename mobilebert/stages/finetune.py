@@ -155,7 +155,8 @@ def one_run(run: Run, trial: Trial, train: Callable) -> dict:
 
 
 def collect(run: Run, runs: list[dict], headline: str) -> None:
-    """What the job's record says of its runs; artefacts are those of the best seed on the development set.
+    """What the job's record says of its runs; artefacts are those of the best seed on the development set, of those that learnt
+    where there are any.
 
     metrics: the median over the seeds that did not diverge, and failed_share, the share of all seeds that failed or diverged.
     samples: every seed's value, null where it diverged. details: `summary` (see `mobilebert.training.runs`), `statuses` of the
@@ -175,7 +176,7 @@ def collect(run: Run, runs: list[dict], headline: str) -> None:
         run.samples[name] = [record["metrics"].get(name) for record in seeds]
         run.metrics[name] = figures["median"]
     run.metrics["failed_share"] = sum(record["status"] != "ok" for record in seeds) / len(seeds)
-    best = max(ended, key=lambda record: record["metrics"][headline])
+    best = max(ended, key=lambda record: (record["status"] == "ok", record["metrics"][headline]))
     run.details |= {**best["details"], "best_seed": best["seed"], "seeds": [record["seed"] for record in seeds]}
     run.details |= {"statuses": [record["status"] for record in seeds], "setting": best["setting"]}
     if tried:
