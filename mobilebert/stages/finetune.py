@@ -143,6 +143,7 @@ def one_run(run: Run, trial: Trial, train: Callable) -> dict:
         "metrics": metrics,
         "details": details,
         "loss": [losses[0], losses[-1]] if losses else [],
+        "training": {key: value for key, value in part.details.items() if key.startswith(f"{trial.name}_")},
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),  # of this process: a continued run's earlier ones are not in it
     }
@@ -177,6 +178,8 @@ def collect(run: Run, runs: list[dict], headline: str) -> None:
         run.metrics[name] = figures["median"]
     run.metrics["failed_share"] = sum(record["status"] != "ok" for record in seeds) / len(seeds)
     best = max(ended, key=lambda record: (record["status"] == "ok", record["metrics"][headline]))
+    for record in seeds:
+        run.details |= record["training"]
     run.details |= {**best["details"], "best_seed": best["seed"], "seeds": [record["seed"] for record in seeds]}
     run.details |= {"statuses": [record["status"] for record in seeds], "setting": best["setting"]}
     if tried:

@@ -220,10 +220,11 @@ def whole_job(folder, train=train):
 
 def lasting(run):
     """What of a job must not depend on kills: everything but times."""
+    speed = ("_per_second", "_data_wait_share", "_first_step_seconds")
     lines = [json.loads(line) for line in (run.folder / "runs.jsonl").read_text().splitlines()]
     for line in lines:
         del line["started"], line["seconds"]
-    speed = ("_per_second", "_data_wait_share", "_first_step_seconds", "_steps")
+        line["training"] = {key: value for key, value in line["training"].items() if not key.endswith(speed)}
     details = {key: value for key, value in run.details.items() if not key.endswith(speed)}
     return lines, run.metrics, run.samples, run.curves, details
 
