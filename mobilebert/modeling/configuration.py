@@ -12,6 +12,9 @@ from mobilebert.modeling.presets import check, preset
 class MobileBertConfig(PreTrainedConfig):
     """transformers' MobileBertConfig, field by field, and what the paper's models need beside it.
 
+    The released checkpoint is [google/mobilebert-uncased](https://huggingface.co/google/mobilebert-uncased); transformers reads
+    that link where it makes the docstrings of its own classes, and complains on the screen where there is none.
+
     Added or wider than there:
 
     - `hidden_act`: "relu", "relu6", "gelu" (erf) or "gelu_new" (tanh: Google's, so the teacher's).
