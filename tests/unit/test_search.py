@@ -259,6 +259,22 @@ def test_a_job_leaves_a_record_a_run_and_one_summary(whole):
     assert not list(whole.state.rglob("*.safetensors"))
 
 
+def test_the_kept_model_is_of_the_best_seed_that_learnt(tmp_path):
+    """A run of one class can score higher; its model is kept only where no run learnt."""
+    for failed, kept in ((("failed", "ok", "ok"), 2), (("failed", "failed", "failed"), 0)):
+        run = new_run(tmp_path / str(kept))
+        runs = []
+        for seed, (status, score) in enumerate(zip(failed, (0.9, 0.4, 0.6), strict=True)):
+            (run.state / f"seed{seed}").mkdir()
+            (run.state / f"seed{seed}" / "predictions.txt").write_text(str(seed))
+            record = {"run": f"seed{seed}", "role": "seed", "seed": seed, "status": status, "setting": {}, "training": {}}
+            runs.append({**record, "reason": None, "metrics": {"matthews_correlation": score}, "details": {}})
+        stage.collect(run, runs, "matthews_correlation")
+        assert run.details["best_seed"] == kept
+        assert (run.folder / "predictions.txt").read_text() == str(kept)
+        assert run.metrics["matthews_correlation"] == 0.6  # the median counts them all
+
+
 def test_one_bar_counts_the_whole_search(tmp_path, capsys):
     whole_job(tmp_path)
     assert "finetune/toy/cola runs: 100%" in (shown := capsys.readouterr().err)
