@@ -264,11 +264,11 @@ def test_the_kept_model_is_of_the_best_seed_that_learnt(tmp_path):
     for failed, kept in ((("failed", "ok", "ok"), 2), (("failed", "failed", "failed"), 0)):
         run = new_run(tmp_path / str(kept))
         runs = []
-        for seed, (status, score) in enumerate(zip(failed, (0.9, 0.4, 0.6), strict=True)):
+        for seed, (status, value) in enumerate(zip(failed, (0.9, 0.4, 0.6), strict=True)):
             (run.state / f"seed{seed}").mkdir()
             (run.state / f"seed{seed}" / "predictions.txt").write_text(str(seed))
             record = {"run": f"seed{seed}", "role": "seed", "seed": seed, "status": status, "setting": {}, "training": {}}
-            runs.append({**record, "reason": None, "metrics": {"matthews_correlation": score}, "details": {}})
+            runs.append({**record, "reason": None, "metrics": {"matthews_correlation": value}, "details": {}})
         stage.collect(run, runs, "matthews_correlation")
         assert run.details["best_seed"] == kept
         assert (run.folder / "predictions.txt").read_text() == str(kept)
