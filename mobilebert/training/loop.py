@@ -17,6 +17,7 @@ from mobilebert.training import checkpoint
 from mobilebert.training.batches import Batch, ahead, digest, split
 from mobilebert.training.device import compile_blocks
 from mobilebert.training.parallel import World, world
+from mobilebert.training.sharding import Shards
 
 Losses = dict[str, torch.Tensor]  # "loss" is what is minimised, the others are its parts
 CURVE_POINTS, EVALUATIONS = 200, 10  # of a run: enough to draw, few enough to keep and to pay for
@@ -85,7 +86,10 @@ def train(
     group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
     if model.training:  # each part of a batch draws its own dropout: split in another way it would be another run
         fingerprint += f":{group.size}x{task.accumulate}"
+    parameters = [p for item in optimizer.param_groups for p in item["params"]]
+    shards = Shards(parameters, group)
     start, used = checkpoint.load(path, model, optimizer, fingerprint)
+    shards.drop(optimizer)
     if group.size > 1 and not group.same(start, checkpoint.weights_crc32(model)):
         raise UserError(
             f"{path}: the processes do not see the same results folder, or drew other weights: they begin at different steps or "
@@ -97,7 +101,6 @@ def train(
     if task.compile:
         compile_blocks(model)
     peaks = [item["lr"] for item in optimizer.param_groups]
-    parameters = [p for item in optimizer.param_groups for p in item["params"]]
     peak = peak_flops(device)
     speed = Speed(task.flops_per_token, peak and peak * group.size)
     clock = _Clock(task, used, speed, group)
@@ -127,8 +130,8 @@ def train(
             losses = _learn(task, own, len(batch["input_ids"]), place, device)
             trained = [p for p in parameters if p.grad is not None]
             values = torch.stack(list(losses.values()))
-            group.sum([*(p.grad for p in trained), values])
-            norm = nn.utils.clip_grad_norm_(trained, task.clip_norm, foreach=True)
+            norm = shards.sum(trained, values)
+            nn.utils.clip_grads_with_norm_(trained, task.clip_norm, norm, foreach=True)
             *points, norm = torch.cat([values, norm.reshape(1)]).tolist()  # the one moment a step waits for the device
             points = dict(zip(losses, points, strict=True))
             if not (math.isfinite(points["loss"]) and math.isfinite(norm)):
@@ -138,6 +141,7 @@ def train(
                     f"last good state: {good}"
                 )
             optimizer.step()
+            shards.spread(trained)
             optimizer.zero_grad(set_to_none=True)
             speed.step(batch["input_ids"].numel())
             over = clock.is_over(step)
@@ -149,10 +153,12 @@ def train(
                     progress.set_postfix_str(f"loss={points['loss']:.3f}, {speed}", refresh=False)
                 if task.evaluate and (_passes(before, place, task.steps // EVALUATIONS) or over):
                     run.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
-                # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
-                if task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0:
-                    checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
-                    saved = step + 1
+            # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
+            if task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0:
+                with shards.gathered(optimizer):
+                    if group.leads:
+                        checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
+                saved = step + 1
             before = place
             if over:
                 break
