@@ -57,7 +57,7 @@ class Shards:
         own = [p.grad for p in trained if p.grad is not None]
         found, none = iter(torch._foreach_norm(own) if own else ()), values.new_zeros(())
         # Those of the other processes' tensors are added as zeros, so the norm is that of all the norms, as in one process.
-        norms = torch.stack([none if p.grad is None else next(found) for p in trained])
+        norms = torch.stack([none if p.grad is None else next(found) for p in trained] or [none])
         self.group.sum([values, norms])
         return torch.linalg.vector_norm(norms)
 
