@@ -32,7 +32,7 @@ class Task:
     """
 
     steps: int
-    batch: Callable[[int], Batch]
+    batch: Callable[[int], Batch]  # under torchrun: this process's rows, and `whole` (see `batches.split`)
     loss: Callable[[Batch, int], Losses]  # means over rows; other means take the weights of `batches.split`
     rate: Callable[[int], float]  # multiplies the optimizer's learning rate
     seed: int
@@ -106,13 +106,13 @@ def train(
     clock = _Clock(task, used, speed, group)
     before = clock.place(start - 1) if start else -1
 
-    def parts_of(step: int) -> tuple[Batch, list[Batch]]:
-        """A step's batch, and the parts of it that this process learns from."""
+    def parts_of(step: int) -> tuple[Batch, int, list[Batch]]:
+        """This process's rows of a step's batch, how many all processes have, and the parts that it learns from."""
         batch = task.batch(step)
-        own = split(batch, group.size * task.accumulate)[group.rank * task.accumulate :][: task.accumulate]
+        own = split(batch, task.accumulate, group.size)
         if device == "cuda":  # only pinned memory is copied while the device computes
             own = [{key: value.pin_memory() for key, value in part.items()} for part in own]
-        return batch, own
+        return batch, int(batch["whole"][0]) if group.size > 1 else len(batch["input_ids"]), own
 
     if start and clock.is_over(start - 1):
         steps = range(0)
@@ -120,14 +120,14 @@ def train(
         steps = itertools.count(start) if task.max_minutes else range(start, task.steps)
     step = start - 1  # the last one, where none is left
     with bar(task.steps, f"{run.job.id} {name}", start, silent=not group.leads) as progress:
-        for step, (batch, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
+        for step, (batch, rows, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
             place = clock.place(step)
             # A step's dropout depends on (seed, step) and on the process, not on the steps before it.
             torch.manual_seed((task.seed * 1_000_003 + step + (group.rank << 40)) % 2**63)
             task.prepare(place)
             for item, rate in zip(optimizer.param_groups, peaks, strict=True):
                 item["lr"] = rate * task.rate(place)
-            losses = _learn(task, own, len(batch["input_ids"]), place, device)
+            losses = _learn(task, own, rows, place, device)
             trained = [p for p in parameters if p.grad is not None]
             values = torch.stack(list(losses.values()))
             norm = shards.sum(trained, values)
@@ -143,7 +143,7 @@ def train(
             optimizer.step()
             shards.spread(trained)
             optimizer.zero_grad(set_to_none=True)
-            speed.step(batch["input_ids"].numel())
+            speed.step(rows * batch["input_ids"].shape[1])
             over = clock.is_over(step)
             progress.total = clock.steps(step + 1)
             progress.update()

@@ -126,6 +126,24 @@ def test_a_row_depends_on_seed_step_and_row_alone(corpus):
         assert not np.array_equal(other["input_ids"], small["input_ids"])
 
 
+@given(size=st.integers(1, 9), parts=st.integers(1, 9), length=st.integers(5, 9), step=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_part_is_those_rows_of_the_whole(corpus, size, parts, length, step):
+    """An odd number of draws before a part, too: two of them are made of one number of the generator."""
+    folder, tokenizer, _ = corpus
+    pairs = Pairs(folder, "train", length=length, tokenizer=tokenizer, seed=3)
+    whole, found = pairs.batch(step, size), [pairs.batch(step, size, part, parts) for part in range(parts)]
+    counts = [size, len(whole["masked_positions"]), whole["attention_mask"].sum()]
+    assert all(part["whole"].tolist() == counts for part in (whole, *found))
+    rows = [len(part["input_ids"]) for part in found]
+    assert max(rows) - min(rows) <= 1
+    for name in ("input_ids", "token_type_ids", "attention_mask", "masked_labels", "next_sentence_label"):
+        assert np.array_equal(np.concatenate([part[name] for part in found]), whole[name])
+    starts = np.cumsum([0, *rows]) * length
+    positions = [part["masked_positions"] + start for part, start in zip(found, starts)]
+    assert np.array_equal(np.concatenate(positions), whole["masked_positions"])
+
+
 def test_shares_of_masking_and_of_pairs(corpus):
     folder, tokenizer, _ = corpus
     pairs = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=1)

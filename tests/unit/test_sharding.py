@@ -27,6 +27,7 @@ from mobilebert.jobs import Job
 from mobilebert.records import Run
 from mobilebert.training import optim
 from mobilebert.training.loop import Task, train
+from mobilebert.training.parallel import world
 
 import torch._dynamo  # what an optimizer imports, here once
 
@@ -40,7 +41,9 @@ class Model(nn.Module):
             setattr(self, name, nn.Parameter(torch.randn(shape)))
 
 def batch(step):
-    return {"input_ids": torch.randint(-9, 10, (4, 128), generator=torch.Generator().manual_seed(step)).float()}
+    group, rows = world(), torch.randint(-9, 10, (4, 128), generator=torch.Generator().manual_seed(step)).float()
+    own = rows[4 * group.rank // group.size : 4 * (group.rank + 1) // group.size]
+    return {"input_ids": own, "whole": torch.tensor([4, 0, 0])}
 
 def case(folder, steps, stop=None):
     run, model = Run(Job("pretrain", "case", {}, (), "f" * 64), "study", folder, {}), Model()
