@@ -74,8 +74,8 @@ class Pairs:
         next_sentence_label: (rows,) int64; 0 where the second segment follows the first, 1 where it is random.
         whole: (3,) int64, of all parts: rows, masked positions, tokens without padding.
         """
-        # Draws fill an array row by row, so that the first rows of a large batch are those of a small one. Where the segments of
-        # every row lie is found in every process, for `whole`: some 15 % of the work at length 128. Text and masks are not.
+        # Draws fill an array row by row, so that the first rows of a large batch are those of a small one. Where the segments lie
+        # is found for the rows of all parts, because `whole` needs it: at length 128 a fifth of the work, at 512 a fourteenth.
         structure, masking = (np.random.default_rng([self.seed, step, stream]) for stream in range(2))
         segments, is_random = self._segments(structure.random((size, 7)))
         real = segments[1] + segments[3] + SPECIALS
@@ -101,8 +101,9 @@ class Pairs:
         short = 2 + (draws[:, _SHORT_LENGTH] * (room - 1)).astype(np.int64)
         target = np.where(draws[:, _SHORT] < self.short_share, short, room)
 
-        document = self._document_of((draws[:, _TOKEN] * len(self.tokens)).astype(np.int64))
-        first = self._start((draws[:, _TOKEN] * len(self.tokens)).astype(np.int64), document, target)
+        sentence = self._sentence_of((draws[:, _TOKEN] * len(self.tokens)).astype(np.int64))
+        document = self._document_of(sentence)
+        first = self._start(sentence, document, target)
         end = self._end(first, document, target)
         # The first segment is 1 to n - 1 of the n sentences; a single sentence is followed by a random segment.
         count = end - first
@@ -114,10 +115,10 @@ class Pairs:
         # A token of any other document: the document's own tokens are cut out of the range and skipped.
         begin, stop = (self.sentences[self.documents[document + side]] for side in (0, 1))
         token = (draws[:, _OTHER] * (len(self.tokens) - (stop - begin))).astype(np.int64)
-        token += np.where(token >= begin, stop - begin, 0)
-        other = self._document_of(token)
+        sentence = self._sentence_of(token + np.where(token >= begin, stop - begin, 0))
+        other = self._document_of(sentence)
         wanted = np.maximum(target - first_length, 1)
-        random_start = self._start(token, other, wanted)
+        random_start = self._start(sentence, other, wanted)
         random_end = self._end(random_start, other, wanted)
         second_start = self.sentences[np.where(is_random, random_start, split)]
         second_length = self.sentences[np.where(is_random, random_end, end)] - second_start
@@ -136,14 +137,14 @@ class Pairs:
     def _sentence_of(self, token: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.sentences, token, side="right") - 1
 
-    def _document_of(self, token: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.documents, self._sentence_of(token), side="right") - 1
+    def _document_of(self, sentence: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.documents, sentence, side="right") - 1
 
-    def _start(self, token: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The token's sentence, or the last one with `wanted` tokens from it to its document's end, or the first."""
+    def _start(self, sentence: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The sentence, or the last one with `wanted` tokens from it to its document's end, or the first."""
         stop = self.sentences[self.documents[document + 1]]
         latest = self._sentence_of(np.maximum(stop - wanted, 0))
-        return np.maximum(np.minimum(self._sentence_of(token), latest), self.documents[document])
+        return np.maximum(np.minimum(sentence, latest), self.documents[document])
 
     def _end(self, start: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The first sentence boundary with `wanted` tokens since `start`, or the document's end."""
