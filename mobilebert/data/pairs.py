@@ -11,6 +11,7 @@ from mobilebert.errors import UserError
 
 SPECIALS = 3  # [CLS] first [SEP] second [SEP]
 NEXT_SHARE = 0.5
+MASK_SHARE = 0.15
 # Of the masked tokens 80 % become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019, section 3.1).
 MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.8, 0.1
 # Columns of the structural draws of a row.
@@ -43,7 +44,7 @@ class Pairs:
         length: int,
         tokenizer: Tokenizer,
         seed: int,
-        mask_share: float = 0.15,
+        mask_share: float = MASK_SHARE,
         short_share: float = 0.1,
         max_predictions: int | None = None,
     ) -> None:
@@ -79,7 +80,7 @@ class Pairs:
         structure, masking = (np.random.default_rng([self.seed, step, stream]) for stream in range(2))
         segments, is_random = self._segments(structure.random((size, 7)))
         real = segments[1] + segments[3] + SPECIALS
-        masked = self._masked(real)
+        masked = predictions(real, self.mask_share, self.max_predictions)
         own = slice(size * part // parts, size * (part + 1) // parts)
         input_ids, token_type_ids, attention_mask = self._fill(*(array[own] for array in segments))
         _skip(masking, own.start * 3 * self.length)
@@ -167,12 +168,6 @@ class Pairs:
         attention_mask = (column <= second_end).astype(np.int64)
         return ids, ((column > first_end) & (column <= second_end)).astype(np.int64), attention_mask
 
-    def _masked(self, real: np.ndarray) -> np.ndarray:
-        """How many tokens of rows with so many `real` ones are masked."""
-        count = np.maximum(1, np.rint(real * self.mask_share).astype(np.int64))
-        count = np.minimum(count, real - SPECIALS)
-        return count if self.max_predictions is None else np.minimum(count, self.max_predictions)
-
     def _mask(self, ids: np.ndarray, attention_mask: np.ndarray, count: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, ...]:
         """Mask `count` tokens of each row of `ids` in place; the flat positions and what stood there."""
         text = (attention_mask == 1) & (ids != self.cls) & (ids != self.sep)
@@ -185,6 +180,12 @@ class Pairs:
         replacement = np.where(action < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE, random, labels)
         ids[chosen] = np.where(action < MASK_TOKEN_SHARE, self.mask, replacement)
         return np.flatnonzero(chosen), labels
+
+
+def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
+    """Tokens masked in rows of `real` tokens, special tokens counted: array or number, and no less where there are more."""
+    count = np.minimum(np.maximum(1, np.rint(real * mask_share).astype(np.int64)), real - SPECIALS)
+    return count if most is None else np.minimum(count, most)
 
 
 def _skip(generator: np.random.Generator, draws: int) -> None:

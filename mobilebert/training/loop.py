@@ -86,8 +86,7 @@ def train(
     group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
     if model.training:  # each part of a batch draws its own dropout: split in another way it would be another run
         fingerprint += f":{group.size}x{task.accumulate}"
-    parameters = [p for item in optimizer.param_groups for p in item["params"]]
-    shards = Shards(parameters, group)
+    shards = Shards([p for item in optimizer.param_groups for p in item["params"]], group)
     start, used = checkpoint.load(path, model, optimizer, fingerprint)
     shards.drop(optimizer)
     if group.size > 1 and not group.same(start, checkpoint.weights_crc32(model)):
@@ -128,10 +127,9 @@ def train(
             for item, rate in zip(optimizer.param_groups, peaks, strict=True):
                 item["lr"] = rate * task.rate(place)
             losses = _learn(task, own, rows, place, device)
-            trained = [p for p in parameters if p.grad is not None]
             values = torch.stack(list(losses.values()))
-            norm = shards.sum(trained, values)
-            nn.utils.clip_grads_with_norm_(trained, task.clip_norm, norm, foreach=True)
+            norm = shards.sum(values)
+            nn.utils.clip_grads_with_norm_(shards.parameters, task.clip_norm, norm, foreach=True)
             *points, norm = torch.cat([values, norm.reshape(1)]).tolist()  # the one moment a step waits for the device
             points = dict(zip(losses, points, strict=True))
             if not (math.isfinite(points["loss"]) and math.isfinite(norm)):
@@ -141,7 +139,7 @@ def train(
                     f"last good state: {good}"
                 )
             optimizer.step()
-            shards.spread(trained)
+            shards.spread()
             optimizer.zero_grad(set_to_none=True)
             speed.step(rows * batch["input_ids"].shape[1])
             over = clock.is_over(step)

@@ -27,7 +27,7 @@ MOMENTS = ("m", "v")
 class Shards:
     """Which of the processes keeps each of `parameters`: the largest first, each to the one that has least, alike in all of them.
 
-    In a world of one nothing is sent, and everything is kept. `trained` are, alike in all processes, those with a gradient.
+    In a world of one nothing is sent, and everything is kept.
     """
 
     def __init__(self, parameters: list[nn.Parameter], group: World):
@@ -37,23 +37,23 @@ class Shards:
             rank = kept.index(min(kept))
             self.owner[parameter] = rank
             kept[rank] += parameter.numel()
+        self.learning: list[list[nn.Parameter]] = []  # at this step, of each process of several
 
-    def _by_owner(self, trained: list[nn.Parameter]) -> Iterator[tuple[int, list[nn.Parameter]]]:
-        """What each process keeps; one message for all of it."""
-        for rank in range(self.group.size if self.group.size > 1 else 0):
-            if theirs := [p for p in trained if self.owner[p] == rank]:
-                yield rank, theirs
-
-    def sum(self, trained: list[nn.Parameter], values: torch.Tensor) -> torch.Tensor:
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values`, in place, and the gradients over the processes; the norm of all the gradients.
 
-        A gradient is afterwards where its tensor is kept; elsewhere it is None, and the optimizer passes the tensor by.
+        The same parameters have a gradient in all processes. Afterwards it is where its tensor is kept; elsewhere it is None, and
+        the optimizer passes the tensor by.
         """
-        for rank, theirs in self._by_owner(trained):
-            flat = torch.cat([p.grad.flatten() for p in theirs])
-            dist.reduce(flat, rank)
-            for p, piece in zip(theirs, flat.split([p.numel() for p in theirs])):
-                p.grad = piece.view_as(p) if rank == self.group.rank else None
+        trained = [p for p in self.parameters if p.grad is not None]
+        if self.group.size > 1:
+            self.learning = [[p for p in trained if self.owner[p] == rank] for rank in range(self.group.size)]
+        for rank, theirs in enumerate(self.learning):
+            if theirs:
+                flat = torch.cat([p.grad.flatten() for p in theirs])
+                dist.reduce(flat, rank)
+                for p, piece in zip(theirs, flat.split([p.numel() for p in theirs])):
+                    p.grad = piece.view_as(p) if rank == self.group.rank else None
         own = [p.grad for p in trained if p.grad is not None]
         found, none = iter(torch._foreach_norm(own) if own else ()), values.new_zeros(())
         # Those of the other processes' tensors are added as zeros, so the norm is that of all the norms, as in one process.
@@ -62,14 +62,15 @@ class Shards:
         return torch.linalg.vector_norm(norms)
 
     @torch.no_grad()
-    def spread(self, trained: list[nn.Parameter]) -> None:
-        """The updated tensors, from where they are kept to everywhere."""
-        for rank, theirs in self._by_owner(trained):
-            flat = torch.cat([p.flatten() for p in theirs])
-            dist.broadcast(flat, rank)
-            if rank != self.group.rank:
-                pieces = flat.split([p.numel() for p in theirs])
-                torch._foreach_copy_(theirs, [piece.view_as(p) for p, piece in zip(theirs, pieces)])
+    def spread(self) -> None:
+        """The tensors that the optimizer has updated, from where they are kept to everywhere."""
+        for rank, theirs in enumerate(self.learning):
+            if theirs:
+                flat = torch.cat([p.flatten() for p in theirs])
+                dist.broadcast(flat, rank)
+                if rank != self.group.rank:
+                    pieces = flat.split([p.numel() for p in theirs])
+                    torch._foreach_copy_(theirs, [piece.view_as(p) for p, piece in zip(theirs, pieces)])
 
     def drop(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget the moments that other processes keep."""
