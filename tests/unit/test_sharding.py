@@ -70,7 +70,7 @@ def case(folder, steps, stop=None):
         train(run, model.eval(), optimizer, task)
     except KeyboardInterrupt:
         pass
-    return {**model.state_dict(), "moments": torch.tensor(counts[-1])}
+    return {**model.state_dict(), "moments": torch.tensor(max(counts))}
 
 def spawn(size, folder, *arguments):
     with socket.socket() as free:
