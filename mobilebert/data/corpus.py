@@ -13,10 +13,9 @@ on: a preparation that was killed goes on where it was, and one that reads the s
 import contextlib
 import hashlib
 import os
-import re
 import threading
 import zipfile
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
@@ -28,19 +27,14 @@ import tokenizers
 from numpy.lib import format as npy
 from tokenizers import Tokenizer
 
-from mobilebert.data import encoding
+from mobilebert.data import encoding, paragraphs
+from mobilebert.data.paragraphs import Paragraphs, sentences
 from mobilebert.data.sources import Source
 from mobilebert.errors import UserError
 
 SPLITS = ("train", "heldout")
 # A batch of documents is closed at this many characters, some 250,000 tokens: bounds memory, keeps workers busy.
 BATCH_CHARACTERS = 1_000_000
-# As many words in a row are not shared by chance; the length that is customary for finding test data in training data.
-LONG_SENTENCE = 13
-_WORD = re.compile(r"\w+")
-# A full stop ends a sentence unless one capital letter stands before it ("J. Smith"); a closing quote or bracket
-# belongs to the sentence that it closes.
-_SENTENCE_END = re.compile(r"""(?:(?<![ .][A-Z])\.|[!?])["'”’)\]]*(?=\s)""")
 
 
 def prepare_corpus(
@@ -76,8 +70,7 @@ def prepare_corpus(
         raise UserError(f"workers is {workers}: must be at least 1")
     out.mkdir(parents=True, exist_ok=True)
     size = tokenizer.get_vocab_size()
-    paragraphs = Paragraphs(squad_dev_paragraphs)
-    encoder = _Encoder(tokenizer, paragraphs, cache)
+    encoder = _Encoder(tokenizer, Paragraphs(squad_dev_paragraphs), cache)
     writers = {split: _Writer(out, split, size) for split in SPLITS}
     counts = dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), 0)
     try:
@@ -115,57 +108,9 @@ def unigram_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
     return float(-(heldout * log_probabilities).sum() / heldout.sum())
 
 
-def sentences(document: str) -> Iterator[str]:
-    """The sentences of a document; a line break always ends one."""
-    for paragraph in document.splitlines():
-        start = 0
-        for match in _SENTENCE_END.finditer(paragraph):
-            yield paragraph[start : match.end()].strip()
-            start = match.end()
-        if rest := paragraph[start:].strip():
-            yield rest
-
-
 def is_heldout(document: str, share: float) -> bool:
     """Whether the first 64 bits of the text's sha256, as a fraction of 2^64, lie below `share`."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < share * 2**64
-
-
-class Paragraphs:
-    """Texts to be found inside documents, whatever their case, white space and punctuation, in about one pass.
-
-    Found is a document that contains a whole paragraph or one of its sentences of LONG_SENTENCE words or more: copies
-    of an article differ by edits, and then the sentences between the edits still match.
-
-    Only the few texts whose words a document has all are searched for, found by their longest; none is missed by that.
-    """
-
-    def __init__(self, paragraphs: Iterable[str]) -> None:
-        self.by_word: dict[str, list[tuple[frozenset[str], str]]] = defaultdict(list)
-        texts: set[tuple[str, ...]] = set()
-        for paragraph in paragraphs:
-            texts.add(tuple(_words(paragraph)))
-            texts.update(tuple(words) for words in map(_words, sentences(paragraph)) if len(words) >= LONG_SENTENCE)
-        self.texts = [f" {' '.join(words)} " for words in sorted(texts - {()})]
-        for text in self.texts:
-            words = text.split()
-            self.by_word[max(words, key=len)].append((frozenset(words), text))
-
-    def in_document(self, document: str) -> bool:
-        if not self.texts:
-            return False
-        words = _words(document)
-        distinct = set(words)
-        found = self.by_word.keys() & distinct
-        texts = [text for word in found for needed, text in self.by_word[word] if needed <= distinct]
-        if not texts:
-            return False
-        joined = f" {' '.join(words)} "
-        return any(text in joined for text in texts)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -203,16 +148,16 @@ class _Batch(NamedTuple):
 class _Encoder:
     """What a worker does to a batch of documents."""
 
-    def __init__(self, tokenizer: Tokenizer, paragraphs: Paragraphs, cache: Path | None) -> None:
-        self.tokenizer, self.paragraphs, self.cache = tokenizer, paragraphs, cache
+    def __init__(self, tokenizer: Tokenizer, dropped: Paragraphs, cache: Path | None) -> None:
+        self.tokenizer, self.dropped, self.cache = tokenizer, dropped, cache
         self.encode = encoding.SentenceEncoder(tokenizer)
         self.dtype = token_type(tokenizer.get_vocab_size())
-        rules = [tokenizer.to_str(), tokenizers.__version__, repr(sorted(paragraphs.texts))]
-        rules += [Path(module).read_text(encoding="utf-8") for module in (__file__, encoding.__file__)]
+        rules = [tokenizer.to_str(), tokenizers.__version__, repr(sorted(dropped.texts))]
+        rules += [Path(module).read_text(encoding="utf-8") for module in (__file__, encoding.__file__, paragraphs.__file__)]
         self.rules = hashlib.sha256("\0".join(rules).encode()).digest()
 
     def __reduce__(self):
-        return _Encoder, (self.tokenizer, self.paragraphs, self.cache)  # the words seen so far stay behind
+        return _Encoder, (self.tokenizer, self.dropped, self.cache)  # the words seen so far stay behind
 
     def __call__(self, documents: list[str]) -> _Batch:
         # One process, one thread: what `workers` says is what is used.
@@ -228,7 +173,7 @@ class _Encoder:
         return batch
 
     def _tokenize(self, documents: list[str], digests: list[bytes]) -> _Batch:
-        dropped = [self.paragraphs.in_document(document) for document in documents]
+        dropped = [self.dropped.in_document(document) for document in documents]
         texts = [[] if drop else list(sentences(document)) for document, drop in zip(documents, dropped)]
         tokens, lengths = self.encode([sentence for text in texts for sentence in text])
         # Sentences of a document that have a token; a document without one is left out too.

@@ -11,6 +11,7 @@ from mobilebert.errors import UserError
 
 SPECIALS = 3  # [CLS] first [SEP] second [SEP]
 NEXT_SHARE = 0.5
+MASK_SHARE = 0.15
 # Of the masked tokens 80 % become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019, section 3.1).
 MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.8, 0.1
 # Columns of the structural draws of a row.
@@ -43,7 +44,7 @@ class Pairs:
         length: int,
         tokenizer: Tokenizer,
         seed: int,
-        mask_share: float = 0.15,
+        mask_share: float = MASK_SHARE,
         short_share: float = 0.1,
         max_predictions: int | None = None,
     ) -> None:
@@ -65,25 +66,34 @@ class Pairs:
         """Pairs that an epoch would have: as many as fill the corpus once."""
         return max(1, len(self.tokens) // (self.length - SPECIALS))
 
-    def batch(self, step: int, size: int) -> dict[str, np.ndarray]:
-        """Rows 0 to size - 1 of a step; row r is the same whatever `size` is.
+    def batch(self, step: int, size: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
+        """Rows 0 to size - 1 of a step, or the `part`th of so many equal `parts` of them (a row more in some where `size` is no
+        multiple). Row r is the same whatever `size` and `parts` are.
 
-        input_ids, token_type_ids, attention_mask: (size, length) int64.
-        masked_positions: (masked,) int64, ascending indices into size * length; masked_labels: (masked,) int64.
-        next_sentence_label: (size,) int64; 0 where the second segment follows the first, 1 where it is random.
+        input_ids, token_type_ids, attention_mask: (rows, length) int64.
+        masked_positions: (masked,) int64, ascending indices into rows * length; masked_labels: (masked,) int64.
+        next_sentence_label: (rows,) int64; 0 where the second segment follows the first, 1 where it is random.
+        whole: (3,) int64, of all parts: rows, masked positions, tokens without padding.
         """
-        # Draws fill an array row by row, so that the first rows of a large batch are those of a small one.
+        # Draws fill an array row by row, so that the first rows of a large batch are those of a small one. Where the segments lie
+        # is found for the rows of all parts, because `whole` needs it: at length 128 a fifth of the work, at 512 a fourteenth.
         structure, masking = (np.random.default_rng([self.seed, step, stream]) for stream in range(2))
         segments, is_random = self._segments(structure.random((size, 7)))
-        input_ids, token_type_ids, attention_mask = self._fill(*segments)
-        positions, labels = self._mask(input_ids, attention_mask, masking.random((size, 3, self.length), np.float32))
+        real = segments[1] + segments[3] + SPECIALS
+        masked = predictions(real, self.mask_share, self.max_predictions)
+        own = slice(size * part // parts, size * (part + 1) // parts)
+        input_ids, token_type_ids, attention_mask = self._fill(*(array[own] for array in segments))
+        _skip(masking, own.start * 3 * self.length)
+        draws = masking.random((own.stop - own.start, 3, self.length), np.float32)
+        positions, labels = self._mask(input_ids, attention_mask, masked[own], draws)
         return {
             "input_ids": input_ids,
             "token_type_ids": token_type_ids,
             "attention_mask": attention_mask,
             "masked_positions": positions,
             "masked_labels": labels,
-            "next_sentence_label": is_random.astype(np.int64),
+            "next_sentence_label": is_random[own].astype(np.int64),
+            "whole": np.array([size, masked.sum(), real.sum()]),
         }
 
     def _segments(self, draws: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
@@ -92,8 +102,9 @@ class Pairs:
         short = 2 + (draws[:, _SHORT_LENGTH] * (room - 1)).astype(np.int64)
         target = np.where(draws[:, _SHORT] < self.short_share, short, room)
 
-        document = self._document_of((draws[:, _TOKEN] * len(self.tokens)).astype(np.int64))
-        first = self._start((draws[:, _TOKEN] * len(self.tokens)).astype(np.int64), document, target)
+        sentence = self._sentence_of((draws[:, _TOKEN] * len(self.tokens)).astype(np.int64))
+        document = self._document_of(sentence)
+        first = self._start(sentence, document, target)
         end = self._end(first, document, target)
         # The first segment is 1 to n - 1 of the n sentences; a single sentence is followed by a random segment.
         count = end - first
@@ -105,10 +116,10 @@ class Pairs:
         # A token of any other document: the document's own tokens are cut out of the range and skipped.
         begin, stop = (self.sentences[self.documents[document + side]] for side in (0, 1))
         token = (draws[:, _OTHER] * (len(self.tokens) - (stop - begin))).astype(np.int64)
-        token += np.where(token >= begin, stop - begin, 0)
-        other = self._document_of(token)
+        sentence = self._sentence_of(token + np.where(token >= begin, stop - begin, 0))
+        other = self._document_of(sentence)
         wanted = np.maximum(target - first_length, 1)
-        random_start = self._start(token, other, wanted)
+        random_start = self._start(sentence, other, wanted)
         random_end = self._end(random_start, other, wanted)
         second_start = self.sentences[np.where(is_random, random_start, split)]
         second_length = self.sentences[np.where(is_random, random_end, end)] - second_start
@@ -127,14 +138,14 @@ class Pairs:
     def _sentence_of(self, token: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.sentences, token, side="right") - 1
 
-    def _document_of(self, token: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.documents, self._sentence_of(token), side="right") - 1
+    def _document_of(self, sentence: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.documents, sentence, side="right") - 1
 
-    def _start(self, token: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The token's sentence, or the last one with `wanted` tokens from it to its document's end, or the first."""
+    def _start(self, sentence: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The sentence, or the last one with `wanted` tokens from it to its document's end, or the first."""
         stop = self.sentences[self.documents[document + 1]]
         latest = self._sentence_of(np.maximum(stop - wanted, 0))
-        return np.maximum(np.minimum(self._sentence_of(token), latest), self.documents[document])
+        return np.maximum(np.minimum(sentence, latest), self.documents[document])
 
     def _end(self, start: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The first sentence boundary with `wanted` tokens since `start`, or the document's end."""
@@ -157,13 +168,8 @@ class Pairs:
         attention_mask = (column <= second_end).astype(np.int64)
         return ids, ((column > first_end) & (column <= second_end)).astype(np.int64), attention_mask
 
-    def _mask(self, ids: np.ndarray, attention_mask: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mask `ids` in place; the flat positions and what stood there."""
-        real = attention_mask.sum(axis=1)
-        count = np.maximum(1, np.rint(real * self.mask_share).astype(np.int64))
-        count = np.minimum(count, real - SPECIALS)
-        if self.max_predictions is not None:
-            count = np.minimum(count, self.max_predictions)
+    def _mask(self, ids: np.ndarray, attention_mask: np.ndarray, count: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Mask `count` tokens of each row of `ids` in place; the flat positions and what stood there."""
         text = (attention_mask == 1) & (ids != self.cls) & (ids != self.sep)
         order = np.argsort(np.where(text, draws[:, 0], 2.0), axis=1, kind="stable")
         chosen = np.zeros(ids.shape, bool)
@@ -174,6 +180,18 @@ class Pairs:
         replacement = np.where(action < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE, random, labels)
         ids[chosen] = np.where(action < MASK_TOKEN_SHARE, self.mask, replacement)
         return np.flatnonzero(chosen), labels
+
+
+def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
+    """Tokens masked in rows of `real` tokens, special tokens counted: array or number, and no less where there are more."""
+    count = np.minimum(np.maximum(1, np.rint(real * mask_share).astype(np.int64)), real - SPECIALS)
+    return count if most is None else np.minimum(count, most)
+
+
+def _skip(generator: np.random.Generator, draws: int) -> None:
+    """Go past so many draws of float32, two of which are made of each number of 64 bits."""
+    generator.bit_generator.advance(draws // 2)
+    generator.random(draws % 2, np.float32)
 
 
 def _load(path: Path) -> np.ndarray:

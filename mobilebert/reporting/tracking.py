@@ -18,11 +18,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from mobilebert import locks, records
+from mobilebert import records
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, canonical, digest
 from mobilebert.records import Record
+from mobilebert.reporting.underway import State
 
 VIEWS = ("report", "track", "check")  # stages that only look at the others' records
 SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables go into the store, weights stay where they are
@@ -88,52 +89,11 @@ def _writer(folder: Path):
 # --- what lies in the results folder
 
 
-class _State:
-    """A run's folder under `.state`: of one under way, or of one that was killed."""
-
-    def __init__(self, folder: Path, results: Path, study: str, graph: Graph):
-        self.folder, self.results, self.study = folder, results, study
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        self.job, self.fingerprint = facts["job"], facts["fingerprint"]
-        self.known = self.job in graph and graph[self.job].fingerprint == self.fingerprint
-        self.started = int((folder / "run.json").stat().st_mtime * 1000)
-        self.config = graph[self.job].config if self.known else {}
-
-    @property
-    def alive(self) -> bool:
-        """Whether a process holds the lock of this run."""
-        return locks.is_live(self.folder)
-
-    @property
-    def has_record(self) -> bool:
-        """Whether the run ended after all: a refused one leaves its state for the next attempt."""
-        stage, _, name = self.job.partition("/")
-        path = self.results / self.study / stage / name / "result.json"
-        with contextlib.suppress(UserError):
-            return records.read(path).fingerprint == self.fingerprint
-        return False
-
-    @property
-    def ended(self) -> int:
-        return int(max(path.stat().st_mtime for path in self.folder.iterdir()) * 1000)
-
-    def points(self, offset: int = 0) -> tuple[list[dict], int]:
-        """Complete lines of curves.jsonl from `offset` on, and the offset after them."""
-        path = self.folder / "curves.jsonl"
-        if not path.exists():
-            return [], 0
-        with path.open("rb") as stream:
-            stream.seek(offset if offset <= path.stat().st_size else 0)  # a shorter file is another run's
-            text = stream.read()
-            complete = text.rfind(b"\n") + 1
-            return [json.loads(line) for line in text[:complete].splitlines()], stream.tell() - len(text) + complete
-
-
-def _states(results: Path, study: str, graph: Graph) -> list[_State]:
+def _states(results: Path, study: str, graph: Graph) -> list[State]:
     found = []
     for path in sorted((results / study / ".state").glob("*/run.json")):
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):  # it ended, or begins, this moment
-            found.append(_State(path.parent, results, study, graph))
+            found.append(State(path.parent, results, study, graph))
     return [state for state in found if state.known and state.job.partition("/")[0] not in VIEWS]
 
 
@@ -268,7 +228,7 @@ class _Store:
             end = started + int(line["seconds"] * 1000)
             self.client.set_terminated(below.info.run_id, "FAILED" if line["status"] == "diverged" else "FINISHED", end)
 
-    def add_killed(self, state: _State) -> str:
+    def add_killed(self, state: State) -> str:
         """The child run of a state folder that no process holds any more."""
         begun = self._begun(state.fingerprint)
         fresh = begun is None
@@ -281,7 +241,7 @@ class _Store:
         self.client.set_terminated(run_id, "KILLED", state.ended)
         return "added" if fresh else "completed"
 
-    def stream(self, state: _State, lines: list[dict]) -> int:
+    def stream(self, state: State, lines: list[dict]) -> int:
         """New points of a run under way into its child run; returns how many."""
         begun = self._begun(state.fingerprint)
         if begun is None:

@@ -16,6 +16,7 @@ from mobilebert.settings import Training
 from mobilebert.training import optim, pretraining, schedule
 from mobilebert.training.device import device_of
 from mobilebert.training.loop import Task, train
+from mobilebert.training.parallel import world
 
 
 def run(run: Run, study: Study) -> None:
@@ -67,11 +68,10 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
     own = section(run, study)
     steps, warmup = config["steps"], config["warmup_steps"]
     end = 1e-4 if config["recipe"] == "released" else 0.0
+    group, drawn = world(), (config["length"], config["batch_size"], config["seed"], config["max_predictions"])
     return Task(
         steps=steps,
-        batch=pretraining.batches(
-            corpus, "train", config["length"], config["batch_size"], config["seed"], config["max_predictions"]
-        ),
+        batch=pretraining.batches(corpus, "train", *drawn, group.rank, group.size),
         loss=lambda batch, step: pretraining.loss(model, batch),
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=config["seed"],

@@ -17,6 +17,7 @@ from mobilebert.training import checkpoint
 from mobilebert.training.batches import Batch, ahead, digest, split
 from mobilebert.training.device import compile_blocks
 from mobilebert.training.parallel import World, world
+from mobilebert.training.sharding import Shards
 
 Losses = dict[str, torch.Tensor]  # "loss" is what is minimised, the others are its parts
 CURVE_POINTS, EVALUATIONS = 200, 10  # of a run: enough to draw, few enough to keep and to pay for
@@ -31,7 +32,7 @@ class Task:
     """
 
     steps: int
-    batch: Callable[[int], Batch]
+    batch: Callable[[int], Batch]  # under torchrun: this process's rows, and `whole` (see `batches.split`)
     loss: Callable[[Batch, int], Losses]  # means over rows; other means take the weights of `batches.split`
     rate: Callable[[int], float]  # multiplies the optimizer's learning rate
     seed: int
@@ -85,7 +86,9 @@ def train(
     group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
     if model.training:  # each part of a batch draws its own dropout: split in another way it would be another run
         fingerprint += f":{group.size}x{task.accumulate}"
+    shards = Shards([p for item in optimizer.param_groups for p in item["params"]], group)
     start, used = checkpoint.load(path, model, optimizer, fingerprint)
+    shards.drop(optimizer)
     if group.size > 1 and not group.same(start, checkpoint.weights_crc32(model)):
         raise UserError(
             f"{path}: the processes do not see the same results folder, or drew other weights: they begin at different steps or "
@@ -97,19 +100,18 @@ def train(
     if task.compile:
         compile_blocks(model)
     peaks = [item["lr"] for item in optimizer.param_groups]
-    parameters = [p for item in optimizer.param_groups for p in item["params"]]
     peak = peak_flops(device)
     speed = Speed(task.flops_per_token, peak and peak * group.size)
     clock = _Clock(task, used, speed, group)
     before = clock.place(start - 1) if start else -1
 
-    def parts_of(step: int) -> tuple[Batch, list[Batch]]:
-        """A step's batch, and the parts of it that this process learns from."""
+    def parts_of(step: int) -> tuple[Batch, int, list[Batch]]:
+        """This process's rows of a step's batch, how many all processes have, and the parts that it learns from."""
         batch = task.batch(step)
-        own = split(batch, group.size * task.accumulate)[group.rank * task.accumulate :][: task.accumulate]
+        own = split(batch, task.accumulate, group.size)
         if device == "cuda":  # only pinned memory is copied while the device computes
             own = [{key: value.pin_memory() for key, value in part.items()} for part in own]
-        return batch, own
+        return batch, int(batch["whole"][0]) if group.size > 1 else len(batch["input_ids"]), own
 
     if start and clock.is_over(start - 1):
         steps = range(0)
@@ -117,18 +119,17 @@ def train(
         steps = itertools.count(start) if task.max_minutes else range(start, task.steps)
     step = start - 1  # the last one, where none is left
     with bar(task.steps, f"{run.job.id} {name}", start, silent=not group.leads) as progress:
-        for step, (batch, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
+        for step, (batch, rows, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
             place = clock.place(step)
             # A step's dropout depends on (seed, step) and on the process, not on the steps before it.
             torch.manual_seed((task.seed * 1_000_003 + step + (group.rank << 40)) % 2**63)
             task.prepare(place)
             for item, rate in zip(optimizer.param_groups, peaks, strict=True):
                 item["lr"] = rate * task.rate(place)
-            losses = _learn(task, own, len(batch["input_ids"]), place, device)
-            trained = [p for p in parameters if p.grad is not None]
+            losses = _learn(task, own, rows, place, device)
             values = torch.stack(list(losses.values()))
-            group.sum([*(p.grad for p in trained), values])
-            norm = nn.utils.clip_grad_norm_(trained, task.clip_norm, foreach=True)
+            norm = shards.sum(values)
+            nn.utils.clip_grads_with_norm_(shards.parameters, task.clip_norm, norm, foreach=True)
             *points, norm = torch.cat([values, norm.reshape(1)]).tolist()  # the one moment a step waits for the device
             points = dict(zip(losses, points, strict=True))
             if not (math.isfinite(points["loss"]) and math.isfinite(norm)):
@@ -138,8 +139,9 @@ def train(
                     f"last good state: {good}"
                 )
             optimizer.step()
+            shards.spread()
             optimizer.zero_grad(set_to_none=True)
-            speed.step(batch["input_ids"].numel())
+            speed.step(rows * batch["input_ids"].shape[1])
             over = clock.is_over(step)
             progress.total = clock.steps(step + 1)
             progress.update()
@@ -149,10 +151,12 @@ def train(
                     progress.set_postfix_str(f"loss={points['loss']:.3f}, {speed}", refresh=False)
                 if task.evaluate and (_passes(before, place, task.steps // EVALUATIONS) or over):
                     run.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
-                # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
-                if task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0:
-                    checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
-                    saved = step + 1
+            # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
+            if task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0:
+                with shards.gathered(optimizer):
+                    if group.leads:
+                        checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
+                saved = step + 1
             before = place
             if over:
                 break

@@ -2,9 +2,8 @@
 
 torchrun --nproc-per-node 2 -m mobilebert pretrain ib-bert-large --study gpu
 
-Every process holds the whole model and takes the same steps. The first one alone writes state, curves and record; the others
-read the results folder, so on several machines it is a folder that all of them see. Weights, gradients and LAMB's moments of the
-teacher, 293M parameters, are 4.7 GB in float32: nothing is sharded, and LAMB's norms are of whole tensors.
+Every process holds all weights and takes the same steps; the optimizer's state is shared out (`sharding`). The first one alone
+writes state, curves and record; the others read the results folder, so on several machines it is a folder that all of them see.
 """
 
 from __future__ import annotations

@@ -62,12 +62,20 @@ def input_model(run: Run, key: str) -> nn.Module:
 
 
 def batches(
-    folder: Path, split: str, length: int, size: int, seed: int, max_predictions: int | None = None
+    folder: Path,
+    split: str,
+    length: int,
+    size: int,
+    seed: int,
+    max_predictions: int | None = None,
+    process: int = 0,
+    processes: int = 1,
 ) -> Callable[[int], dict[str, torch.Tensor]]:
     """Step -> batch of segment pairs: input_ids, token_type_ids (B, T), masked_positions, masked_labels (N,),
     next_sentence_label (B,).
 
-    `attention_mask` (B, T) is there only when something is padded, so that full batches need no mask.
+    `attention_mask` (B, T) is there only when something is padded, so that full batches need no mask. Each of several processes
+    makes its own rows alone, with `whole` (3,) beside them (see `batches.split`).
     """
     pairs = Pairs(
         folder,
@@ -79,9 +87,11 @@ def batches(
     )
 
     def batch(step: int) -> dict[str, torch.Tensor]:
-        arrays = pairs.batch(step, size)
-        if arrays["attention_mask"].all():
+        arrays = pairs.batch(step, size, process, processes)
+        if arrays["whole"][2] == size * length:
             del arrays["attention_mask"]
+        if processes == 1:
+            del arrays["whole"]
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
     return batch

@@ -29,16 +29,32 @@ def batch(rows, length=7, seed=0, padded=True):
     }
 
 
-@settings(max_examples=50, deadline=None)
-@given(rows=st.integers(1, 12), parts=st.integers(1, 12), seed=st.integers(0, 99))
-def test_parts_are_the_batch_and_their_weighted_means_its_means(rows, parts, seed):
+def own_rows(whole, process, processes):
+    """What `Pairs.batch` makes of a batch in one of several processes."""
+    rows, length = whole["input_ids"].shape
+    start, end = (rows * index // processes for index in (process, process + 1))
+    chosen = (whole["masked_positions"] >= start * length) & (whole["masked_positions"] < end * length)
+    own = {key: value[start:end] for key, value in whole.items() if not key.startswith("masked_")}
+    own |= {
+        "masked_positions": whole["masked_positions"][chosen] - start * length,
+        "masked_labels": whole["masked_labels"][chosen],
+    }
+    return own | {"whole": torch.tensor([rows, len(whole["masked_positions"]), whole["attention_mask"].sum()])}
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=st.integers(1, 14), parts=st.integers(1, 12), processes=st.integers(1, 4), seed=st.integers(0, 99))
+def test_parts_are_the_batch_and_their_weighted_means_its_means(rows, parts, processes, seed):
     whole = batch(rows, seed=seed)
-    if parts > rows:
-        with pytest.raises(UserError, match=f"batch_size: {rows} rows are fewer than the {parts} parts"):
-            split(whole, parts)
+    owns = [whole] if processes == 1 else [own_rows(whole, process, processes) for process in range(processes)]
+    if parts * processes > rows:
+        for own in owns:  # in every process, or one of them would wait for the others
+            with pytest.raises(UserError, match=f"batch_size: {rows} rows are fewer than the {parts * processes} parts"):
+                split(own, parts, processes)
         return
-    found = split(whole, parts)
-    assert len(found) == parts
+    found = [part for own in owns for part in split(own, parts, processes)]
+    assert len(found) == parts * processes
+    assert not any("whole" in part for part in found)
     for key in ("input_ids", "attention_mask", "next_sentence_label", "masked_labels"):
         assert torch.equal(torch.cat([part[key] for part in found]), whole[key])
     masked = whole["input_ids"].flatten()[whole["masked_positions"]]

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilebert.data import corpus
-from mobilebert.data.corpus import Paragraphs, is_heldout, prepare_corpus, sentences, unigram_entropy
+from mobilebert.data.corpus import is_heldout, prepare_corpus, unigram_entropy
+from mobilebert.data.paragraphs import Paragraphs, sentences
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer, load_tokenizer
 from mobilebert.errors import UserError

@@ -1,5 +1,6 @@
 """Segment pairs against a corpus whose token ids name their document and place, so that every row can be read back."""
 
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, models
 
 from mobilebert.data.pairs import Pairs
 from mobilebert.errors import UserError
+from mobilebert.training.pretraining import batches
 
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 FIRST = len(SPECIAL)
@@ -124,6 +126,44 @@ def test_a_row_depends_on_seed_step_and_row_alone(corpus):
     assert np.array_equal(big["masked_labels"][kept], small["masked_labels"])
     for other in (pairs.batch(6, 11), Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=8).batch(5, 11)):
         assert not np.array_equal(other["input_ids"], small["input_ids"])
+
+
+@given(size=st.integers(1, 9), parts=st.integers(1, 9), length=st.integers(5, 9), step=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_part_is_those_rows_of_the_whole(corpus, size, parts, length, step):
+    """An odd number of draws before a part, too: two of them are made of one number of the generator."""
+    folder, tokenizer, _ = corpus
+    pairs = Pairs(folder, "train", length=length, tokenizer=tokenizer, seed=3)
+    whole, found = pairs.batch(step, size), [pairs.batch(step, size, part, parts) for part in range(parts)]
+    counts = [size, len(whole["masked_positions"]), whole["attention_mask"].sum()]
+    assert all(part["whole"].tolist() == counts for part in (whole, *found))
+    rows = [len(part["input_ids"]) for part in found]
+    assert max(rows) - min(rows) <= 1
+    for name in ("input_ids", "token_type_ids", "attention_mask", "masked_labels", "next_sentence_label"):
+        assert np.array_equal(np.concatenate([part[name] for part in found]), whole[name])
+    starts = np.cumsum([0, *rows]) * length
+    positions = [part["masked_positions"] + start for part, start in zip(found, starts)]
+    assert np.array_equal(np.concatenate(positions), whole["masked_positions"])
+
+
+def test_a_process_has_a_mask_where_any_row_of_the_batch_is_padded(corpus):
+    """As one process has: with the mask or without it, attention is rounded in another way."""
+    folder, tokenizer, _ = corpus
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    (folder / "corpus").mkdir(exist_ok=True)
+    for name in ("tokens", "sentences", "documents"):
+        shutil.copy(folder / f"train.{name}.npy", folder / "corpus")
+    whole, *parts = (batches(folder / "corpus", "train", 32, 3, 0, None, *place) for place in ((0, 1), (0, 3), (1, 3), (2, 3)))
+    masks, full = set(), False
+    for step in range(40):
+        expected, found = whole(step), [part(step) for part in parts]
+        assert "whole" not in expected
+        assert {"attention_mask" in part for part in found} == {"attention_mask" in expected}
+        masks.add("attention_mask" in expected)
+        full |= any("attention_mask" in part and part["attention_mask"].all() for part in found)
+    assert masks == {True, False}
+    assert full
 
 
 def test_shares_of_masking_and_of_pairs(corpus):

@@ -49,7 +49,7 @@ for case in ("alike", "step", "weights"):
     run.state.mkdir(parents=True)
     if case == "step" and rank:
         checkpoint.save(run.state / "train.safetensors", model, optimizer, 1, "f" * 64 + ":train")
-    batch = lambda step: {"input_ids": torch.ones(4, 3)}
+    batch = lambda step: {"input_ids": torch.ones(2, 3), "whole": torch.tensor([4, 0, 0])}
     loss = lambda batch, step: {"loss": model(batch["input_ids"]).square().mean()}
     try:
         train(run, model.eval(), optimizer, Task(2, batch, loss, lambda step: 1.0, 0))

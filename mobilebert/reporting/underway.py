@@ -1,0 +1,52 @@
+"""A run that is under way or was killed, as its folder under `.state` tells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from mobilebert import locks, records
+from mobilebert.errors import UserError
+from mobilebert.jobs import Graph
+
+
+class State:
+    """A run's folder under `.state`: of one under way, or of one that was killed."""
+
+    def __init__(self, folder: Path, results: Path, study: str, graph: Graph):
+        self.folder, self.results, self.study = folder, results, study
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.job, self.fingerprint = facts["job"], facts["fingerprint"]
+        self.known = self.job in graph and graph[self.job].fingerprint == self.fingerprint
+        self.started = int((folder / "run.json").stat().st_mtime * 1000)
+        self.config = graph[self.job].config if self.known else {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process holds the lock of this run."""
+        return locks.is_live(self.folder)
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the run ended after all: a refused one leaves its state for the next attempt."""
+        stage, _, name = self.job.partition("/")
+        path = self.results / self.study / stage / name / "result.json"
+        with contextlib.suppress(UserError):
+            return records.read(path).fingerprint == self.fingerprint
+        return False
+
+    @property
+    def ended(self) -> int:
+        return int(max(path.stat().st_mtime for path in self.folder.iterdir()) * 1000)
+
+    def points(self, offset: int = 0) -> tuple[list[dict], int]:
+        """Complete lines of curves.jsonl from `offset` on, and the offset after them."""
+        path = self.folder / "curves.jsonl"
+        if not path.exists():
+            return [], 0
+        with path.open("rb") as stream:
+            stream.seek(offset if offset <= path.stat().st_size else 0)  # a shorter file is another run's
+            text = stream.read()
+            complete = text.rfind(b"\n") + 1
+            return [json.loads(line) for line in text[:complete].splitlines()], stream.tell() - len(text) + complete
