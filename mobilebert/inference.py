@@ -112,6 +112,10 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
         raise UserError(f"{source}: the tokenizer has no {', '.join(lacking)}; only models with BERT's special tokens are read")
     tokenizer.no_truncation()  # a tokenizer.json may keep the lengths of its own training
     tokenizer.no_padding()
+    try:
+        tokenizer.encode("\N{SNOWMAN}")
+    except Exception as error:  # a WordPiece without [UNK] fails at the first word that it does not know
+        raise UserError(f"{source}: the tokenizer does not encode every text ({one_line(error)})") from None
     return Model(source, task, forward, tokenizer, setting, order)
 
 
@@ -145,20 +149,29 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
     wanted = ["start_logits", "end_logits"] if task.is_squad else ["logits"]
     if model.outputs != wanted:
         raise UserError(f"{path}: gives {', '.join(model.outputs)}; {task.name} needs {', '.join(wanted)}")
-    probe = model({name: np.ones((1, 8), np.int64) for name in model.inputs})
+    ones = {name: np.ones((1, 8), np.int64) for name in model.inputs}
+    probe = model(ones)
     if not task.is_squad and (found := probe["logits"].shape[-1]) != task.num_labels:
         raise UserError(f"{path}: its head has {found} labels, {task.name} has {task.num_labels}")
+    for name, found in probe.items():  # a head of another kind may have the same name
+        if found.shape != (shape := (1, 8 if task.is_squad else task.num_labels)):
+            raise UserError(f"{path}: gives {name} of shape {found.shape} for 1 x 8 tokens; {task.name} needs {shape}")
     config = None
     try:
         if (path.parent / "config.json").is_file():
             import transformers
 
             config = transformers.AutoConfig.from_pretrained(path.parent)
-        return model, config, _tokenizer(path.parent, of_study)
+        tokenizer = _tokenizer(path.parent, of_study)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path.parent}: no configuration or tokenizer that can be read ({one_line(error)})") from None
+    try:
+        model(ones | {"input_ids": ones["input_ids"] * (tokenizer.get_vocab_size() - 1)})
+    except UserError:  # as the ones were taken
+        raise UserError(f"{path}: the tokenizer has {tokenizer.get_vocab_size()} tokens, more than the model takes") from None
+    return model, config, tokenizer
 
 
 def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
