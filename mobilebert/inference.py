@@ -290,6 +290,10 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
     if {name for name, text in texts.items() if text is not None} != set(options):
         wanted = " and ".join(f"--{name.replace('_', '-')}" for name in options)
         raise UserError(f"{task.name} reads {' and '.join(task.text_columns)}: give {wanted}, or a file with --input")
+    try:
+        "".join(texts[name] for name in options).encode()
+    except UnicodeEncodeError:  # what Python makes of bytes that are none of the terminal's encoding
+        raise UserError(f"{' and '.join(options)}: not UTF-8") from None
     return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
 
 
@@ -323,9 +327,12 @@ def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | li
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, float) and value.is_integer():  # what pandas makes of integers beside a missing one
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+        number = isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+        if not (number or isinstance(value, str)):
             raise UserError(
-                f"{where}: {key} of row {row} is {value!r}; allowed: text or an integer in every row, or no {key} at all"
+                f"{where}: {key} of row {row} is {value!r:.40}; allowed: text or an integer in every row, or no {key} at all"
             )
-        found.append(str(value) if task.is_squad or isinstance(value, str) else int(value))
+        found.append(int(value) if number and not task.is_squad else str(value))
+    if len({type(value) for value in found}) > 1:
+        raise UserError(f"{where}: {key} is text in some rows and an integer in others; one kind is allowed")
     return found

@@ -300,6 +300,19 @@ def test_predict_reads_a_users_file_and_writes_every_format(ending, data, checkp
     ]
 
 
+def test_every_line_of_a_tsv_is_a_row_whatever_wrote_it(checkpoints, tmp_path, capsys):
+    """One text is empty, one has a lone carriage return and one a quote: none is another row, or none at all."""
+    texts = ["red cat", "", "on\rmat", '"blue']
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
+    given = ("predict", checkpoints["mobilebert-2"], "--task", "sst2", "--input")
+    expected = run(capsys, *given, tmp_path / "rows.jsonl")
+    assert len(expected.splitlines()) == 4
+    for end in ("\n", "\r\n"):
+        for mark in ("", "\ufeff"):
+            (tmp_path / "rows.tsv").write_bytes((mark + end.join(["sentence", *texts, "", ""])).encode())
+            assert run(capsys, *given, tmp_path / "rows.tsv") == expected
+
+
 def test_predict_one_question(checkpoints, capsys):
     context = "red cat sat on blue mat ."
     given = ("predict", checkpoints["mobilebert-qa"], "--question", "who ?", "--context", context, "--task")
@@ -420,6 +433,10 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
     (tmp_path / "keys.jsonl").write_text('{"sentence": "red", "idx": 3}\n{"sentence": "cat"}\n')
     (tmp_path / "lists.jsonl").write_text('{"sentence": "red", "idx": [1]}\n')
     (tmp_path / "both.tsv").write_text("index\tidx\tsentence\n1\t1\tred\n")
+    (tmp_path / "kinds.jsonl").write_text('{"sentence": "red", "idx": 3}\n{"sentence": "cat", "idx": "a"}\n')
+    (tmp_path / "large.jsonl").write_text('{"sentence": "red", "idx": 9223372036854775808}\n')
+    (tmp_path / "half.jsonl").write_text('{"sentence": "red"}\n{"sentence": "\\ud800"}\n')
+    (tmp_path / "short.tsv").write_text("idx\tsentence\n1\tred\n2\n")
     (tmp_path / "squad.jsonl").write_text(
         "".join(json.dumps({"id": key, "question": "who", "context": "cat"}) + "\n" for key in (5, "5"))
     )
@@ -434,6 +451,10 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
         ("keys.jsonl", "idx of row 1 is nan; allowed: text or an integer in every row"),
         ("lists.jsonl", "idx of row 0 is [1]; allowed: text or an integer"),
         ("both.tsv", "has both idx and index"),
+        ("kinds.jsonl", "idx is text in some rows and an integer in others"),
+        ("large.jsonl", "idx of row 0 is 9223372036854775808; allowed"),
+        ("half.jsonl", "row 1 holds half of a surrogate pair"),
+        ("short.tsv", "row 1 has 1 fields, its header 2"),
         ("rows.csv", "read from .tsv, .jsonl or .parquet"),
         ("absent.jsonl", "no such file"),
     ):
@@ -441,6 +462,7 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
     one = ("predict", model, "--task", "sst2")
     assert "give --text, or a file" in refused(capsys, *one)
     assert "give --text, or a file" in refused(capsys, *one, "--text", "a", "--text-pair", "b")
+    assert "text: not UTF-8" in refused(capsys, *one, "--text", "red \udcff")
     assert "give --question and --context" in refused(capsys, *one[:3], "squad_v1.1", "--text", "a")
     assert "not from both" in refused(capsys, *one, "--text", "a", "--input", tmp_path / "head.tsv")
     assert "not from both" in refused(capsys, *one, "--text", "", "--input", tmp_path / "head.tsv")
