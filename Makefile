@@ -1,8 +1,7 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study and print its tables
 # make test                                            what CI runs
-# make test-long                                       50 kills of every training program; two processes against one
 # make test-slurm                                      the Slurm profile against a Slurm of one node (root; apt install slurm-wlm munge)
-# make test-long                                       50 kills of each training program, minutes
+# make test-long                                       50 kills of each training program, two processes against one: minutes
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
@@ -16,7 +15,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: reproduce test test-long test-slurm install
 
 reproduce: $(READY)
-	@snakemake --cores $(CORES) --config study=$(STUDY) $(ARGS); code=$$?; \
+	@snakemake --cores $(CORES) $(ARGS) --config study=$(STUDY); code=$$?; \
 	cat results/$(notdir $(basename $(STUDY)))/report/tables.md 2>/dev/null; exit $$code
 
 test: $(READY)

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from mobilebert.errors import UserError
+from mobilebert.packages import not_installed
 
 STAGES = {
     "data": "check the tables, build the tokenizer, tokenize the corpus",
@@ -143,6 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _stage(options, study)
     except UserError as error:
         print(f"mobilebert: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"mobilebert: {not_installed(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 1

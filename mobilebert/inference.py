@@ -112,6 +112,10 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
         raise UserError(f"{source}: the tokenizer has no {', '.join(lacking)}; only models with BERT's special tokens are read")
     tokenizer.no_truncation()  # a tokenizer.json may keep the lengths of its own training
     tokenizer.no_padding()
+    try:
+        tokenizer.encode("\N{SNOWMAN}")
+    except Exception as error:  # a WordPiece without [UNK] fails at the first word that it does not know
+        raise UserError(f"{source}: the tokenizer does not encode every text ({one_line(error)})") from None
     return Model(source, task, forward, tokenizer, setting, order)
 
 
@@ -145,20 +149,29 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
     wanted = ["start_logits", "end_logits"] if task.is_squad else ["logits"]
     if model.outputs != wanted:
         raise UserError(f"{path}: gives {', '.join(model.outputs)}; {task.name} needs {', '.join(wanted)}")
-    probe = model({name: np.ones((1, 8), np.int64) for name in model.inputs})
+    ones = {name: np.ones((1, 8), np.int64) for name in model.inputs}
+    probe = model(ones)
     if not task.is_squad and (found := probe["logits"].shape[-1]) != task.num_labels:
         raise UserError(f"{path}: its head has {found} labels, {task.name} has {task.num_labels}")
+    for name, found in probe.items():  # a head of another kind may have the same name
+        if found.shape != (shape := (1, 8 if task.is_squad else task.num_labels)):
+            raise UserError(f"{path}: gives {name} of shape {found.shape} for 1 x 8 tokens; {task.name} needs {shape}")
     config = None
     try:
         if (path.parent / "config.json").is_file():
             import transformers
 
             config = transformers.AutoConfig.from_pretrained(path.parent)
-        return model, config, _tokenizer(path.parent, of_study)
+        tokenizer = _tokenizer(path.parent, of_study)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path.parent}: no configuration or tokenizer that can be read ({one_line(error)})") from None
+    try:
+        model(ones | {"input_ids": ones["input_ids"] * (tokenizer.get_vocab_size() - 1)})
+    except UserError:  # as the ones were taken
+        raise UserError(f"{path}: the tokenizer has {tokenizer.get_vocab_size()} tokens, more than the model takes") from None
+    return model, config, tokenizer
 
 
 def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
@@ -277,6 +290,10 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
     if {name for name, text in texts.items() if text is not None} != set(options):
         wanted = " and ".join(f"--{name.replace('_', '-')}" for name in options)
         raise UserError(f"{task.name} reads {' and '.join(task.text_columns)}: give {wanted}, or a file with --input")
+    try:
+        "".join(texts[name] for name in options).encode()
+    except UnicodeEncodeError:  # what Python makes of bytes that are none of the terminal's encoding
+        raise UserError(f"{' and '.join(options)}: not UTF-8") from None
     return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
 
 
@@ -310,9 +327,12 @@ def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | li
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, float) and value.is_integer():  # what pandas makes of integers beside a missing one
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+        number = isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+        if not (number or isinstance(value, str)):
             raise UserError(
-                f"{where}: {key} of row {row} is {value!r}; allowed: text or an integer in every row, or no {key} at all"
+                f"{where}: {key} of row {row} is {value!r:.40}; allowed: text or an integer in every row, or no {key} at all"
             )
-        found.append(str(value) if task.is_squad or isinstance(value, str) else int(value))
+        found.append(int(value) if number and not task.is_squad else str(value))
+    if len({type(value) for value in found}) > 1:
+        raise UserError(f"{where}: {key} is text in some rows and an integer in others; one kind is allowed")
     return found

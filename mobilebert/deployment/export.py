@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilebert.errors import UserError
+from mobilebert.records import settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
 
     length: tokens of the example that is traced, 2 at least.
     The file appears under its name only when it is complete. Raises UserError for a model that gives none of these
-    outputs, one that is not float32, and a length that it cannot take.
+    outputs, one that is not float32, a length that it cannot take, and a disk that is full.
     """
     import torch
 
@@ -88,7 +89,9 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
                 opset_version=OPSET,
                 dynamo=False,
             )
-        os.replace(temporary, path)
+        settle(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from error
     finally:
         model.train(training)
         temporary.unlink(missing_ok=True)

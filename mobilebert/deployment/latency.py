@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilebert.errors import UserError
+from mobilebert.packages import not_installed
 
 ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
 MODEL_TYPES = ("mobilebert", "bert")
@@ -252,6 +253,8 @@ def _work(connection: Connection, task: str, arguments: tuple) -> None:
         getattr(latency_worker, task)(connection, *arguments)
     except EOFError:
         pass  # the parent is done, or gone
+    except ModuleNotFoundError as error:
+        connection.send(("user error", str(not_installed(error))))
     except UserError as error:
         connection.send(("user error", str(error)))
     except Exception as error:

@@ -1,12 +1,12 @@
 """8-bit post-training quantization of an ONNX file, and running such files."""
 
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from mobilebert.errors import UserError
+from mobilebert.records import settle
 
 
 def quantize_int8(source: Path, target: Path) -> dict[str, int]:
@@ -17,23 +17,34 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
     that meet such weights are quantized at run time, each by its own range, so there is nothing to calibrate. Products of
     two activations (the attention scores) stay float32.
 
-    The file appears under its name only when it is complete. Raises UserError where `source` is not an ONNX model.
+    The file appears under its name only when it is complete. Raises UserError where `source` is not an ONNX model, and where the
+    disk of `target`, or of temporary files, is full.
     """
+    import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     OnnxModel(source)  # refuses a bad file; the quantizer has an exception of its own for every way of being bad
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        prepared, result = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
-        # Folds away what stands between a weight and its product. Shape inference is left out: it adds nothing that
-        # dynamic quantization reads, and fails on some exported graphs.
-        quant_pre_process(source, prepared, skip_onnx_shape=True, skip_symbolic_shape=True)
-        # Measured on MobileBERT, 128 tokens, one core: unsigned weights give the same error and take 58 ms where signed
-        # ones take 25. A folded model's columns differ in scale, query from value for one: with one scale a matrix its
-        # relative error is 0.032, with one a column 0.019, at no cost in time (0.022 and 0.018 where it is not folded).
-        quantize_dynamic(prepared, result, weight_type=QuantType.QInt8, per_channel=True)
-        os.replace(result, target)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            optimized, prepared, result = (Path(folder, f"{name}.onnx") for name in ("optimized", "prepared", "int8"))
+            # Folds away what stands between a weight and its product. Not by quant_pre_process, which only logs where it fails,
+            # so that the file as it was would be quantized, and its shape inference is left out: it adds nothing that dynamic
+            # quantization reads, and fails on some exported graphs. What is left of it marks the file as prepared.
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.optimized_model_filepath = str(optimized)
+            options.log_severity_level = 4
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            quant_pre_process(optimized, prepared, skip_optimization=True, skip_onnx_shape=True, skip_symbolic_shape=True)
+            # Measured on MobileBERT, 128 tokens, one core: unsigned weights give the same error and take 58 ms where signed
+            # ones take 25. A folded model's columns differ in scale, query from value for one: with one scale a matrix its
+            # relative error is 0.032, with one a column 0.019, at no cost in time (0.022 and 0.018 where it is not folded).
+            quantize_dynamic(prepared, result, weight_type=QuantType.QInt8, per_channel=True)
+            settle(result, target)
+    except Exception as error:  # a full disk is an error of the system, of protobuf or of ONNX Runtime, by who was writing
+        raise UserError(f"{target}: cannot be written ({' '.join(str(error).split())[:200]})") from error
     return {"bytes_before": source.stat().st_size, "bytes_after": target.stat().st_size}
 
 

@@ -15,7 +15,7 @@ import io
 import json
 import math
 import os
-import warnings
+import sys
 import zlib
 from pathlib import Path
 
@@ -98,11 +98,12 @@ def read_rows(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: rows are read from .tsv, .jsonl or .parquet")
     rows = []
     try:
-        for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines would also cut at U+2028 inside a text
+        for line in _text(path, "not JSON lines").split("\n"):  # splitlines would also cut at U+2028 inside a text
             if line.strip():
                 rows.append(json.loads(line))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+                json.dumps(rows[-1], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: row {len(rows) - 1} holds half of a surrogate pair, which is no text") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: row {len(rows)} is not JSON ({one_line(error)})") from None
     if not all(isinstance(row, dict) for row in rows):
@@ -119,6 +120,8 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
     Raises UserError for a file that is no such table, repeated idx and values that are no prediction of the task.
     """
     frame = _parquet(path) if path.suffix == ".parquet" else _tsv(path)
+    if {"index", "idx"} <= set(frame):
+        raise UserError(f"{path}: has both idx and index; one of them is allowed")
     frame = frame.rename(columns={"index": "idx"})
     missing = [name for name in ("idx", "prediction") if name not in frame]
     if missing:
@@ -144,22 +147,33 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
 
 
 def _tsv(path: Path) -> pd.DataFrame:
+    """Every field as text. A line is a row, also a blank one but at the end; no mark quotes, no other character ends a line."""
+    what = "not a readable table of tab-separated values"
+    lines = [line.removesuffix("\r") for line in _text(path, what).split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path}: is empty")
+    header, *rows = [line.split("\t") for line in lines]
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            raise UserError(f"{path}: {what} (row {number} has {len(row)} fields, its header {len(header)})")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}: two columns of one name: {', '.join(header)}")
+    return pd.DataFrame(dict(zip(header, zip(*rows)))) if rows else pd.DataFrame(columns=header)
+
+
+def _text(path: Path, otherwise: str) -> str:
+    """A file of UTF-8, with or without a byte order mark, plain or .gz. Raises UserError that says `otherwise` for any other."""
     try:
-        with warnings.catch_warnings():
-            # Without index_col=False the first column of rows wider than the header silently becomes an index; with it
-            # pandas cuts the rows and warns.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False, index_col=False)
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path}: is empty") from None
-    except pd.errors.ParserWarning:
-        raise UserError(
-            f"{path}: not a readable table of tab-separated values (its rows have more fields than its header)"
-        ) from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # ParserError and UnicodeDecodeError are ValueErrors
-        raise UserError(f"{path}: not a readable table of tab-separated values ({one_line(error)})") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({one_line(error)})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {otherwise} ({one_line(error)})") from None
 
 
 def _value(value, task: Task, where: str) -> float:
@@ -211,17 +225,12 @@ def read_json(path: Path) -> dict:
             raise UserError(f"{path}: {len(pairs) - len(found)} ids are there twice, first {first}")
         return found
 
+    text = _text(path, "not JSON")
+    if not text.strip():
+        raise UserError(f"{path}: is empty")
     try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-        if not text.strip():
-            raise UserError(f"{path}: is empty")
         found = json.loads(text, object_pairs_hook=once)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({one_line(error)})") from None
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError among them
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError, and so is what a number too long raises
         raise UserError(f"{path}: not JSON ({one_line(error)})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds a JSON {type(found).__name__}; allowed: one object, question id to prediction")
@@ -254,8 +263,9 @@ def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
 
 def _odds(values: dict, path: Path) -> dict[str, float]:
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{path}: the null odds of id {key} are {value!r}; allowed: finite numbers")
+        # Compared, for an integer of 309 digits and more overflows on its way to a float.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise UserError(f"{path}: the null odds of id {key} are {value!r:.40}; allowed: finite numbers")
     return {key: float(value) for key, value in values.items()}
 
 

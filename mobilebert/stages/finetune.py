@@ -220,6 +220,6 @@ def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> 
     ]
     if used < whole:
         labels.append(f"subset (train): {used:,} of {whole:,} rows drawn at random")
-    if setting["eval_rows"] and setting["eval_rows"] == run.details["rows"]["validation"]:
+    if run.details["rows"]["validation"] < run.record_of("data").details["rows"][task]["validation"]:
         labels.append(f"subset (validation): {setting['eval_rows']:,} rows drawn at random")
     return labels

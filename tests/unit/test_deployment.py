@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import onnx
 import pytest
@@ -129,14 +131,36 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(make, length, mes
 def test_a_failed_export_keeps_the_file_that_was_there(tmp_path, monkeypatch):
     def fail(model, inputs, path, **_):
         path.write_bytes(b"half a file")
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the last good one")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"model\.onnx: cannot be written \(.*No space left on device"):
         export_onnx(build("mobilebert"), path, length=8)
     assert [found.read_bytes() for found in tmp_path.iterdir()] == [b"the last good one"]
+
+
+@pytest.fixture
+def room():
+    """Lets a test say how many bytes a file may have from now on: a write past them fails in Python and in C++ alike."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_a_file_that_finds_no_room_is_one_line_and_leaves_nothing(share, room, tmp_path, capfd):
+    model, path = build("mobilebert"), tmp_path / "model.onnx"
+    export_onnx(model, path, length=8)
+    (tmp_path / "new").mkdir()
+    room(int(share * path.stat().st_size))
+    with pytest.raises(UserError, match=r"^[^\n]*int8\.onnx: cannot be written \([^\n]*\)$"):
+        quantize_int8(path, tmp_path / "new" / "int8.onnx")
+    with pytest.raises(UserError, match=r"^[^\n]*again\.onnx: cannot be written \([^\n]*File too large\)$"):
+        export_onnx(model, tmp_path / "new" / "again.onnx", length=8)
+    assert list((tmp_path / "new").iterdir()) == []
+    assert capfd.readouterr() == ("", "")  # ONNX Runtime's quantizer would log a traceback and go on with the file as it was
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,15 @@
 """pyproject.toml, constraints.txt and environment.yml say the same."""
 
 import re
+import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from snakemake.cli import parse_args, parse_config
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -40,3 +43,14 @@ def test_the_training_core_needs_no_workflow():
     """A GPU machine runs the stages without Snakemake, MLflow, datasets or evaluate."""
     core = " ".join(PROJECT["dependencies"])
     assert not re.search(r"snakemake|mlflow|datasets|evaluate|onnx", core)
+
+
+def test_what_make_hands_on_may_be_a_target():
+    """Snakemake's --config takes every word after it that is no option."""
+    command = ["make", "-n", "reproduce", "STUDY=cpu", "ARGS=table_8 --keep-going"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in printed.splitlines() if line.startswith("snakemake ")]
+    _, options = parse_args(shlex.split(line.partition(";")[0])[1:])
+    assert options.keep_going
+    assert set(options.targets) == {"table_8"}
+    assert parse_config(options.config) == {"study": "cpu"}

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -299,6 +300,19 @@ def test_predict_reads_a_users_file_and_writes_every_format(ending, data, checkp
     ]
 
 
+def test_every_line_of_a_tsv_is_a_row_whatever_wrote_it(checkpoints, tmp_path, capsys):
+    """One text is empty, one has a lone carriage return and one a quote: none is another row, or none at all."""
+    texts = ["red cat", "", "on\rmat", '"blue']
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
+    given = ("predict", checkpoints["mobilebert-2"], "--task", "sst2", "--input")
+    expected = run(capsys, *given, tmp_path / "rows.jsonl")
+    assert len(expected.splitlines()) == 4
+    for end in ("\n", "\r\n"):
+        for mark in ("", "\ufeff"):
+            (tmp_path / "rows.tsv").write_bytes((mark + end.join(["sentence", *texts, "", ""])).encode())
+            assert run(capsys, *given, tmp_path / "rows.tsv") == expected
+
+
 def test_predict_one_question(checkpoints, capsys):
     context = "red cat sat on blue mat ."
     given = ("predict", checkpoints["mobilebert-qa"], "--question", "who ?", "--context", context, "--task")
@@ -354,6 +368,52 @@ def test_checkpoints_that_are_refused(data, checkpoints, tmp_path, capsys):
     assert "no checkpoint that can be loaded for sst2" in line(bare)
 
 
+def test_a_vocabulary_without_unk_is_refused(checkpoints, tmp_path, capsys):
+    shutil.copytree(checkpoints["mobilebert-2"], tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").unlink()
+    (tmp_path / "model/vocab.txt").write_text("\n".join(token for token in VOCABULARY if token != "[UNK]"))
+    message = refused(capsys, "predict", tmp_path / "model", "--task", "sst2", "--text", "red")
+    assert "the tokenizer does not encode every text" in message
+
+
+def onnx_file(path, rows, **outputs):
+    """An ONNX model that looks up `rows` vectors: each output is the sum of a row's, or one number a token, or two a token."""
+    path.parent.mkdir()
+    helper, table = onnx.helper, np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["found"])]
+    for name, kind in outputs.items():
+        axes = {"row": [1], "token": [2]}.get(kind)
+        given = ["found"] if axes is None else ["found", f"{name}_axes"]
+        extra = {} if axes is None else {"keepdims": 0}
+        if axes is not None:
+            nodes.append(helper.make_node("Constant", [], [f"{name}_axes"], value_ints=axes))
+        nodes.append(helper.make_node("Identity" if axes is None else "ReduceSum", given, [name], **extra))
+    inputs = [helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "sequence"])]
+    given = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs]
+    graph = helper.make_graph(nodes, "g", inputs, given, [onnx.numpy_helper.from_array(table, "table")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    add_tokenizer(path.parent)
+    return path
+
+
+def test_onnx_files_that_do_not_fit_the_task_are_refused(tmp_path, capsys):
+    single, question = ("--task", "sst2", "--text", "red"), ("--task", "squad_v1.1", "--question", "who", "--context", "cat")
+    right = onnx_file(tmp_path / "right" / "m.onnx", len(VOCABULARY), logits="row")
+    assert json.loads(run(capsys, "predict", right, *single))["label"] == "positive"
+    right = onnx_file(tmp_path / "answers" / "m.onnx", len(VOCABULARY), start_logits="token", end_logits="token")
+    assert json.loads(run(capsys, "predict", right, *question))["prediction"] == "cat"
+
+    few = onnx_file(tmp_path / "few" / "m.onnx", len(VOCABULARY) - 1, logits="row")
+    assert "the tokenizer has 16 tokens, more than the model takes" in refused(capsys, "predict", few, *single)
+    tokens = onnx_file(tmp_path / "tokens" / "m.onnx", len(VOCABULARY), logits="as they are")
+    message = "gives logits of shape (1, 8, 2) for 1 x 8 tokens; sst2 needs (1, 2)"
+    assert message in refused(capsys, "predict", tokens, *single)
+    rows = onnx_file(tmp_path / "rows" / "m.onnx", len(VOCABULARY), start_logits="token", end_logits="row")
+    message = "gives end_logits of shape (1, 2) for 1 x 8 tokens; squad_v1.1 needs (1, 8)"
+    assert message in refused(capsys, "predict", rows, *question)
+    assert "m.onnx: gives logits; squad_v1.1 needs" in refused(capsys, "predict", right.parents[1] / "right/m.onnx", *question)
+
+
 def test_a_hub_name_without_network_is_refused_in_one_line(monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read once, at import
@@ -373,6 +433,10 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
     (tmp_path / "keys.jsonl").write_text('{"sentence": "red", "idx": 3}\n{"sentence": "cat"}\n')
     (tmp_path / "lists.jsonl").write_text('{"sentence": "red", "idx": [1]}\n')
     (tmp_path / "both.tsv").write_text("index\tidx\tsentence\n1\t1\tred\n")
+    (tmp_path / "kinds.jsonl").write_text('{"sentence": "red", "idx": 3}\n{"sentence": "cat", "idx": "a"}\n')
+    (tmp_path / "large.jsonl").write_text('{"sentence": "red", "idx": 9223372036854775808}\n')
+    (tmp_path / "half.jsonl").write_text('{"sentence": "red"}\n{"sentence": "\\ud800"}\n')
+    (tmp_path / "short.tsv").write_text("idx\tsentence\n1\tred\n2\n")
     (tmp_path / "squad.jsonl").write_text(
         "".join(json.dumps({"id": key, "question": "who", "context": "cat"}) + "\n" for key in (5, "5"))
     )
@@ -387,6 +451,10 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
         ("keys.jsonl", "idx of row 1 is nan; allowed: text or an integer in every row"),
         ("lists.jsonl", "idx of row 0 is [1]; allowed: text or an integer"),
         ("both.tsv", "has both idx and index"),
+        ("kinds.jsonl", "idx is text in some rows and an integer in others"),
+        ("large.jsonl", "idx of row 0 is 9223372036854775808; allowed"),
+        ("half.jsonl", "row 1 holds half of a surrogate pair"),
+        ("short.tsv", "row 1 has 1 fields, its header 2"),
         ("rows.csv", "read from .tsv, .jsonl or .parquet"),
         ("absent.jsonl", "no such file"),
     ):
@@ -394,6 +462,7 @@ def test_rows_that_are_refused(data, checkpoints, tmp_path, capsys):
     one = ("predict", model, "--task", "sst2")
     assert "give --text, or a file" in refused(capsys, *one)
     assert "give --text, or a file" in refused(capsys, *one, "--text", "a", "--text-pair", "b")
+    assert "text: not UTF-8" in refused(capsys, *one, "--text", "red \udcff")
     assert "give --question and --context" in refused(capsys, *one[:3], "squad_v1.1", "--text", "a")
     assert "not from both" in refused(capsys, *one, "--text", "a", "--input", tmp_path / "head.tsv")
     assert "not from both" in refused(capsys, *one, "--text", "", "--input", tmp_path / "head.tsv")

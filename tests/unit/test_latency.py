@@ -3,6 +3,7 @@ import os
 import statistics
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,15 @@ def test_settings_that_cannot_be_measured_are_refused(specs, changes, message):
 def test_a_failing_process_is_an_error_not_a_number():
     with pytest.raises(RuntimeError, match=r"reference of mobilebert: AttributeError: .+"):
         latency.measure([spec(config=MOBILEBERT | {"id2label": 5})], **SETTINGS)
+
+
+def test_a_machine_without_onnxruntime_is_told_so(monkeypatch):
+    sent = []
+    monkeypatch.delitem(sys.modules, "mobilebert.deployment.latency_worker", raising=False)
+    monkeypatch.delattr("mobilebert.deployment.latency_worker", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    latency._work(SimpleNamespace(send=sent.append), "prepare", ())
+    assert sent == [("user error", "onnxruntime is not installed; it comes with: pip install '.[workflow,deploy]'")]
 
 
 def test_importing_costs_neither_torch_nor_transformers():

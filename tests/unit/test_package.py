@@ -9,6 +9,8 @@ import pytest
 import transformers
 
 import mobilebert
+from mobilebert.__main__ import main
+from mobilebert.packages import not_installed
 
 
 def run(code: str) -> str:
@@ -28,6 +30,17 @@ def test_every_exported_name_is_there():
     assert mobilebert.MobileBertTokenizerFast is transformers.MobileBertTokenizerFast
     with pytest.raises(AttributeError, match="MobileBertForPoetry"):
         mobilebert.MobileBertForPoetry  # noqa: B018
+
+
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path, capsys):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as on a machine that has only the core
+    assert main(["predict", str(tmp_path / "model.onnx"), "--task", "sst2", "--text", "a film"]) == 2
+    assert capsys.readouterr().err == (
+        "mobilebert: onnxruntime is not installed; it comes with: pip install '.[workflow,deploy]'\n"
+    )
+    with pytest.raises(ModuleNotFoundError):
+        not_installed(ModuleNotFoundError("No module named 'mobilebert.poetry'", name="mobilebert.poetry"))
 
 
 def test_version_is_that_of_the_project():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -384,3 +385,10 @@ def test_a_job_whose_every_seed_diverged_has_diverged(tmp_path):
 
 if __name__ == "__main__":  # what is killed
     whole_job(Path(sys.argv[1]), lambda *arguments: train(*arguments, stop=lambda: time.sleep(0.002)))
+
+
+@pytest.mark.parametrize(("rows", "used", "labels"), [(9, 9, []), (9, 4, ["subset (validation): 4 rows drawn at random"])])
+def test_a_whole_development_set_is_no_subset_however_many_rows_were_allowed(rows, used, labels):
+    data = SimpleNamespace(details={"labels": {}, "rows": {"rte": {"validation": rows}}})
+    run = SimpleNamespace(record_of=lambda key: data, details={"rows": {"validation": used}})
+    assert stage.subset_labels(run, "rte", 5, 5, {"eval_rows": used}) == labels
