@@ -11,6 +11,7 @@ from mobilebert.errors import UserError
 
 SPECIALS = 3  # [CLS] first [SEP] second [SEP]
 NEXT_SHARE = 0.5
+MASK_SHARE = 0.15
 # Of the masked tokens 80 % become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019, section 3.1).
 MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.8, 0.1
 # Columns of the structural draws of a row.
@@ -43,7 +44,7 @@ class Pairs:
         length: int,
         tokenizer: Tokenizer,
         seed: int,
-        mask_share: float = 0.15,
+        mask_share: float = MASK_SHARE,
         short_share: float = 0.1,
         max_predictions: int | None = None,
     ) -> None:
@@ -160,10 +161,7 @@ class Pairs:
     def _mask(self, ids: np.ndarray, attention_mask: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mask `ids` in place; the flat positions and what stood there."""
         real = attention_mask.sum(axis=1)
-        count = np.maximum(1, np.rint(real * self.mask_share).astype(np.int64))
-        count = np.minimum(count, real - SPECIALS)
-        if self.max_predictions is not None:
-            count = np.minimum(count, self.max_predictions)
+        count = predictions(real, self.mask_share, self.max_predictions)
         text = (attention_mask == 1) & (ids != self.cls) & (ids != self.sep)
         order = np.argsort(np.where(text, draws[:, 0], 2.0), axis=1, kind="stable")
         chosen = np.zeros(ids.shape, bool)
@@ -174,6 +172,12 @@ class Pairs:
         replacement = np.where(action < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE, random, labels)
         ids[chosen] = np.where(action < MASK_TOKEN_SHARE, self.mask, replacement)
         return np.flatnonzero(chosen), labels
+
+
+def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
+    """Tokens masked in rows of `real` tokens, special tokens counted: array or number, and no less where there are more."""
+    count = np.minimum(np.maximum(1, np.rint(real * mask_share).astype(np.int64)), real - SPECIALS)
+    return count if most is None else np.minimum(count, most)
 
 
 def _load(path: Path) -> np.ndarray:
