@@ -21,8 +21,8 @@ def is_excluded(name: str) -> bool:
 class _WithoutBiasCorrection(torch.optim.Optimizer):
     """First and second moments of every parameter, and the update m / (sqrt(v) + eps) + decay * w.
 
-    A group's "lr" is a number, or a tensor () of the parameters' dtype on their device: then a step can be part of a CUDA graph, once
-    every moment is there.
+    A group's "lr" is a number, or a tensor () of the parameters' dtype on their device: then a step, once all moments are there,
+    can be part of a CUDA graph.
     """
 
     def __init__(self, groups, learning_rate: float, betas=(0.9, 0.999), eps: float = 1e-6):

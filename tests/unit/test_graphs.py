@@ -1,17 +1,26 @@
 """Steps from recorded graphs: on the CPU a recorder stands in for CUDA, which repeats the same operations on the same memory."""
 
+import contextlib
+import re
+from dataclasses import replace
+
 import pytest
 import torch
-from recording import Recorder
+from recording import Recorder, tensors_of
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobilebert import MobileBertConfig, MobileBertForPreTraining
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of
+from mobilebert.errors import UserError
 from mobilebert.jobs import Job
-from mobilebert.records import Run
+from mobilebert.records import Diverged, Run
 from mobilebert.stages import distill
-from mobilebert.training import graphs, optim, pretraining
+from mobilebert.training import graphs, loop, optim, pretraining
+from mobilebert.training.batches import digest, fill_up
 from mobilebert.training.graphs import WARM_UP
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import Step, Task, train
+from mobilebert.training.parallel import World
 
 torch.set_num_threads(1)
 LENGTH, ROWS, LAYERS = 12, 4, 2
@@ -26,14 +35,24 @@ SIZES = {
 STUDENT = {"embedding_size": 8, "intra_bottleneck_size": 8, "num_feedforward_networks": 2}
 TEACHER = {"embedding_size": 8, "intra_bottleneck_size": 12, "num_feedforward_networks": 1, "normalization_type": "layer_norm"}
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-STEPS = 24
-KINDS = ["pretrain", "dropout", "bert", "pkt", "frozen", "jkt", "distill", "released", "akt"]
+STEPS = 20
+KINDS = {
+    "pretrain": "lamb",
+    "dropout": "adamw",
+    "bert": "lamb",
+    "pkt": "lamb",
+    "frozen": "adamw",
+    "jkt": "lamb",
+    "distill": "lamb",
+    "released": "adamw",
+    "akt": "adamw",
+}
 
 
 def batch(step):
-    """Rows of 12 tokens, padded but at each third step, with 1 to 3 masked tokens each."""
+    """Rows of 12 tokens, padded at every other step, with 1 to 3 masked tokens each."""
     generator = torch.Generator().manual_seed(step)
-    real = torch.randint(5, LENGTH, (ROWS,), generator=generator) if step % 3 else torch.full((ROWS,), LENGTH)
+    real = torch.randint(5, LENGTH, (ROWS,), generator=generator) if step % 2 else torch.full((ROWS,), LENGTH)
     ids = torch.randint(1, 31, (ROWS, LENGTH), generator=generator)
     chosen = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
     for row, count in enumerate(torch.randint(1, 4, (ROWS,), generator=generator).tolist()):
@@ -131,8 +150,7 @@ def recorder(monkeypatch):
     return Recorder
 
 
-@pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "optimizer"), KINDS.items())
 def test_graphs_learn_what_steps_do(tmp_path, recorder, kind, optimizer):
     """In float64: an update divides by what may be rounding alone, so that toys in float32 drift apart within some steps."""
     wide = {"optimizer": optimizer, "dtype": torch.float64}
@@ -141,3 +159,201 @@ def test_graphs_learn_what_steps_do(tmp_path, recorder, kind, optimizer):
     assert recorder.log.count("record") == 2 * 2 * stages  # gradients and update, with a mask and without one
     assert recorder.log.count("warm") == 2 * 2 * stages * WARM_UP
     assert recorder.log.count("warm") + recorder.log.count("replay") == 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("dropout", {}),
+        ("pkt", {}),
+        ("distill", {"accumulate": 3, "precision": "bf16"}),
+    ],
+)
+def test_recorded_steps_are_the_warm_up_s_to_the_bit(tmp_path, recorder, monkeypatch, kind, changes):
+    """Whichever steps a process warms up with, after a kill others than before: the run is the same."""
+    run, found, _ = trained(tmp_path / "graphs", kind, graph=True, **changes)
+    assert "replay" in recorder.log
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "WARM_UP", STEPS)
+        recorder.log.clear()
+        whole, expected, _ = trained(tmp_path / "steps", kind, graph=True, **changes)
+        assert set(recorder.log) == {"warm"}
+    assert torch.equal(found, expected)
+    assert run.curves == whole.curves
+
+    def stop(step):
+        if step == stops[0]:
+            del stops[0]
+            raise KeyboardInterrupt
+        return batch(step)
+
+    stops = [4, 14]  # before the first state, and between replays
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "broken", kind, graph=True, **changes, batch=stop)
+    run, found, _ = trained(tmp_path / "broken", kind, graph=True, **changes)
+    assert torch.equal(found, expected)
+    assert run.curves == whole.curves
+
+
+def test_micro_batches_from_graphs_learn_what_steps_do(tmp_path, recorder):
+    wide = {"optimizer": "lamb", "dtype": torch.float64, "accumulate": 3}
+    agree(trained(tmp_path / "graphs", "distill", graph=True, **wide), trained(tmp_path / "steps", "distill", **wide))
+
+
+def test_a_run_may_go_on_with_graphs_or_without(tmp_path, recorder):
+    wide = {"optimizer": "lamb", "dtype": torch.float64}
+    expected = trained(tmp_path / "whole", "pkt", **wide)
+
+    def stop(step):
+        if step == last:
+            raise KeyboardInterrupt
+        return batch(step)
+
+    for last, graph in ((9, True), (16, False)):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "broken", "pkt", graph=graph, batch=stop, **wide)
+    agree(trained(tmp_path / "broken", "pkt", graph=True, **wide), expected)
+
+
+def test_a_shape_that_is_rare_is_not_recorded(tmp_path, recorder):
+    """Nor does it disturb the others: three batches of two rows among those of four."""
+
+    def some_short(step):
+        found = batch(1 + 2 * step)
+        if step not in (2, 9, 15):
+            return found
+        last = int((found["masked_positions"] < 2 * LENGTH).sum())
+        return {key: value[: last if key.startswith("masked_") else 2] for key, value in found.items()}
+
+    wide = {"optimizer": "lamb", "dtype": torch.float64, "batch": some_short}
+    agree(trained(tmp_path / "graphs", "distill", graph=True, **wide), trained(tmp_path / "steps", "distill", **wide))
+    assert recorder.log.count("record") == 2
+    assert recorder.log.count("warm") == 2 * (WARM_UP + 3)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("poisoned", ["loss", "gradient"])
+def test_a_replayed_step_that_is_not_finite_is_named_and_changes_no_weight(tmp_path, recorder, graph, poisoned):
+    """As without graphs: the batch by its own hash, unpadded, and the state before."""
+    student, made, task = workload("pretrain")
+    seen, last = {}, 15
+    weight = student.mobilebert.embeddings.word_embeddings.weight
+    factor = nn.Parameter(torch.zeros(()))  # its root's value is finite, its slope is not
+    made.add_param_group({"params": [factor]})
+
+    def loss(batch, step):
+        found = pretraining.loss(student, batch)
+        bad = (batch["input_ids"] == 0).any().float()  # 1 in the one batch that has a [PAD]
+        scale = 1 + (1 - bad).log() * 0 if poisoned == "loss" else 1
+        extra = torch.where(bad > 0, factor, factor + 1).sqrt() * 0 if poisoned == "gradient" else 0
+        return found | {"loss": found["loss"] * scale + extra}
+
+    def batch_at(step):
+        found = batch(step)
+        if step == last:
+            found["input_ids"][0, 0] = 0
+        return found
+
+    def prepare(step):
+        seen[step] = weight.detach().clone()
+
+    task = replace(task, loss=loss, batch=batch_at, prepare=prepare, graph=graph)
+    run = run_in(tmp_path)
+    with pytest.raises(Diverged) as caught:
+        train(run, student, made, task)
+    name = "train.safetensors"
+    assert re.fullmatch(
+        rf"loss .*, gradient norm .* at step {last} of {STEPS}, batch {digest(batch_at(last))}; "
+        rf"last good state: {last} steps, {run.state / name}",
+        str(caught.value),
+    )
+    assert "nan" in str(caught.value)
+    assert torch.equal(weight, seen[last])
+    assert torch.isfinite(weights(student)).all()
+
+
+# --- what a recording would not take, or would get wrong: the tests above must see it
+
+FAULTS = {
+    "a number read": lambda found, batch: found | {"loss": found["loss"] * (found["loss"].item() > 0)},
+    "a branch": lambda found, batch: found if found["loss"] > 0 else found | {"loss": -found["loss"]},
+    "a shape": lambda found, batch: found | {"nsp": found["nsp"] + 0 * batch["input_ids"].nonzero().sum()},
+    "a way over the host": lambda found, batch: found | {"loss": found["loss"].cpu().to(found["loss"].device)},
+    "a tensor of the host": lambda found, batch: found | {"loss": found["loss"] * torch.tensor([1.0])},
+}
+
+
+def faulty(monkeypatch, fault):
+    plain = pretraining.loss
+    monkeypatch.setattr(pretraining, "loss", lambda model, batch: FAULTS[fault](plain(model, batch), batch))
+
+
+def rates_in_python(monkeypatch):
+    plain = Step.gradients
+
+    def gradients(self, parts, rows, place):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.02 * self.task.rate(place)
+        return plain(self, parts, rows, place)
+
+    monkeypatch.setattr(Step, "gradients", gradients)
+
+
+@pytest.mark.parametrize("fault", list(FAULTS)[:3])
+def test_a_value_that_the_host_needs_is_seen(tmp_path, recorder, monkeypatch, fault):
+    faulty(monkeypatch, fault)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        trained(tmp_path, "pretrain", graph=True)
+
+
+@pytest.mark.parametrize("fault", [rates_in_python, lambda patch: patch.setattr(graphs, "WARM_UP", 0)], ids=["rate", "moments"])
+def test_what_a_graph_would_keep_is_seen(tmp_path, recorder, monkeypatch, fault):
+    """A learning rate in Python is that of the recording for ever; moments made in a recording begin anew at every replay."""
+    wide = {"optimizer": "lamb", "dtype": torch.float64}
+    expected = trained(tmp_path / "steps", "pretrain", **wide)
+    fault(monkeypatch)
+    with pytest.raises((Diverged, AssertionError)):
+        agree(trained(tmp_path / "graphs", "pretrain", graph=True, **wide), expected)
+
+
+# --- nothing of the host in a step: on the device "meta", whose tensors have no values that anybody could read
+
+
+class DeviceOnly(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors_of((args, kwargs, out)):
+            assert tensor.device.type == "meta", f"{func}: a tensor of the host"
+        return out
+
+
+def on_meta(monkeypatch, kind, optimizer):
+    """A step without a mask and, where there are stages in the last of them, one with a mask."""
+    supported = torch.utils._foreach_utils._get_foreach_kernels_supported_devices
+    monkeypatch.setattr(torch.utils._foreach_utils, "_get_foreach_kernels_supported_devices", lambda: [*supported(), "meta"])
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # "meta" has none
+    monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
+    _, made, task = workload(kind, optimizer, "meta")
+    step = Step(task, made, World(), "meta")
+    for place, number in ((0, 0), (STEPS - 1, 1)):
+        task.prepare(place)
+        part = {key: value.to("meta") for key, value in fill_up(batch(number), 3).items()}
+        for group in made.param_groups:
+            group["lr"] = torch.zeros((), device="meta")
+        with DeviceOnly():
+            names, values = step.gradients([part], ROWS, place)
+            step.update()
+        assert values.shape == (len(names) + 1,)
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), KINDS.items())
+def test_a_step_is_all_on_the_device(monkeypatch, kind, optimizer):
+    on_meta(monkeypatch, kind, optimizer)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_leaves_the_device_is_seen(monkeypatch, fault):
+    faulty(monkeypatch, fault)
+    with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
+        on_meta(monkeypatch, "pretrain", "lamb")
