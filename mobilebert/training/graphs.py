@@ -28,6 +28,7 @@ class Capture:
     """
 
     def __init__(self):
+        torch.cuda.synchronize()  # a graph of the one before, which is given up now, may still run
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def warm(self, work: Callable[[], T]) -> T:
@@ -70,10 +71,12 @@ class Graphs:
     """`loop.Step` from graphs, for one process: the same calls, and the same results but for rounding.
 
     Steps are of one kind whose parts have the same names, shapes and dtypes: in pre-training those with a padded row and those
-    without. A kind's first steps are done kernel by kernel, so that it warms up by steps of the run and changes nothing beside
-    them; a kind that is rarer stays so. Other layers learn in another stage (`loop.Task.stage`): then all graphs are given up.
+    without, whose attention needs no mask. A kind's first steps are done kernel by kernel: they are steps of the run, so warming
+    up changes nothing beside them, and they make the moments. A kind with no more steps than these stays so. Other layers learn
+    in another stage (`loop.Task.stage`): then all graphs are given up.
 
-    There are two graphs a kind, for between gradients and update the host looks whether the losses are finite.
+    There are two graphs a kind, for between gradients and update the host looks whether the losses are finite. It is the one
+    moment a step waits for the device, with graphs or without; during the update the host is at the next step already.
     """
 
     def __init__(self, step):

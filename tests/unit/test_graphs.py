@@ -3,6 +3,7 @@
 import contextlib
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from recording import Recorder, tensors_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, jobs
+from mobilebert.config import load
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of
 from mobilebert.errors import UserError
 from mobilebert.jobs import Job
 from mobilebert.records import Diverged, Run
-from mobilebert.stages import distill
+from mobilebert.stages import distill, transfer
 from mobilebert.training import graphs, loop, optim, pretraining
 from mobilebert.training.batches import digest, fill_up, split
 from mobilebert.training.graphs import WARM_UP
@@ -93,7 +95,7 @@ def model(seed, **fields):
 def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **changes):
     """A student, its optimizer and its task."""
     options = {"recipe": "released" if kind == "released" else "paper", "alpha": 0.3, "temperature": 1.0}
-    transfer = {"losses": ("fmt", "at"), "factors": None, "steps": STEPS, "warmup_steps": 2, "recipe": options["recipe"]}
+    lessons = {"losses": ("fmt", "at"), "factors": None, "steps": STEPS, "warmup_steps": 2, "recipe": options["recipe"]}
     group, more = (lambda name: None), {}
     if kind == "bert":
         torch.manual_seed(1)
@@ -107,10 +109,10 @@ def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **change
         copy_outside_encoder(student, teacher)
     if kind in ("pkt", "frozen", "jkt"):
         strategy = {"strategy": "jkt" if kind == "jkt" else "pkt", "lower_layers": 0.0 if kind == "frozen" else 0.1}
-        lesson, group = Transfer(student, teacher, transfer | strategy), layer_of
+        lesson, group = Transfer(student, teacher, lessons | strategy), layer_of
         more = {"loss": lesson.loss, "rate": lesson.rate, "stage": lesson.depth}
     elif kind in ("distill", "released", "akt"):
-        lesson = Transfer(student, teacher, transfer | {"strategy": "akt"}) if kind == "akt" else None
+        lesson = Transfer(student, teacher, lessons | {"strategy": "akt"}) if kind == "akt" else None
         more["loss"] = lambda batch, step: distill.loss(
             student, distill.guide(teacher, batch, options, lesson), batch, options, lesson
         )
@@ -279,6 +281,24 @@ def test_rates_are_numbers_again_at_the_end(tmp_path, recorder):
     student, made, task = workload("pkt", graph=True)
     train(run_in(tmp_path), student, made, task)
     assert {group["lr"] for group in made.param_groups} == {0.02}
+
+
+def test_the_programs_say_what_a_graph_has_to_know(monkeypatch):
+    """The most masked positions of a row: 15 % of 512 tokens. The stages of progressive transfer: its depths."""
+    study = load("paper")
+    study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"graph": True})})
+    seen, run = [], SimpleNamespace(job=jobs.build(study)["transfer/mobilebert"])
+    run.job.config["steps"] = STEPS
+    monkeypatch.setattr(pretraining, "batches", lambda *arguments: None)
+    monkeypatch.setattr(pretraining, "new_model", lambda architecture: model(1, **STUDENT))
+    monkeypatch.setattr(transfer, "corpus_of", lambda run: None)
+    monkeypatch.setattr(transfer, "device_of", lambda study: "cpu")
+    monkeypatch.setattr(transfer, "teacher_of", lambda *arguments: model(2, **TEACHER))
+    monkeypatch.setattr(transfer, "train", lambda run, student, optimizer, task, *more: seen.append(task) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        transfer.run(run, study)
+    assert (seen[0].graph, seen[0].predictions) == (True, 77)
+    assert [seen[0].stage(place) for place in (0, 9, 10, 19)] == [(1, range(1))] * 2 + [(2, range(1, 2))] * 2
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
