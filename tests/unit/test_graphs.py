@@ -156,7 +156,9 @@ def agree(found, expected, tolerance=1e-9):
     assert run.curves.keys() == whole.curves.keys()
     for key, points in whole.curves.items():
         assert [step for step, _ in run.curves[key]] == [step for step, _ in points]
-        assert [value for _, value in run.curves[key]] == pytest.approx([value for _, value in points], rel=1e-5)
+        assert [value for _, value in run.curves[key]] == pytest.approx(
+            [value for _, value in points], rel=max(1e-5, 10 * tolerance)
+        )
 
 
 @pytest.fixture
@@ -180,9 +182,9 @@ def test_graphs_learn_what_steps_do(tmp_path, recorder, kind, optimizer):
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("dropout", {}),
+        ("dropout", {"precision": "bf16", "steps": 12}),
         ("pkt", {}),
-        ("distill", {"accumulate": 3, "precision": "bf16"}),
+        ("distill", {"accumulate": 2, "steps": 12}),
     ],
 )
 def test_recorded_steps_are_the_warm_up_s_to_the_bit(tmp_path, recorder, monkeypatch, kind, changes):
@@ -196,7 +198,7 @@ def test_recorded_steps_are_the_warm_up_s_to_the_bit(tmp_path, recorder, monkeyp
         assert set(recorder.log) == {"warm"}
     assert torch.equal(found, expected)
     assert run.curves == whole.curves
-    stops = stopped([4, 14])  # before the first state, and between replays
+    stops = stopped([4, 9])  # before the first state, and between replays
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "broken", kind, graph=True, **changes, batch=stops)
@@ -448,7 +450,7 @@ def test_on_a_gpu_graphs_learn_what_steps_do(tmp_path, kind):
 @GPU
 def test_on_a_gpu_compiled_blocks_are_recorded(tmp_path):
     """In bfloat16, to whose rounding the losses agree."""
-    options = {"device": "cuda", "precision": "bf16", "compile": True, "accumulate": 2}
+    options = {"device": "cuda", "precision": "bf16", "compile": True, "accumulate": 2, "steps": 10}
     runs = [trained(tmp_path / str(graph), "pretrain", graph=graph, **options)[0] for graph in (False, True)]
     first, second = ([value for _, value in run.curves["train_loss"]] for run in runs)
-    assert second == pytest.approx(first, rel=0.01)
+    assert second == pytest.approx(first, rel=0.02)
