@@ -155,10 +155,9 @@ def agree(found, expected, tolerance=1e-9):
     assert (after - other).norm() < tolerance * other.norm()
     assert run.curves.keys() == whole.curves.keys()
     for key, points in whole.curves.items():
-        assert [step for step, _ in run.curves[key]] == [step for step, _ in points]
-        assert [value for _, value in run.curves[key]] == pytest.approx(
-            [value for _, value in points], rel=max(1e-5, 10 * tolerance)
-        )
+        (steps, values), (others, expected) = zip(*run.curves[key], strict=True), zip(*points, strict=True)
+        assert steps == others
+        assert values == pytest.approx(expected, rel=max(1e-5, 10 * tolerance))
 
 
 @pytest.fixture
