@@ -431,6 +431,47 @@ def test_what_leaves_the_device_is_seen(monkeypatch, fault):
 
 # --- the device itself
 
+
+def test_torch_is_asked_for_what_its_notes_say(monkeypatch):
+    """Warm-up on a side stream between two waits; a recording on that stream, from one pool, strict with its thread alone."""
+    said = []
+
+    class Stream:
+        def wait_stream(self, other):
+            said.append((names[self], "waits for", names[other]))
+
+    side, current = Stream(), Stream()
+    names = {side: "side", current: "current"}
+
+    @contextlib.contextmanager
+    def within(name, *given, **options):
+        said.append((name, *given, options))
+        yield
+        said.append(("end", name))
+
+    class Graph:
+        def replay(self):
+            said.append("replay")
+
+    for name, value in {
+        "synchronize": lambda: said.append("synchronize"),
+        "Stream": lambda: side,
+        "current_stream": lambda: current,
+        "graph_pool_handle": lambda: "pool",
+        "stream": lambda stream: within(names[stream]),
+        "CUDAGraph": Graph,
+        "graph": lambda graph, **options: within(type(graph).__name__, **options),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    capture = graphs.Capture()
+    assert capture.warm(lambda: said.append("work") or 1) == 1
+    replay = capture.record(lambda: said.append("work") or [2])
+    assert replay() is replay()
+    warm = [("side", "waits for", "current"), ("side", {}), "work", ("end", "side"), ("current", "waits for", "side")]
+    options = {"pool": "pool", "stream": side, "capture_error_mode": "thread_local"}
+    assert said == ["synchronize", *warm, ("Graph", options), "work", ("end", "Graph"), "replay", "replay"]
+
+
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
