@@ -123,6 +123,13 @@ class Study(Strict):
             raise ValueError(f"distill.temperature: {self.distill.temperature} is not 1; recipe released alone has a temperature")
         return self
 
+    @model_validator(mode="after")
+    def graphs_need_a_gpu(self):
+        for name in ("pretrain", "search", "transfer", "distill"):
+            if getattr(self, name).graph and self.device == "cpu":
+                raise ValueError(f"{name}.graph: true needs device: cuda; with device: cpu false is allowed")
+        return self
+
     def labels(self, stage: str) -> list[str]:
         """What keeps every result of this study from standing beside the paper's: generated data, a smaller scale."""
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []

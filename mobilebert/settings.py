@@ -69,6 +69,7 @@ class Training(Strict):
     max_minutes: Annotated[float, Field(gt=0)] | None = None  # the run ends then, and steps only scale the schedule; None: steps
     accumulate: Positive = 1  # micro-batches that a process makes of its share of a batch, for less memory
     compile: bool = False  # torch.compile of the encoder's blocks
+    graph: bool = False  # steps from CUDA graphs, in one process; students that share a teacher's pass do without
     checkpoint_every: Positive = 1000
 
     @model_validator(mode="after")

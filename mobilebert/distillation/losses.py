@@ -78,20 +78,36 @@ def next_sentence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(_wide(logits), labels)
 
 
-def soft_labels(student: torch.Tensor, teacher: torch.Tensor, cross_entropy: bool = False) -> torch.Tensor:
-    """Distillation of the masked-LM prediction: mean over positions of KL(teacher || student). Logits (N, V)."""
+def soft_labels(
+    student: torch.Tensor, teacher: torch.Tensor, cross_entropy: bool = False, real: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Distillation of the masked-LM prediction: mean over positions of KL(teacher || student). Logits (N, V).
+
+    real: (N,), 0 for a position that only fills up N and is in no mean, and 1 for the others; None if all are.
+    """
     logs, target = F.log_softmax(_wide(student), -1), F.softmax(_wide(teacher), -1)
+    if real is not None:
+        target = target * real[:, None].to(target.dtype)
+    count = len(target) if real is None else real.sum()
     if cross_entropy:
-        return -(target * logs).sum(-1).mean()
-    return F.kl_div(logs, target, reduction="batchmean")
+        return -(target * logs).sum(-1).sum() / count
+    return F.kl_div(logs, target, reduction="sum") / count
 
 
 def pretraining_distillation(
-    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, alpha: float, cross_entropy: bool = False
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    labels: torch.Tensor,
+    alpha: float,
+    cross_entropy: bool = False,
+    real: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """alpha * MLM + (1 - alpha) * KD, paper section 3.4 without NSP; also MLM and KD alone. Logits (N, V), labels (N,)."""
+    """alpha * MLM + (1 - alpha) * KD, paper section 3.4 without NSP; also MLM and KD alone. Logits (N, V), labels (N,).
+
+    real: as of `soft_labels`; the labels of the others are -100.
+    """
     hard = masked_lm(student, labels)
-    soft = soft_labels(student, teacher, cross_entropy)
+    soft = soft_labels(student, teacher, cross_entropy, real)
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
 

@@ -141,8 +141,8 @@ def train_together(run: Run, others: list[Run], prepare: Callable[[Run, SharedPa
     threads = []
     if others:
         run.details["teacher_shared_with"] = [other.job.id for other in others]
-        # Its tokens are not all that the device computes: there is no MFU to tell.
-        task = replace(task, batch=_once(task.batch), flops_per_token=None)
+        # Its tokens are not all that the device computes: there is no MFU to tell. A graph waits for nobody: none are recorded.
+        task = replace(task, batch=_once(task.batch), flops_per_token=None, graph=False)
     for other in others:
         try:
             theirs, rule, work = prepare(other, shared)
@@ -150,7 +150,7 @@ def train_together(run: Run, others: list[Run], prepare: Callable[[Run, SharedPa
             shared.leave(other.job.id)
             _tell(other, error)
             continue
-        work = replace(work, batch=task.batch, flops_per_token=None, save_last=True)
+        work = replace(work, batch=task.batch, flops_per_token=None, graph=False, save_last=True)
         threads.append(threading.Thread(target=_follow, args=(other, shared, theirs, rule, work, device), name=other.job.id))
     try:
         for thread in threads:

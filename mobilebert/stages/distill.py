@@ -92,7 +92,8 @@ def loss(student, theirs: tuple, batch: dict, config: dict, transfer: Transfer |
     logits, layers = theirs
     out = pretraining.heads(student, batch, **wanted(transfer))
     released = config["recipe"] == "released"
-    mixed, mlm, kd = losses.pretraining_distillation(out["mlm"], logits, batch["masked_labels"], config["alpha"], released)
+    labels, real = batch["masked_labels"], batch.get("masked_real")
+    mixed, mlm, kd = losses.pretraining_distillation(out["mlm"], logits, labels, config["alpha"], released, real)
     weight = batch.get("masked_weight", 1.0)  # of a part of a batch: its share of the masked positions
     parts = {"mlm": mlm * weight, "kd": kd * weight, "nsp": losses.next_sentence(out["nsp"], batch["next_sentence_label"])}
     parts = {"loss": mixed * weight + parts["nsp"], **parts}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from mobilebert.config import Study
+from mobilebert.data.pairs import predictions
 from mobilebert.data.tokenizer import check_vocabulary
 from mobilebert.errors import UserError
 from mobilebert.modeling.cost import cost
@@ -79,5 +80,7 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
         checkpoint_every=own.checkpoint_every,
         accumulate=own.accumulate,
         compile=own.compile,
+        graph=own.graph,
+        predictions=int(predictions(config["length"], most=config["max_predictions"])),
         max_minutes=config["max_minutes"],
     )

@@ -32,6 +32,7 @@ def run(run: Run, study: Study) -> None:
         loss=transfer.loss,
         rate=transfer.rate,
         prepare=transfer.prepare(optimizer),
+        stage=transfer.depth,
     )
     train(run, student.eval(), optimizer, task, "train", device)  # no dropout, as the released code
     run.metrics["heldout_transfer_loss"] = heldout_loss(transfer, corpus, config, device)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from mobilebert.errors import UserError
 
@@ -76,6 +77,23 @@ def _whole(batch: Batch) -> torch.Tensor:
     """What `split` wants to know of a batch that no other process has rows of."""
     mask = batch.get("attention_mask", torch.tensor(0))
     return torch.tensor([len(batch["input_ids"]), len(batch.get("masked_positions", ())), mask.sum()])
+
+
+def fill_up(part: Batch, predictions: int) -> Batch:
+    """The part with `predictions` masked positions for each row, so that batches are alike in shape.
+
+    The further ones are of token 0 with label -100, which cross-entropy leaves out; a mean over something else of the masked
+    positions takes `masked_real` (N,), 1 for those there were and 0 for the further ones. A part that has none, or more than
+    these, is returned as it is.
+    """
+    missing = predictions * len(part["input_ids"]) - len(part.get("masked_positions", ()))
+    if "masked_positions" not in part or missing < 0:
+        return part
+    return part | {
+        "masked_positions": F.pad(part["masked_positions"], (0, missing)),
+        "masked_labels": F.pad(part["masked_labels"], (0, missing), value=-100),
+        "masked_real": F.pad(torch.ones(len(part["masked_positions"])), (0, missing)),
+    }
 
 
 def digest(batch: Batch) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from mobilebert.errors import UserError
 from mobilebert.progress import Speed, bar, peak_flops
 from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
-from mobilebert.training.batches import Batch, ahead, digest, split
+from mobilebert.training.batches import Batch, ahead, digest, fill_up, split
 from mobilebert.training.device import compile_blocks
+from mobilebert.training.graphs import Graphs
 from mobilebert.training.parallel import World, world
 from mobilebert.training.sharding import Shards
 
@@ -42,6 +43,9 @@ class Task:
     checkpoint_every: int = 1000
     accumulate: int = 1  # micro-batches that a process makes of its share of a batch
     compile: bool = False
+    graph: bool = False  # steps from CUDA graphs: the loss is then a function of tensors alone, and of the stage
+    stage: Callable[[int], Hashable] = lambda step: None  # what of a step but its rate depends on where it stands
+    predictions: int = 0  # masked positions of a row, at most: where steps are graphs every row takes as many
     max_minutes: float | None = None
     save_last: bool = False  # the state after the last step, of a short run too: another process ends it
     evaluate: Callable[[], dict[str, float]] | None = None  # held-out figures, for the curves
@@ -81,11 +85,13 @@ def train(
     """Train to the end, from the last saved state if there is one; dropout is on if the caller left `model` in training mode.
 
     Raises Diverged, with step, batch and last good state named, when a loss is not finite; UserError where the processes do
-    not begin with the same weights at the same step.
+    not begin with the same weights at the same step, or where more than one is to record graphs.
     """
     group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
     if model.training:  # each part of a batch draws its own dropout: split in another way it would be another run
         fingerprint += f":{group.size}x{task.accumulate}"
+    if task.graph and group.size > 1:
+        raise UserError(f"graph: true is for one process, and torchrun started {group.size}; graph: false is allowed")
     shards = Shards([p for item in optimizer.param_groups for p in item["params"]], group)
     start, used = checkpoint.load(path, model, optimizer, fingerprint)
     shards.drop(optimizer)
@@ -100,6 +106,9 @@ def train(
     if task.compile:
         compile_blocks(model)
     peaks = [item["lr"] for item in optimizer.param_groups]
+    work = Step(task, optimizer, shards, device)
+    if task.graph:
+        work = Graphs(work)
     peak = peak_flops(device)
     speed = Speed(task.flops_per_token, peak and peak * group.size)
     clock = _Clock(task, used, speed, group)
@@ -109,6 +118,8 @@ def train(
         """This process's rows of a step's batch, how many all processes have, and the parts that it learns from."""
         batch = task.batch(step)
         own = split(batch, task.accumulate, group.size)
+        if task.graph:
+            own = [fill_up(part, task.predictions) for part in own]
         if device == "cuda":  # only pinned memory is copied while the device computes
             own = [{key: value.pin_memory() for key, value in part.items()} for part in own]
         return batch, int(batch["whole"][0]) if group.size > 1 else len(batch["input_ids"]), own
@@ -126,11 +137,8 @@ def train(
             task.prepare(place)
             for item, rate in zip(optimizer.param_groups, peaks, strict=True):
                 item["lr"] = rate * task.rate(place)
-            losses = _learn(task, own, rows, place, device)
-            values = torch.stack(list(losses.values()))
-            norm = shards.sum(values)
-            nn.utils.clip_grads_with_norm_(shards.parameters, task.clip_norm, norm, foreach=True)
-            *points, norm = torch.cat([values, norm.reshape(1)]).tolist()  # the one moment a step waits for the device
+            losses, values = work.gradients(own, rows, place)
+            *points, norm = values.tolist()  # the one moment a step waits for the device
             points = dict(zip(losses, points, strict=True))
             if not (math.isfinite(points["loss"]) and math.isfinite(norm)):
                 good = f"{saved} steps, {path}" if saved else "none"
@@ -138,9 +146,7 @@ def train(
                     f"loss {points['loss']}, gradient norm {norm} at step {step} of {task.steps}, batch {digest(batch)}; "
                     f"last good state: {good}"
                 )
-            optimizer.step()
-            shards.spread()
-            optimizer.zero_grad(set_to_none=True)
+            work.update()
             speed.step(rows * batch["input_ids"].shape[1])
             over = clock.is_over(step)
             progress.total = clock.steps(step + 1)
@@ -167,18 +173,39 @@ def train(
     run.details |= {f"{name}_steps": step + 1, f"{name}_split": {"processes": group.size, "accumulate": task.accumulate}}
 
 
-def _learn(task: Task, parts: list[Batch], rows: int, place: int, device: str) -> Losses:
-    """Add up the gradients of `parts` of a batch of `rows` rows; their share of its losses, which have no gradient any more."""
-    total: Losses = {}
-    for part in parts:
-        part = {key: value.to(device, non_blocking=True) for key, value in part.items()}
-        share = len(part["input_ids"]) / rows
-        with torch.autocast(device, torch.bfloat16, enabled=task.precision == "bf16"):
-            losses = task.loss(part, place)
-        (losses["loss"] * share if share < 1 else losses["loss"]).backward()
-        for key, value in losses.items():
-            total[key] = total.get(key, 0) + value.detach().float() * share
-    return total
+@dataclass
+class Step:
+    """What a step does on the device, all of it a function of tensors: nothing in here waits for their values."""
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    shards: Shards
+    device: str
+
+    def gradients(self, parts: list[Batch], rows: int, place: int) -> tuple[list[str], torch.Tensor]:
+        """Add up the gradients of `parts` of a batch of `rows` rows, of all processes, and clip them.
+
+        Returns the losses' names, and their values with the norm before clipping behind them: (losses + 1,), without gradient.
+        """
+        total: Losses = {}
+        for part in parts:
+            part = {key: value.to(self.device, non_blocking=True) for key, value in part.items()}
+            share = len(part["input_ids"]) / rows
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.task.precision == "bf16"):
+                losses = self.task.loss(part, place)
+            (losses["loss"] * share if share < 1 else losses["loss"]).backward()
+            for key, value in losses.items():
+                total[key] = total.get(key, 0) + value.detach().float() * share
+        values = torch.stack(list(total.values()))
+        norm = self.shards.sum(values)
+        nn.utils.clip_grads_with_norm_(self.shards.parameters, self.task.clip_norm, norm, foreach=True)
+        return list(total), torch.cat([values, norm.reshape(1)])
+
+    def update(self) -> None:
+        """Take the step, and leave no gradient."""
+        self.optimizer.step()
+        self.shards.spread()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def _passes(before: int, place: int, every: int) -> bool:

@@ -19,7 +19,11 @@ def is_excluded(name: str) -> bool:
 
 
 class _WithoutBiasCorrection(torch.optim.Optimizer):
-    """First and second moments of every parameter, and the update m / (sqrt(v) + eps) + decay * w."""
+    """First and second moments of every parameter, and the update m / (sqrt(v) + eps) + decay * w.
+
+    A group's "lr" is a number, or a tensor () of the parameters' dtype on their device: then a step, once all moments are there,
+    can be part of a CUDA graph.
+    """
 
     def __init__(self, groups, learning_rate: float, betas=(0.9, 0.999), eps: float = 1e-6):
         super().__init__(
@@ -54,9 +58,18 @@ class _WithoutBiasCorrection(torch.optim.Optimizer):
         raise NotImplementedError
 
 
+def _descend(parameters, update, rate: float | torch.Tensor) -> None:
+    """parameters -= rate * update. A rate that is a tensor is read by the device alone; `update` is then used up."""
+    if isinstance(rate, torch.Tensor):
+        torch._foreach_mul_(update, rate)
+        torch._foreach_sub_(parameters, update)
+    else:
+        torch._foreach_add_(parameters, update, alpha=-rate)
+
+
 class AdamW(_WithoutBiasCorrection):
     def _apply(self, parameters, update, rate, group):
-        torch._foreach_add_(parameters, update, alpha=-rate)
+        _descend(parameters, update, rate)
 
 
 class Lamb(_WithoutBiasCorrection):
@@ -64,13 +77,13 @@ class Lamb(_WithoutBiasCorrection):
 
     def _apply(self, parameters, update, rate, group):
         if group["excluded"]:  # the excluded parameters: no decay, no trust ratio
-            torch._foreach_add_(parameters, update, alpha=-rate)
+            _descend(parameters, update, rate)
             return
         weights = torch.stack(torch._foreach_norm(parameters))
         updates = torch.stack(torch._foreach_norm(update))
         ratio = torch.where((weights > 0) & (updates > 0), weights / updates, torch.ones_like(weights))
         torch._foreach_mul_(update, list(ratio.unbind()))
-        torch._foreach_add_(parameters, update, alpha=-rate)
+        _descend(parameters, update, rate)
 
 
 def make(

@@ -43,6 +43,7 @@ def test_the_defaults_are_the_paper():
         ({"pretrain": {"batch_size": 0}}, ["pretrain.batch_size", "greater than 0", "0"]),
         ({"pretrain": {"steps": 10, "warmup_steps": 20}}, ["pretrain", "warmup_steps 20 must be below steps 10"]),
         ({"pretrain": {"batch_size": 8, "accumulate": 9}}, ["pretrain", "accumulate 9 must not be more than batch_size 8"]),
+        ({"search": {"graph": True}}, ["search.graph: true needs device: cuda"]),
         ({"transfer": {"max_minutes": 0.0}}, ["transfer.max_minutes", "greater than 0"]),
         ({"pretrain": {"optimizer": "sgd"}}, ["pretrain.optimizer", "'lamb' or 'adamw'", "'sgd'"]),
         ({"run": {"mobilebirt": "all"}}, ["run: unknown model 'mobilebirt'", "mobilebert"]),

@@ -140,7 +140,7 @@ def test_how_a_run_is_computed_touches_nothing_and_how_long_it_may_take_does():
     def touched(**changes):
         return changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update=changes)}))
 
-    assert touched(compile=True) == set()
+    assert touched(compile=True, graph=True) == set()
     assert "pretrain/ib-bert-large" in touched(accumulate=4)  # its dropout is drawn for each micro-batch
     assert "pretrain/mobilebert-bare" not in touched(accumulate=4)  # which has none
     distill = study.distill.model_copy(update={"accumulate": 4})

@@ -74,6 +74,7 @@ def reference(weights, steps, kind, rates, decay, beta2):
 
 
 def trained(model, steps, kind, rates, decay, beta2=0.999):
+    """The rates may be numbers or tensors."""
     optimizer = optim.make(model, kind, 1.0, decay, beta2)
     for gradient, rate in zip(steps, rates):
         for group in optimizer.param_groups:
@@ -84,11 +85,11 @@ def trained(model, steps, kind, rates, decay, beta2=0.999):
     return optimizer
 
 
-def check(kind, decay, scale, beta2, count, seed):
+def check(kind, decay, scale, beta2, count, seed, tensors=False):
     model, rng = Toy(seed), np.random.default_rng(seed)
     start, steps = values(model), [gradients(rng, scale) for _ in range(count)]
     rates = rng.uniform(1e-4, 0.1, count)
-    trained(model, steps, kind, rates, decay, beta2)
+    trained(model, steps, kind, torch.from_numpy(rates).unbind() if tensors else rates, decay, beta2)
     expected = reference(start, steps, kind, rates, decay, beta2)
     for name, found in values(model).items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
@@ -102,9 +103,11 @@ def check(kind, decay, scale, beta2, count, seed):
     beta2=st.sampled_from([0.9, 0.98, 0.999]),
     count=st.integers(1, 6),
     seed=st.integers(0, 2**31),
+    tensors=st.booleans(),
 )
-def test_updates_are_the_references(kind, decay, scale, beta2, count, seed):
-    check(kind, decay, scale, beta2, count, seed)
+def test_updates_are_the_references(kind, decay, scale, beta2, count, seed, tensors):
+    """Whether a rate is a number or a tensor."""
+    check(kind, decay, scale, beta2, count, seed, tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +140,8 @@ def test_lamb_leaves_zeros_without_a_gradient_at_zero():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_groups_rate_multiplies_its_learning_rate(kind):
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_groups_rate_multiplies_its_learning_rate(kind, tensors):
     """Rate 0 leaves weights and moments alone; a tenth moves a tenth."""
     gradient = gradients(np.random.default_rng(3), 1.0)
 
@@ -146,6 +150,8 @@ def test_a_groups_rate_multiplies_its_learning_rate(kind):
         optimizer = optim.make(model, kind, 0.05, 0.01, group=lambda name: name.startswith("dense"))
         parameters = dict(model.named_parameters())
         for group in optimizer.param_groups:
+            if tensors:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
             if any(p is parameters["dense.weight"] or p is parameters["dense.bias"] for p in group["params"]):
                 group["rate"] = rate
         before = values(model)

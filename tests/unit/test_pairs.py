@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from mobilebert.data.pairs import Pairs
+from mobilebert.data.pairs import Pairs, predictions
 from mobilebert.errors import UserError
 from mobilebert.training.pretraining import batches
 
@@ -61,6 +61,7 @@ def test_every_row_is_a_pair_of_contiguous_segments(tmp_path_factory, documents,
     positions = np.zeros(16 * length, bool)
     positions[batch["masked_positions"]] = True
     assert np.all(np.diff(batch["masked_positions"]) > 0)
+    assert positions.reshape(16, length).sum(1).max() <= predictions(length, most=max_predictions)
     rows = zip(restore(batch), batch["token_type_ids"], batch["attention_mask"], positions.reshape(16, length))
     for (ids, types, mask, masked), label in zip(rows, batch["next_sentence_label"]):
         real = int(mask.sum())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import Recorder
 from torch import nn
 
 from mobilebert import jobs, locks, records
@@ -17,7 +18,7 @@ from mobilebert.distillation.sharing import SharedPass, Stopped, siblings, train
 from mobilebert.errors import UserError
 from mobilebert.jobs import Job
 from mobilebert.records import Diverged, Run
-from mobilebert.training import checkpoint, optim
+from mobilebert.training import checkpoint, graphs, optim
 from mobilebert.training.loop import Task
 from mobilebert.training.parallel import World
 
@@ -98,7 +99,7 @@ class Toy(nn.Module):
         self.dense = nn.Linear(4, 4)
 
 
-def toy(folder, names, fail=None, at=5, error=None):
+def toy(folder, names, fail=None, at=5, error=None, **changes):
     """Train toys beside each other towards a target that is made once a step; one may fail at a step. Returns the runs' weights
     or those saved last, and how often the target was made."""
     made, models = [], {}
@@ -119,7 +120,7 @@ def toy(folder, names, fail=None, at=5, error=None):
                 target = target * float("nan")
             return {"loss": (model.dense(batch["x"]) - target).square().mean()}
 
-        task = Task(STEPS, batch_at, loss, lambda step: 1.0, 0, checkpoint_every=EVERY)
+        task = Task(STEPS, batch_at, loss, lambda step: 1.0, 0, checkpoint_every=EVERY, **changes)
         return model, optim.make(model, "adamw", 0.01, 0.0), task
 
     raised = None
@@ -138,6 +139,16 @@ def test_together_is_alone_and_the_others_are_saved_at_their_last_step(tmp_path)
     for name in "abc":
         alone = toy(tmp_path / "alone", name)[0][name]
         assert torch.equal(weights[name], alone)
+
+
+def test_students_together_record_no_graphs_and_one_alone_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "Capture", Recorder)
+    monkeypatch.setattr(Recorder, "log", [])
+    weights, steps, made, _ = toy(tmp_path / "together", "ab", graph=True)
+    assert (steps, made, Recorder.log) == (dict.fromkeys("ab", STEPS), list(range(STEPS)), [])
+    alone, *_ = toy(tmp_path / "alone", "a", graph=True)
+    assert Recorder.log.count("record") == 2
+    assert (weights["a"] - alone["a"]).norm() < 1e-5 * alone["a"].norm()
 
 
 @pytest.mark.parametrize("leads", [True, False])
