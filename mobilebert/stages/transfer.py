@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from mobilebert.config import Study
+from mobilebert.distillation.budget import transfer_flops_per_token
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
 from mobilebert.jobs import final_job
 from mobilebert.paper import models
@@ -32,6 +34,8 @@ def run(run: Run, study: Study) -> None:
         loss=transfer.loss,
         rate=transfer.rate,
         prepare=transfer.prepare(optimizer),
+        flops_per_token=partial(transfer_flops_per_token, config, config["architecture"], teacher.config.to_dict()),
+        stage=(lambda step: transfer.depth(step)[0]) if transfer.progressive else None,
     )
     train(run, student.eval(), optimizer, task, "train", device)  # no dropout, as the released code
     run.metrics["heldout_transfer_loss"] = heldout_loss(transfer, corpus, config, device)

@@ -44,7 +44,8 @@ class Task:
     max_minutes: float | None = None
     save_last: bool = False  # the state after the last step, of a short run too: another process ends it
     evaluate: Callable[[], dict[str, float]] | None = None  # held-out figures, for the curves
-    flops_per_token: float | None = None  # of forward and backward
+    flops_per_token: Callable[[int, int], float] | None = None  # of a step's (place on the schedule, padded length)
+    stage: Callable[[int], int] | None = None  # that a place on the schedule belongs to: the speed of each is told apart
 
 
 class _Clock:
@@ -99,7 +100,7 @@ def train(
     peaks = [item["lr"] for item in optimizer.param_groups]
     parameters = [p for item in optimizer.param_groups for p in item["params"]]
     peak = peak_flops(device)
-    speed = Speed(task.flops_per_token, peak and peak * group.size)
+    speed = Speed(peak and peak * group.size)
     clock = _Clock(task, used, speed, group)
     before = clock.place(start - 1) if start else -1
 
@@ -139,7 +140,9 @@ def train(
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            speed.step(batch["input_ids"].numel())
+            tokens, length = batch["input_ids"].numel(), batch["input_ids"].shape[-1]  # padding counts in both
+            flops = task.flops_per_token and tokens * task.flops_per_token(place, length)
+            speed.step(tokens, flops, task.stage and task.stage(place))
             over = clock.is_over(step)
             progress.total = clock.steps(step + 1)
             progress.update()
