@@ -181,7 +181,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
             attention_layers = range(num_layers) if output_attentions else ()
         elif not all(0 <= index < num_layers for index in attention_layers):
             raise ValueError(f"attention_layers: {sorted(attention_layers)} are not all among the {num_layers} run")
-        dtype = self._compute_dtype()
+        dtype = self.compute_dtype()
         try:
             embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         except IndexError:  # of a lookup on the CPU; nothing is paid for ids in range
@@ -196,7 +196,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
             attentions=attentions if attention_layers else None,
         )
 
-    def _compute_dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
         """The dtype of the matrix products: that of the weights, or of autocast. Raises UserError for float16."""
         weight = self.embeddings.embedding_transformation.weight
         dtype, device = weight.dtype, weight.device.type
