@@ -29,6 +29,11 @@ from mobilebert.training.parallel import world
 
 NAME = "train"  # of the training, as the loop calls its state
 Prepared = tuple[nn.Module, torch.optim.Optimizer, Task]
+BATCHES = ("batch_size", "length", "max_predictions", "seed", "precision", "max_minutes")
+LESSONS = {  # what two jobs must have alike, so that their teacher computes the same at the same step
+    "distill": (*BATCHES, "temperature", "transfer"),
+    "transfer": (*BATCHES, "strategy", "steps"),  # but not the losses: `transfer.Guide` answers each
+}
 
 
 class Stopped(Exception):
@@ -112,17 +117,9 @@ def siblings(run: Run, study: Study) -> Iterator[list[Run]]:
         yield found
 
 
-BATCHES = ("batch_size", "length", "max_predictions", "seed", "precision", "max_minutes")
-LESSONS = {
-    "distill": (*BATCHES, "temperature", "transfer"),
-    "transfer": (*BATCHES, "strategy", "steps"),  # which layer at which step; with maps or without, `transfer.Guide` tells both
-}
-
-
 def _lesson(job: Job) -> list:
-    """What the teacher computes at a step, and from what."""
-    keys = LESSONS[job.stage]
-    return [job.inputs[1], job.config["control"] == "shuffled-teacher", *(job.config[key] for key in keys)]
+    """What the teacher computes, and from what."""
+    return [job.inputs[1], job.config["control"] == "shuffled-teacher", *(job.config[key] for key in LESSONS[job.stage])]
 
 
 def _is_ready(run: Run) -> bool:

@@ -67,6 +67,7 @@ def killed(stage: str, students: list[str], kills: int, moments: random.Random, 
     together.finish(leader)
     shown = together.record(leader).details
     assert sorted(shown["teacher_shared_with"]) == sorted(others), shown
+    assert ("train_stages" in shown) == (stage == "transfer"), shown
     assert [runs.progress(key)[1] for key in others] == [steps] * len(others)
     for key in others:
         together.finish(key)

@@ -1,6 +1,8 @@
 """The FLOPs behind a training's MFU, against products counted by hand and against PyTorch's own count of what ran."""
 
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from mobilebert.jobs import Job
 from mobilebert.modeling.cost import cost
 from mobilebert.modeling.presets import preset
 from mobilebert.records import Run
+from mobilebert.stages import transfer as program
 from mobilebert.training import finetuning, loop, optim, pretraining
 from mobilebert.training.loop import Task, train
 
@@ -184,6 +187,29 @@ def test_padding_counts_in_tokens_and_in_mfu(tmp_path, monkeypatch):
     assert len(set(widths)) > 1
     mean = sum(width * 3 * cost(fields, width).encoder_flops / width for width in widths) / sum(widths)
     assert run.details["seed0_mfu"] == pytest.approx(run.details["seed0_tokens_per_second"] * mean / 1e9)
+
+
+@pytest.mark.parametrize("strategy", ["pkt", "jkt"])
+def test_the_program_counts_its_own_student_and_teacher(student, teacher, monkeypatch, strategy):
+    fields = [one.config.to_dict() for one in (student, teacher)]
+    optimizer = {"optimizer": "lamb", "learning_rate": 0.1, "weight_decay": 0.0, "beta2": 0.999}
+    setting = config(strategy=strategy, architecture=fields[0], seed=0, **optimizer)
+    tasks = []
+    monkeypatch.setattr(program, "corpus_of", lambda run: None)
+    monkeypatch.setattr(program, "device_of", lambda study: "cpu")
+    monkeypatch.setattr(program, "teacher_of", lambda run, study, device: teacher)
+    monkeypatch.setattr(program, "make_task", lambda run, *_: Task(STEPS, batch, None, None, 0))
+    monkeypatch.setattr(program, "siblings", lambda run, study: nullcontext([]))
+    monkeypatch.setattr(program, "heldout_loss", lambda *_: 0.0)
+    monkeypatch.setattr(program.pretraining, "new_model", lambda architecture: model(MobileBertForPreTraining, STUDENT))
+    monkeypatch.setattr(program.pretraining, "save_model", lambda run, student: None)
+    monkeypatch.setattr(program, "train_together", lambda run, others, make, device: tasks.append(make(run, None)[2]) or student)
+    job = Job("transfer", "mobilebert", setting, ("data", "pretrain/ib-bert-large"), "a" * 64)
+    study = SimpleNamespace(labels=lambda stage: [], schedule_labels=lambda stage: [])
+    program.run(SimpleNamespace(job=job, metrics={}, details={}, label=lambda *_: None), study)
+    found = [tasks[0].flops_per_token(step, LENGTH) for step in (0, 7, 11)]
+    assert found == [transfer_flops_per_token(setting, *fields, step, LENGTH) for step in (0, 7, 11)]
+    assert (tasks[0].stage and [tasks[0].stage(step) for step in (0, 7, 11)]) == ([1, 2, 3] if strategy == "pkt" else None)
 
 
 def test_a_resumed_transfer_tells_the_stages_that_it_measured(student, teacher, tmp_path, monkeypatch):
