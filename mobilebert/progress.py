@@ -51,15 +51,21 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool =
 class Speed:
     """Tokens a second, model FLOPs utilisation (MFU), share of the time that steps waited for data.
 
-    The first step, which compiles and warms caches, is counted apart, unless it is the only one.
+    The first step, which compiles and warms caches, is counted apart, unless it is the only one; so is the first of each stage
+    of a schedule. FLOPs are the model's (`modeling.cost`), whatever the kernels compute beside them: attention maps that are
+    kept, a fused attention that makes its scores again. Padding counts in tokens and in FLOPs, as it is computed.
 
-    flops_per_token, peak: of the model, and of all devices together in FLOP/s; without both there is no MFU.
+    peak: of all devices together in FLOP/s; without it, or where the steps' FLOPs are not known, there is no MFU.
     """
 
-    def __init__(self, flops_per_token: float | None, peak: float | None):
-        self.share = flops_per_token / peak if flops_per_token and peak else None
-        self.begin = time.monotonic()
-        self.steps, self.tokens, self.waited = 0, 0, 0.0
+    def __init__(self, peak: float | None):
+        self.peak, self.begin, self.waited = peak, time.monotonic(), 0.0
+        self.whole = _Span(self.begin, 0.0)
+        self.stages: dict[int, _Span] = {}
+
+    @property
+    def steps(self) -> int:
+        return self.whole.steps
 
     @property
     def seconds(self) -> float:
@@ -78,25 +84,52 @@ class Speed:
             self.waited += time.monotonic() - start
             yield batch
 
-    def step(self, tokens: int) -> None:
-        """A step of so many tokens has ended."""
-        self.steps += 1
-        self.tokens += tokens
-        if self.steps == 1:
-            self.first = (time.monotonic(), self.tokens, self.waited)
+    def step(self, tokens: int, flops: float | None = None, stage: int | None = None) -> None:
+        """A step of so many tokens and FLOPs has ended; `stage`: of the schedule, where that has stages."""
+        spans = [self.whole]
+        if stage is not None:
+            spans.append(self.stages.setdefault(stage, _Span(*self.whole.end)))
+        now = time.monotonic()
+        if not self.steps:
+            self.first_seconds = now - self.begin
+        for span in spans:
+            span.step(tokens, flops or 0.0, now, self.waited)
 
-    def figures(self) -> dict[str, float]:
-        """tokens_per_second, data_wait_share, first_step_seconds and, where it is known, mfu. Needs a step."""
-        start, tokens, waited = self.first if self.steps > 1 else (self.begin, 0, 0.0)
-        seconds = time.monotonic() - start
-        found = {
-            "tokens_per_second": (self.tokens - tokens) / seconds,
-            "data_wait_share": (self.waited - waited) / seconds,
-            "first_step_seconds": self.first[0] - self.begin,
-        }
-        return found | ({"mfu": found["tokens_per_second"] * self.share} if self.share else {})
+    def figures(self) -> dict:
+        """tokens_per_second, data_wait_share, first_step_seconds and, where it is known, mfu. Needs a step.
+
+        `stages`, where there are some: for each of which a step was seen its number, `steps` and, but for first_step_seconds,
+        the same figures.
+        """
+        found = self.whole.figures(self.peak) | {"first_step_seconds": self.first_seconds}
+        stages = [{"stage": stage, "steps": span.steps} | span.figures(self.peak) for stage, span in self.stages.items()]
+        return found | ({"stages": stages} if stages else {})
 
     def __str__(self) -> str:
-        figures = self.figures()
+        figures = self.whole.figures(self.peak)
         parts = [f"{figures['tokens_per_second']:.0f} tokens/s", f"data wait {figures['data_wait_share']:.1%}"]
         return ", ".join([*parts, *([f"MFU {figures['mfu']:.1%}"] if "mfu" in figures else [])])
+
+
+class _Span:
+    """Steps in a row and their tokens and FLOPs, without the first where there are others.
+
+    start, end: each a moment and the seconds waited for data until then.
+    """
+
+    def __init__(self, moment: float, waited: float):
+        self.start = self.end = (moment, waited)
+        self.steps, self.tokens, self.flops = 0, 0, 0.0
+
+    def step(self, tokens: int, flops: float, moment: float, waited: float) -> None:
+        if self.steps == 1:
+            self.start, self.tokens, self.flops = self.end, 0, 0.0
+        self.steps += 1
+        self.tokens += tokens
+        self.flops += flops
+        self.end = (moment, waited)
+
+    def figures(self, peak: float | None) -> dict[str, float]:
+        seconds, waited = (after - before for before, after in zip(self.start, self.end, strict=True))
+        found = {"tokens_per_second": self.tokens / seconds, "data_wait_share": waited / seconds}
+        return found | ({"mfu": self.flops / seconds / peak} if peak and self.flops else {})

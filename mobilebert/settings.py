@@ -105,6 +105,7 @@ class Transfer(Training):
     batch_size: Positive = 4096
     lower_layers: Share = 0.1  # rate of layers already learnt, as a share of the current layer's; 0 freezes them
     factors: tuple[float, float, float, float] | None = None  # feature map, means, variances, attention; None: the recipe's
+    share_teacher: bool = False  # one pass for all students at the same stages of the same teacher; as in Distill
 
     @field_validator("factors", mode="before")
     @classmethod

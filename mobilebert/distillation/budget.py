@@ -31,6 +31,17 @@ def flops_per_token(student: Mapping, teacher: Mapping, length: int) -> float:
     return cost(student, length).training_flops_per_token + _forward(teacher, length) + logits
 
 
+def transfer_flops_per_token(config: Mapping, student: Mapping, teacher: Mapping, step: int, length: int) -> float:
+    """Of a step of knowledge transfer: the student as deep as the step runs it, backward through the blocks that learn, and the
+    teacher forward as deep as it is asked. No heads; the embeddings do not learn. Attention maps add no product.
+
+    config: a transfer job's (see `depths`).
+    """
+    run, learn, guide = depths(config, step, student["num_hidden_layers"])
+    mine, embedded = (_forward({**student, "num_hidden_layers": count}, length) for count in (run, 0))
+    return mine + 2 * learn / run * (mine - embedded) + _forward({**teacher, "num_hidden_layers": guide}, length)
+
+
 def scratch_steps(study: Study, row: Model, student: Mapping, teacher: Mapping, budget: str) -> int:
     """Steps of distillation's batches that the student gets from scratch: as many as `row` gets, or for as many FLOPs."""
     if budget == "steps":
@@ -52,9 +63,25 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
     """Mean share of its layers that the student runs, that it goes back through, and that the teacher runs."""
     if row.strategy == "akt":
         return 0, 0, 0  # beside distillation, whose steps count both models whole
-    if row.strategy == "jkt":
-        return 1, 1, 1
-    steps = study.transfer.steps
-    run = sum(schedule.stage(step, steps, layers)[0] + 1 for step in range(steps)) / steps / layers
-    whole = study.recipe == "released" and "fmt" in row.losses  # its statistics are of all the teacher's layers
-    return run, run if study.transfer.lower_layers else 1 / layers, 1 if whole else run
+    transfer = study.transfer
+    config = {"strategy": row.strategy, "losses": row.losses, "recipe": study.recipe}
+    config |= {"steps": transfer.steps, "lower_layers": transfer.lower_layers}
+    totals, step = [0, 0, 0], 0
+    while step < transfer.steps:  # from stage to stage: the steps of one are alike
+        length = schedule.stage(step, transfer.steps, layers)[2]
+        totals = [total + length * depth for total, depth in zip(totals, depths(config, step, layers), strict=True)]
+        step += length
+    return tuple(total / transfer.steps / layers for total in totals)
+
+
+def depths(config: Mapping, step: int, layers: int) -> tuple[int, int, int]:
+    """Of `layers` blocks those that the student runs at a step of PKT or JKT, those that it goes back through, and those that the
+    teacher runs.
+
+    config: strategy, losses, recipe, steps and lower_layers, as in a transfer job's.
+    """
+    if config["strategy"] == "jkt":
+        return layers, layers, layers
+    run = schedule.stage(step, config["steps"], layers)[0] + 1
+    whole = config["recipe"] == "released" and "fmt" in config["losses"]  # its statistics are of all the teacher's layers
+    return run, run if config["lower_layers"] else 1, layers if whole else run

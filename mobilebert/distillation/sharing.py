@@ -1,8 +1,8 @@
 """Several students taught by one pass of their teacher, in one process; each one's state and record stay its own.
 
-At the paper's size the teacher's forward pass takes four times the FLOPs of a student's step. The distillation that starts first
-leads: it trains the students of other distillations beside its own, to a state after their last step. The job of each, when it
-runs, goes on from that state as from any other, evaluates and writes its record.
+At the paper's size the teacher's forward pass takes four times the FLOPs of a student's step. The transfer or distillation that
+starts first leads: it trains the students of other such jobs beside its own, to a state after their last step. The job of each,
+when it runs, goes on from that state as from any other, evaluates and writes its record.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ from mobilebert.training.parallel import world
 
 NAME = "train"  # of the training, as the loop calls its state
 Prepared = tuple[nn.Module, torch.optim.Optimizer, Task]
+BATCHES = ("batch_size", "length", "max_predictions", "seed", "precision", "max_minutes")
+LESSONS = {  # what two jobs must have alike, so that their teacher computes the same at the same step
+    "distill": (*BATCHES, "temperature", "transfer"),
+    "transfer": (*BATCHES, "strategy", "steps"),  # but not the losses: `transfer.Guide` answers each
+}
 
 
 class Stopped(Exception):
@@ -89,18 +94,19 @@ class SharedPass:
 
 @contextlib.contextmanager
 def siblings(run: Run, study: Study) -> Iterator[list[Run]]:
-    """The distillations whose students can be trained beside that of `run`, their locks held: those of a bare `snakemake`
-    with the same teacher and batches, whose inputs are there, whose own record is not, and that no process makes.
+    """The jobs of its stage whose students can be trained beside that of `run`, their locks held: those of a bare `snakemake`
+    with the same teacher and batches (see `_lesson`), whose inputs are there, whose own record is not, and that no process makes.
 
     None for one of torchrun's processes, who would have to agree on them, and where a time budget makes the schedule: the
     others' time would count.
     """
     with contextlib.ExitStack() as held:
         found: list[Run] = []
-        if study.distill.share_teacher and world().size == 1 and not run.job.config["max_minutes"] and _steps_left(run):
+        shares = getattr(study, run.job.stage).share_teacher
+        if shares and world().size == 1 and not run.job.config["max_minutes"] and _steps_left(run):
             for key in scope(study, run.graph):
                 job = run.graph[key]
-                if job.stage == "distill" and key != run.job.id and _lesson(job) == _lesson(run.job):
+                if job.stage == run.job.stage and key != run.job.id and _lesson(job) == _lesson(run.job):
                     other = Run(job, run.study, run.results, run.graph)
                     with contextlib.suppress(UserError), contextlib.ExitStack() as own:
                         own.enter_context(lock(lock_of(other.state), "another process makes it", leader=run.job.id))
@@ -112,9 +118,8 @@ def siblings(run: Run, study: Study) -> Iterator[list[Run]]:
 
 
 def _lesson(job: Job) -> list:
-    """What the teacher computes in a distillation, and from what."""
-    keys = ("batch_size", "length", "max_predictions", "seed", "precision", "temperature", "transfer", "max_minutes")
-    return [job.inputs[1], job.config["control"] == "shuffled-teacher", *(job.config[key] for key in keys)]
+    """What the teacher computes, and from what."""
+    return [job.inputs[1], job.config["control"] == "shuffled-teacher", *(job.config[key] for key in LESSONS[job.stage])]
 
 
 def _is_ready(run: Run) -> bool:

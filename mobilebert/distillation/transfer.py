@@ -7,6 +7,7 @@ distillation. Whatever is outside the encoder comes from the teacher and does no
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from mobilebert.architecture import mismatch
 from mobilebert.distillation import losses
 from mobilebert.errors import UserError
+from mobilebert.modeling.encoder import additive_mask
 from mobilebert.training import schedule
 from mobilebert.training.pretraining import INPUTS
 
@@ -53,6 +55,13 @@ def shuffle_weights(model: nn.Module, seed: int) -> None:
         parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
+Share = Callable[[Callable[[], "Guide"]], "Guide"]
+
+
+def _alone(make: Callable[[], Guide]) -> Guide:
+    return make()
+
+
 class Transfer:
     """The layers' loss of one strategy.
 
@@ -74,6 +83,10 @@ class Transfer:
             return self.layers, range(self.layers)
         layer = schedule.stage(step, self.config["steps"], self.layers)[0]
         return layer + 1, range(layer, layer + 1)
+
+    def stage(self, step: int) -> int | None:
+        """The layer that PKT teaches at a step, from 1; None for the other strategies, whose steps are all alike."""
+        return self.depth(step)[0] if self.progressive else None
 
     def prepare(self, optimizer: torch.optim.Optimizer):
         """Step -> None: gives each layer its share of the rate; what does not learn needs no gradient.
@@ -104,16 +117,19 @@ class Transfer:
             return (3.0 if self.recipe == "released" else 1.0) * schedule.stage_curve(within, length)
         return schedule.linear(step, steps, self.config["warmup_steps"])
 
-    def loss(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+    def loss(self, batch: dict[str, torch.Tensor], step: int, share: Share = _alone) -> dict[str, torch.Tensor]:
         """Run both models as deep as the step needs; the mean of the taught layers' losses."""
-        return {"loss": self.loss_of(batch, *self.depth(step))}
+        return {"loss": self.loss_of(batch, *self.depth(step), share)}
 
-    def loss_of(self, batch: dict[str, torch.Tensor], depth: int, taught: range) -> torch.Tensor:
-        """Mean loss of the layers `taught`, of models run `depth` blocks deep."""
-        inputs = {key: batch[key] for key in INPUTS if key in batch}
+    def loss_of(self, batch: dict[str, torch.Tensor], depth: int, taught: range, share: Share = _alone) -> torch.Tensor:
+        """Mean loss of the layers `taught`, of models run `depth` blocks deep.
+
+        share: makes the teacher's guide, or gives that of another student of the same teacher, batch and layers.
+        """
         maps = list(taught) if "at" in self.config["losses"] else []
-        guide = self.guide(inputs, depth, taught, maps)
-        return self.compare(layers(self.student, inputs, depth, taught, maps), guide, batch)
+        theirs = share(lambda: Guide(self.teacher, batch, depth, taught, self.recipe)).layers(bool(maps), self.slips)
+        inputs = {key: batch[key] for key in INPUTS if key in batch}
+        return self.compare(layers(self.student, inputs, depth, taught, maps), theirs, batch)
 
     @property
     def slips(self) -> bool:
@@ -136,33 +152,45 @@ class Transfer:
             return total / self.layers
         return total / len(student) * batch.get("token_weight", 1.0)  # of a part of a batch: its share of the real tokens
 
-    def guide(self, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
-        """`layers` of the teacher, without autograd. Where it slips all its blocks run, and of each only the statistics stay."""
-        with torch.no_grad():
-            if not self.slips:
-                return layers(self.teacher, inputs, depth, taught, maps)
-            model, found, states = self.teacher.mobilebert, [], {}
-
-            def see(index: int, output: torch.Tensor) -> None:
-                found.append(losses.statistics(output))
-                if index in taught:
-                    states[index + 1] = output
-
-            hooks = [model.embeddings.register_forward_hook(lambda module, args, output: see(-1, output))]
-            for index, block in enumerate(model.encoder.layer):
-                hooks.append(block.register_forward_hook(lambda module, args, output, index=index: see(index, output[0])))
-            try:
-                out = model(**inputs, attention_layers=maps)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            return self.with_statistics(by_layer(states, out.attentions, taught), found)
-
     @staticmethod
     def with_statistics(teacher: dict[int, dict], found: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, dict]:
         """Give every layer the means and variances, (L + 1, B, T) each, of the teacher's embeddings and all its layers."""
         statistics = tuple(torch.stack(one) for one in zip(*found, strict=True))
         return {index: layer | {"statistics": statistics} for index, layer in teacher.items()}
+
+
+class Guide:
+    """A frozen teacher before one batch: its layers, made once in each of the ways that its students ask for them.
+
+    The blocks below the taught ones run once for all. From there on they run apart with attention maps and without: a fused
+    attention rounds in another way, and a student beside others gets the bits that it gets alone.
+    """
+
+    @torch.no_grad()
+    def __init__(self, teacher: nn.Module, batch: dict[str, torch.Tensor], depth: int, taught: range, recipe: str):
+        self.model, self.depth, self.taught = teacher.mobilebert, depth, taught
+        self.mask = additive_mask(batch.get("attention_mask"), self.model.compute_dtype(), teacher.config.mask_value)
+        self.made: dict[tuple[bool, bool], dict[int, dict]] = {}
+        self.below = self.model.embeddings(batch["input_ids"], batch.get("token_type_ids"))
+        self.found = [losses.statistics(self.below)] if recipe == "released" else []
+        for block in self.model.encoder.layer[: taught.start]:
+            self.below = block(self.below, self.mask, False)[0]
+            if recipe == "released":
+                self.found.append(losses.statistics(self.below))
+
+    @torch.no_grad()
+    def layers(self, maps: bool, slips: bool) -> dict[int, dict]:
+        """As the function `layers`. Where a loss slips all the blocks run, and of each only the statistics stay."""
+        if (maps, slips) not in self.made:
+            state, found, states = self.below, [*self.found], {}
+            for index in range(self.taught.start, self.model.config.num_hidden_layers if slips else self.depth):
+                state, attention = self.model.encoder.layer[index](state, self.mask, maps and index in self.taught)
+                if index in self.taught:
+                    states[index] = {"features": state, "attention": attention}
+                if slips:
+                    found.append(losses.statistics(state))
+            self.made[maps, slips] = Transfer.with_statistics(states, found) if slips else states
+        return self.made[maps, slips]
 
 
 def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:

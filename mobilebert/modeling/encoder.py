@@ -103,7 +103,8 @@ class MobileBertPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As transformers', for a folder or a hub name, with the refusals of `loading.check_loaded`.
 
-        A head or a pooler that the checkpoint lacks is drawn anew; weights of the body are not. Raises UserError.
+        A head or a pooler that the checkpoint lacks is drawn anew; weights of the body are not. `num_hidden_layers` below the
+        checkpoint's, given here by name, leaves out its last layers, with a warning. Raises UserError.
         """
         wants_report = kwargs.pop("output_loading_info", False)
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
@@ -112,8 +113,17 @@ class MobileBertPreTrainedModel(PreTrainedModel):
             model, report = super().from_pretrained(
                 pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
-        check_loaded(model, pretrained_model_name_or_path, report, ignore)
+        layers = cls._layers_to_leave_out(pretrained_model_name_or_path, **kwargs)
+        check_loaded(model, pretrained_model_name_or_path, report, ignore, layers)
         return (model, report) if wants_report else model
+
+    @classmethod
+    def _layers_to_leave_out(cls, source, config=None, **kwargs) -> range:
+        """Those that the checkpoint's own configuration has beyond a `num_hidden_layers` among the arguments."""
+        if "num_hidden_layers" not in kwargs:
+            return range(0)
+        values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
+        return range(kwargs["num_hidden_layers"], cls.config_class.from_dict(values).num_hidden_layers)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) weights, zero biases, unit norms; residual writers scaled."""
@@ -181,7 +191,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
             attention_layers = range(num_layers) if output_attentions else ()
         elif not all(0 <= index < num_layers for index in attention_layers):
             raise ValueError(f"attention_layers: {sorted(attention_layers)} are not all among the {num_layers} run")
-        dtype = self._compute_dtype()
+        dtype = self.compute_dtype()
         try:
             embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
         except IndexError:  # of a lookup on the CPU; nothing is paid for ids in range
@@ -196,7 +206,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
             attentions=attentions if attention_layers else None,
         )
 
-    def _compute_dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
         """The dtype of the matrix products: that of the weights, or of autocast. Raises UserError for float16."""
         weight = self.embeddings.embedding_transformation.weight
         dtype, device = weight.dtype, weight.device.type

@@ -25,6 +25,7 @@ def run(run: Run, study: Study) -> None:
 
     def prepare(run: Run, shared: SharedPass) -> Prepared:
         config = run.job.config
+        flops = flops_per_token(config["architecture"], teacher.config.to_dict(), config["length"])
         student = new_student(run, teacher, device)
         transfer = None
         if config["transfer"]:
@@ -38,7 +39,7 @@ def run(run: Run, study: Study) -> None:
             make_task(run, study, student, corpus),
             loss=losses_of,
             evaluate=lambda: pretraining.heldout_point(student, corpus, config["length"], device),
-            flops_per_token=flops_per_token(config["architecture"], teacher.config.to_dict(), config["length"]),
+            flops_per_token=lambda step, length: flops,
         )
         return student.eval(), make_optimizer(student, config), task
 

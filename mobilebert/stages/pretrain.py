@@ -26,10 +26,11 @@ def run(run: Run, study: Study) -> None:
     corpus = corpus_of(run)
     torch.manual_seed(config["seed"])
     model = pretraining.new_model(config["architecture"]).to(device).train(config["dropout"])
+    flops = cost(config["architecture"], config["length"]).training_flops_per_token
     task = replace(
         make_task(run, study, model, corpus),
         evaluate=lambda: pretraining.heldout_point(model, corpus, config["length"], device),
-        flops_per_token=cost(config["architecture"], config["length"]).training_flops_per_token,
+        flops_per_token=lambda step, length: flops,
     )
     train(run, model, make_optimizer(model, config), task, "train", device)
     pretraining.heldout(run, model, corpus, config["length"], device)

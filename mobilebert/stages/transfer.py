@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from mobilebert.config import Study
+from mobilebert.distillation.budget import transfer_flops_per_token
+from mobilebert.distillation.sharing import Prepared, SharedPass, siblings, train_together
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
 from mobilebert.jobs import final_job
 from mobilebert.paper import models
@@ -14,7 +17,6 @@ from mobilebert.records import Run
 from mobilebert.stages.pretrain import corpus_of, make_optimizer, make_task
 from mobilebert.training import pretraining
 from mobilebert.training.device import device_of
-from mobilebert.training.loop import train
 
 
 def run(run: Run, study: Study) -> None:
@@ -22,21 +24,27 @@ def run(run: Run, study: Study) -> None:
     device = device_of(study)
     corpus = corpus_of(run)
     teacher = teacher_of(run, study, device)
-    torch.manual_seed(config["seed"])
-    student = pretraining.new_model(config["architecture"]).to(device)
-    copied = copy_outside_encoder(student, teacher)
-    transfer = Transfer(student, teacher, config)
-    optimizer = make_optimizer(student, config, group=layer_of)
-    task = replace(
-        make_task(run, study, student, corpus),
-        loss=transfer.loss,
-        rate=transfer.rate,
-        prepare=transfer.prepare(optimizer),
-        stage=transfer.depth,
-    )
-    train(run, student.eval(), optimizer, task, "train", device)  # no dropout, as the released code
-    run.metrics["heldout_transfer_loss"] = heldout_loss(transfer, corpus, config, device)
-    run.details["copied_parameters"] = len(copied)
+
+    def prepare(run: Run, shared: SharedPass) -> Prepared:
+        config = run.job.config
+        torch.manual_seed(config["seed"])
+        student = pretraining.new_model(config["architecture"]).to(device)
+        run.details["copied_parameters"] = len(copy_outside_encoder(student, teacher))
+        transfer = Transfer(student, teacher, config)
+        optimizer = make_optimizer(student, config, group=layer_of)
+        task = replace(
+            make_task(run, study, student, corpus),
+            loss=lambda batch, step: transfer.loss(batch, step, partial(shared.get, run.job.id, step)),
+            rate=transfer.rate,
+            prepare=transfer.prepare(optimizer),
+            flops_per_token=partial(transfer_flops_per_token, config, config["architecture"], teacher.config.to_dict()),
+            stage=transfer.stage,
+        )
+        return student.eval(), optimizer, task  # no dropout, as the released code
+
+    with siblings(run, study) as others:
+        student = train_together(run, others, prepare, device)
+    run.metrics["heldout_transfer_loss"] = heldout_loss(Transfer(student, teacher, config), corpus, config, device)
     pretraining.save_model(run, student)
     run.label(study.labels("transfer") + study.schedule_labels("transfer"), *run.job.inputs[1:])
 

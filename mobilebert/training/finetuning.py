@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from mobilebert.data.features import Examples
 from mobilebert.data.glue import TASKS
+from mobilebert.modeling.cost import cost
 from mobilebert.records import Run
 from mobilebert.training import optim, schedule
 from mobilebert.training.loop import Task, train
@@ -105,8 +107,17 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
         seed=seed,
         precision=setting["precision"],
         checkpoint_every=CHECKPOINT_EVERY,
+        flops_per_token=flops_per_token(setting["architecture"]),
     )
     train(run, model, optimizer, plan, name, device)
+
+
+def flops_per_token(architecture: Mapping) -> Callable[[int, int], float] | None:
+    """(step, padded length of its batch) -> FLOPs of the encoder forward and backward, the embeddings learning with it; heads are
+    left out. None for the bag of embeddings and for a baseline whose sizes only transformers knows."""
+    if architecture["model_type"] not in ("mobilebert", "bert"):
+        return None
+    return lambda step, length: 3 * cost(architecture, length).encoder_flops / length
 
 
 def forward_of(model: nn.Module, device: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +44,12 @@ class Task:
     accumulate: int = 1  # micro-batches that a process makes of its share of a batch
     compile: bool = False
     graph: bool = False  # steps from CUDA graphs: the loss is then a function of tensors alone, and of the stage
-    stage: Callable[[int], Hashable] = lambda step: None  # what of a step but its rate depends on where it stands
+    stage: Callable[[int], int | None] = lambda step: None  # a graph serves one, speeds are told apart
     predictions: int = 0  # masked positions of a row, at most: where steps are graphs every row takes as many
     max_minutes: float | None = None
     save_last: bool = False  # the state after the last step, of a short run too: another process ends it
     evaluate: Callable[[], dict[str, float]] | None = None  # held-out figures, for the curves
-    flops_per_token: float | None = None  # of forward and backward
+    flops_per_token: Callable[[int, int], float] | None = None  # of a step's (place on the schedule, padded length)
 
 
 class _Clock:
@@ -110,7 +110,7 @@ def train(
     if task.graph:
         work = Graphs(work)
     peak = peak_flops(device)
-    speed = Speed(task.flops_per_token, peak and peak * group.size)
+    speed = Speed(peak and peak * group.size)
     clock = _Clock(task, used, speed, group)
     before = clock.place(start - 1) if start else -1
 
@@ -147,7 +147,9 @@ def train(
                     f"last good state: {good}"
                 )
             work.update()
-            speed.step(rows * batch["input_ids"].shape[1])
+            length = batch["input_ids"].shape[1]  # padding counts
+            flops = task.flops_per_token and rows * length * task.flops_per_token(place, length)
+            speed.step(rows * length, flops, task.stage(place))
             over = clock.is_over(step)
             progress.total = clock.steps(step + 1)
             progress.update()

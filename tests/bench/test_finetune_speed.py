@@ -54,7 +54,7 @@ def ours(model, rows, folder):
     run.state.mkdir(parents=True)
     examples = Examples(rows.ids, [np.zeros(len(ids), np.int8) for ids in rows.ids], 0, {"labels": rows.labels})
     setting = {"task": "sst2", "recipe": "paper", "precision": "fp32", "batch_size": BATCH, "epochs": EPOCHS}
-    setting |= {"learning_rate": 5e-5, "warmup_share": 0.1, "weight_decay": 0.01}
+    setting |= {"learning_rate": 5e-5, "warmup_share": 0.1, "weight_decay": 0.01, "architecture": model.config.to_dict()}
     finetune(run, examples, model.train(), setting, 0, "cpu", "seed0")
 
 

@@ -28,46 +28,22 @@ def batch(step):
     }
 
 
-def test_three_students_of_one_pass_cost_less_than_three_runs(tmp_path):
-    """The teacher's pass takes at least ten times the FLOPs of a student's step: were time as FLOPs, 3 x (10 + 1) against
-    10 + 3 x 1, 2.5 times. A step of small matrices and its optimizer take longer than that. Seconds of this process on its one
-    thread; of each version the fastest round."""
-    from mobilebert import MobileBertConfig, MobileBertForPreTraining
+def measure(folder, prepare):
+    """Processor seconds of this process on its one thread: STUDENTS trained beside each other and one after the other, the best
+    of interleaved rounds; and every round's."""
     from mobilebert.distillation.sharing import train_together
     from mobilebert.jobs import Job
-    from mobilebert.modeling.cost import cost
     from mobilebert.records import Run
-    from mobilebert.stages.distill import guide, loss
-    from mobilebert.training import optim
-    from mobilebert.training.loop import Task
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    settings = {"alpha": 0.5, "temperature": 1.0, "recipe": "paper"}
-    teacher = MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **WIDE)).eval().requires_grad_(False)
-    flops = cost(teacher.config.to_dict(), LENGTH).encoder_flops / LENGTH
-    step = cost(MobileBertConfig(**WIDTHS, **NARROW).to_dict(), LENGTH).training_flops_per_token
-    assert flops > 10 * step
-
-    def prepare(run, shared):
-        torch.manual_seed(int(run.job.name))
-        student = MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **NARROW)).eval()
-
-        def losses_of(batch, step):
-            theirs = shared.get(run.job.id, step, lambda: guide(teacher, batch, settings, None))
-            return loss(student, theirs, batch, settings, None)
-
-        return student, optim.make(student, "lamb", 1e-3, 0.01), Task(STEPS, batch, losses_of, lambda step: 1.0, 0)
-
-    def run(folder, name):
-        found = Run(Job("distill", str(name), {}, (), str(name) * 64), "study", folder, {})
+    def run(place, name):
+        found = Run(Job("distill", str(name), {}, (), str(name) * 64), "study", place, {})
         found.state.mkdir(parents=True)
         return found
 
     samples, learnt = {"shared": [], "alone": []}, {}
     for index in range(1 + ROUNDS):
         for version in samples:
-            runs = [run(tmp_path / version / str(index), name) for name in range(STUDENTS)]
+            runs = [run(folder / version / str(index), name) for name in range(STUDENTS)]
             start = time.process_time()
             if version == "shared":
                 learnt[version] = train_together(runs[0], runs[1:], prepare, "cpu")
@@ -77,5 +53,66 @@ def test_three_students_of_one_pass_cost_less_than_three_runs(tmp_path):
     for mine, theirs in zip(learnt["shared"].parameters(), learnt["alone"].parameters(), strict=True):
         assert torch.equal(mine, theirs)  # the same work
     best = {version: min(taken[1:]) for version, taken in samples.items()}
-    ratio = best["alone"] / best["shared"]
+    return best["alone"] / best["shared"], samples
+
+
+def model(seed, fields):
+    from mobilebert import MobileBertConfig, MobileBertForPreTraining
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    return MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **fields)).eval()
+
+
+def test_three_distillations_of_one_pass_cost_less_than_three_runs(tmp_path):
+    """The teacher's pass takes at least ten times the FLOPs of a student's step: were time as FLOPs, 3 x (10 + 1) against
+    10 + 3 x 1, 2.5 times. A step of small matrices and its optimizer take longer than that."""
+    from mobilebert import MobileBertConfig
+    from mobilebert.modeling.cost import cost
+    from mobilebert.stages.distill import guide, loss
+    from mobilebert.training import optim
+    from mobilebert.training.loop import Task
+
+    settings = {"alpha": 0.5, "temperature": 1.0, "recipe": "paper"}
+    teacher = model(0, WIDE).requires_grad_(False)
+    flops = cost(teacher.config.to_dict(), LENGTH).encoder_flops / LENGTH
+    step = cost(MobileBertConfig(**WIDTHS, **NARROW).to_dict(), LENGTH).training_flops_per_token
+    assert flops > 10 * step
+
+    def prepare(run, shared):
+        student = model(int(run.job.name), NARROW)
+
+        def losses_of(batch, step):
+            theirs = shared.get(run.job.id, step, lambda: guide(teacher, batch, settings, None))
+            return loss(student, theirs, batch, settings, None)
+
+        return student, optim.make(student, "lamb", 1e-3, 0.01), Task(STEPS, batch, losses_of, lambda step: 1.0, 0)
+
+    ratio, samples = measure(tmp_path, prepare)
     assert ratio >= 1.4, (ratio, samples)
+
+
+def test_three_transfers_of_one_pass_cost_less_than_three_runs(tmp_path):
+    """PKT, a step a layer; the last student wants no maps, so the taught block runs twice. Of 4 layers the teacher runs
+    3 x (1 + 2 + 3 + 4) blocks for three runs, (2 + 3 + 4 + 5) for one pass."""
+    from mobilebert.distillation.transfer import Transfer, layer_of
+    from mobilebert.training import optim
+    from mobilebert.training.loop import Task
+
+    layers = WIDTHS["num_hidden_layers"]
+    teacher = model(0, WIDE).requires_grad_(False)
+
+    def prepare(run, shared):
+        student = model(int(run.job.name), NARROW)
+        settings = {"strategy": "pkt", "recipe": "paper", "factors": None, "lower_layers": 0.1, "steps": layers}
+        settings["losses"] = ("fmt",) if int(run.job.name) == STUDENTS - 1 else ("fmt", "at")
+        transfer = Transfer(student, teacher, settings)
+        optimizer = optim.make(student, "lamb", 1e-3, 0.01, group=layer_of)
+
+        def losses_of(batch, step):
+            return transfer.loss(batch, step, lambda make: shared.get(run.job.id, step, make))
+
+        return student, optimizer, Task(layers, batch, losses_of, transfer.rate, 0, transfer.prepare(optimizer))
+
+    ratio, samples = measure(tmp_path, prepare)
+    assert ratio >= 1.2, (ratio, samples)

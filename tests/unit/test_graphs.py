@@ -111,7 +111,7 @@ def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **change
     if kind in ("pkt", "frozen", "jkt"):
         strategy = {"strategy": "jkt" if kind == "jkt" else "pkt", "lower_layers": 0.0 if kind == "frozen" else 0.1}
         lesson, group = Transfer(student, teacher, lessons | strategy), layer_of
-        more = {"loss": lesson.loss, "rate": lesson.rate, "stage": lesson.depth}
+        more = {"loss": lesson.loss, "rate": lesson.rate, "stage": lesson.stage}
     elif kind in ("distill", "released", "akt"):
         lesson = Transfer(student, teacher, lessons | {"strategy": "akt"}) if kind == "akt" else None
         more["loss"] = lambda batch, step: distill.loss(
@@ -289,18 +289,21 @@ def test_the_programs_say_what_a_graph_has_to_know(monkeypatch):
     """The most masked positions of a row: 15 % of 512 tokens. The stages of progressive transfer: its depths."""
     study = load("paper")
     study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"graph": True})})
-    seen, run = [], SimpleNamespace(job=jobs.build(study)["transfer/mobilebert"])
+    seen, run = [], SimpleNamespace(job=jobs.build(study)["transfer/mobilebert"], details={})
     run.job.config["steps"] = STEPS
     monkeypatch.setattr(pretraining, "batches", lambda *arguments: None)
     monkeypatch.setattr(pretraining, "new_model", lambda architecture: model(1, **STUDENT))
     monkeypatch.setattr(transfer, "corpus_of", lambda run: None)
     monkeypatch.setattr(transfer, "device_of", lambda study: "cpu")
     monkeypatch.setattr(transfer, "teacher_of", lambda *arguments: model(2, **TEACHER))
-    monkeypatch.setattr(transfer, "train", lambda run, student, optimizer, task, *more: seen.append(task) or 1 / 0)
+    monkeypatch.setattr(transfer, "siblings", lambda run, study: contextlib.nullcontext([]))
+    monkeypatch.setattr(
+        transfer, "train_together", lambda run, others, prepare, device: seen.append(prepare(run, None)[2]) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         transfer.run(run, study)
     assert (seen[0].graph, seen[0].predictions) == (True, 77)
-    assert [seen[0].stage(place) for place in (0, 9, 10, 19)] == [(1, range(1))] * 2 + [(2, range(1, 2))] * 2
+    assert [seen[0].stage(place) for place in (0, 9, 10, 19)] == [1, 1, 2, 2]
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

@@ -73,6 +73,26 @@ def test_a_pooler_may_be_new(tmp_path):
     assert MobileBertModel.from_pretrained(tmp_path).pooler.dense is not None
 
 
+@pytest.mark.parametrize("head", ["Model", "ForPreTraining", "ForQuestionAnswering"])
+@pytest.mark.parametrize(("layers", "names"), [(1, "layers 1 to 2 are"), (2, "layer 2 is")])
+def test_a_smaller_depth_asked_for_by_name_leaves_the_last_layers_out(tmp_path, caplog, head, layers, names):
+    """What transformers' own class makes of the same arguments; our other runs `layers` blocks of the whole model."""
+    whole = MobileBertForPreTraining(MobileBertConfig(**{**SMALL, "num_hidden_layers": 3})).eval()
+    whole.save_pretrained(tmp_path)
+    caplog.clear()
+    found = getattr(mobilebert, f"MobileBert{head}").from_pretrained(tmp_path, num_hidden_layers=layers)
+    said = [record.getMessage() for record in caplog.records if record.name == "transformers"]
+    assert said == [f"{tmp_path}: encoder {names} left out (num_hidden_layers={layers} of 3)"]
+    assert found.config.num_hidden_layers == layers
+    body, inputs = found.base_model.eval(), batch("Model", True)
+    expected = whole.mobilebert(**inputs, num_layers=layers).last_hidden_state
+    close(body(**inputs).last_hidden_state, expected, 0)
+    theirs = transformers.MobileBertModel.from_pretrained(tmp_path, num_hidden_layers=layers).eval()
+    close(theirs(**inputs).last_hidden_state, expected)
+    found.save_pretrained(tmp_path / "cut")
+    assert mobilebert.MobileBertModel.from_pretrained(tmp_path / "cut").config.num_hidden_layers == layers
+
+
 # ---- refusals
 
 
@@ -113,6 +133,24 @@ def test_weights_of_another_architecture_are_refused(tmp_path, saved, read, mess
     line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path, config=MobileBertConfig(**SMALL | read)))
     assert line.startswith(f"{tmp_path}: ")
     assert message in line
+
+
+def test_no_other_override_cuts_a_checkpoint(tmp_path, caplog):
+    """A depth that is the configuration's own or larger, or another key; and what is left out is whole layers alone."""
+    MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
+
+    def said(**overrides):
+        return refusal(lambda: MobileBertModel.from_pretrained(tmp_path, **overrides))
+
+    assert "it has no encoder.layer.2." in said(num_hidden_layers=3)
+    assert "the model has no mobilebert.encoder.layer.0.ffn.0." in said(num_feedforward_networks=1)
+    assert "the model has no mobilebert.encoder.layer.0.ffn.0." in said(num_hidden_layers=1, num_feedforward_networks=1)
+    assert "has shape" in said(num_hidden_layers=1, hidden_size=32)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 1}))
+    for overrides in ({}, {"num_hidden_layers": 1}):
+        assert "the model has no mobilebert.encoder.layer.1." in said(**overrides)
+    assert not caplog.records
 
 
 def test_a_tiny_folder_without_its_configuration_is_refused(tmp_path):

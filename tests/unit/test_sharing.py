@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,7 +190,8 @@ def test_an_error_of_another_is_a_line(tmp_path, capsys):
 def study():
     found = load("smoke")
     run = {**found.run, "mobilebert-seed-1": ()}
-    changed = found.model_copy(update={"distill": found.distill.model_copy(update={"share_teacher": True}), "run": run})
+    shared = {stage: getattr(found, stage).model_copy(update={"share_teacher": True}) for stage in ("transfer", "distill")}
+    changed = found.model_copy(update={**shared, "run": run})
     object.__setattr__(changed, "_name", "smoke")
     return changed
 
@@ -221,6 +223,24 @@ def test_students_of_the_same_teacher_and_batches_join(study, graph, tmp_path):
     assert led(study, graph, tmp_path, "distill/control-shuffled-teacher") == set()
     assert led(study, graph, tmp_path, "distill/mobilebert-pd") == OTHERS - {"mobilebert-pd"} | {"mobilebert"}
     assert not any(locks.is_live(path) for path in (tmp_path / "smoke/.state").iterdir() if path.is_dir())
+
+
+def test_students_of_the_same_stages_join_whatever_their_losses(study, tmp_path):
+    """Not JKT, whose steps teach other layers, not a shuffled teacher's, not another seed's batches, not longer stages."""
+    graph = jobs.build(study)
+    for key in ("data", "pretrain/ib-bert-large"):
+        records.execute(graph[key], "smoke", tmp_path, graph, lambda run: None)
+    alike = {"mobilebert", "mobilebert-no-opt", "mobilebert-pd-fmt"}
+    assert {tuple(graph[f"transfer/{name}"].config["losses"]) for name in alike} == {("fmt", "at"), ("fmt",)}
+    for name in alike:
+        assert led(study, graph, tmp_path, f"transfer/{name}") == alike - {name}
+    for name in ("mobilebert-jkt", "control-shuffled-teacher", "mobilebert-seed-1"):
+        assert led(study, graph, tmp_path, f"transfer/{name}") == set()
+    longer = replace(graph["transfer/mobilebert-pd-fmt"], config={**graph["transfer/mobilebert"].config, "steps": 999})
+    graph["transfer/mobilebert-pd-fmt"] = longer
+    assert led(study, graph, tmp_path, "transfer/mobilebert") == {"mobilebert-no-opt"}
+    only_distill = study.model_copy(update={"transfer": load("smoke").transfer})
+    assert led(only_distill, graph, tmp_path, "transfer/mobilebert") == set()
 
 
 def test_one_that_is_made_or_done_or_trained_does_not_join(study, graph, tmp_path, monkeypatch):

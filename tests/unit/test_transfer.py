@@ -9,7 +9,7 @@ import torch
 
 from mobilebert import MobileBertConfig, MobileBertForPreTraining
 from mobilebert.distillation.losses import FACTORS
-from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
+from mobilebert.distillation.transfer import Guide, Transfer, copy_outside_encoder, layer_of, shuffle_weights
 from mobilebert.errors import UserError
 from mobilebert.jobs import Job
 from mobilebert.records import Run
@@ -328,7 +328,7 @@ def test_a_stage_keeps_one_hidden_state_of_the_teacher(student, teacher, recipe)
 
     for step in (0, 10, 20):
         depth, taught = transfer.depth(step)
-        guide = transfer.guide(batch(), depth, taught, list(taught))
+        guide = Guide(teacher, batch(), depth, taught, recipe).layers(True, transfer.slips)
         assert len(born) == 1 + (LAYERS if recipe == "released" else depth)
         assert alive() == 1
         assert set(guide) == set(taught)
