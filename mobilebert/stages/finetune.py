@@ -30,10 +30,9 @@ from mobilebert.progress import bar
 from mobilebert.records import Diverged, Run, json_safe, write_atomically
 from mobilebert.training import checkpoint, together
 from mobilebert.training.device import device_of
-from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, make_task, new_model
+from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
 from mobilebert.training.runs import failure, summary
 from mobilebert.training.search import Trial, grid, search, stacks, total
-from mobilebert.training.together import Member
 
 Train = Callable[[Run, Trial, Path], tuple[dict, dict]]
 TrainTogether = Callable[[Run, list[Trial]], Train | None]
@@ -78,27 +77,8 @@ def run(run: Run, study: Study) -> None:
             return finish(model, trial, out)
 
         def train_together(part: Run, trials: list[Trial]) -> Train | None:
-            models = {trial.seed: new(trial) for trial in trials}
-            members = [
-                Member(trial.name, make_task(seen(trial), models[trial.seed], {**setting, **trial.setting}, trial.seed), rate)
-                for trial in trials
-                for rate in [trial.learning_rate]
-            ]
-            stack = together.stack_of([models[trial.seed] for trial in trials], members, device)
-            if stack is None:
-                return None
-            together.train(part, stack, members, task.name, setting["weight_decay"], device)
-
-            def one(part: Run, trial: Trial, out: Path) -> tuple[dict, dict]:
-                place = trials.index(trial)
-                if problem := together.reason(stack, members, place):
-                    raise Diverged(problem)
-                model = new(trial)
-                stack.copy_to(model, place)
-                metrics, details = finish(model, trial, out)
-                return metrics, {**details, "stacked_with": len(trials)}
-
-            return one
+            trained = together.fit(part, trials, new, seen, setting, device)
+            return trained and (lambda part, trial, out: finish(trained(trial), trial, out))
 
         runs = every_run(run, train, train_together, runs_at_once(study, setting, device))
     collect(run, runs, task.metrics[0])
@@ -165,7 +145,7 @@ def several_runs(run: Run, trials: list[Trial], train: Train, train_together: Tr
         part = part_of(run, trials[0].role, name)
         started, clock = datetime.now(UTC), time.monotonic()
         if one := train_together(part, trials):
-            train, shared = one, Shared(part, started, (time.monotonic() - clock) / len(trials))
+            train, shared = one, Shared(part, len(trials), started, (time.monotonic() - clock) / len(trials))
     for trial in trials:
         yield one_run(run, trial, train, shared)
     (run.state / f"{name}.safetensors").unlink(missing_ok=True)
@@ -174,9 +154,11 @@ def several_runs(run: Run, trials: list[Trial], train: Train, train_together: Tr
 
 @dataclass
 class Shared:
-    """What the runs of a stack have in common: where state and curves are, when it began, and the share of its seconds of one."""
+    """What runs of a stack have in common: where state and curves are, how many they are, when they began, a run's share of the
+    seconds."""
 
     part: Run
+    size: int
     started: datetime
     seconds: float
 
@@ -210,9 +192,10 @@ def one_run(run: Run, trial: Trial, train: Train, shared: Shared | None) -> dict
     out.mkdir(exist_ok=True)
     part = shared.part if shared else part_of(run, trial.role, trial.name)
     started, clock = shared.started if shared else datetime.now(UTC), time.monotonic()
-    status, reason, metrics, details = "ok", None, {}, {}
+    status, reason, metrics, details = "ok", None, {}, {"stacked_with": shared.size} if shared else {}
     try:
-        metrics, details = train(part, trial, out)
+        metrics, found = train(part, trial, out)
+        details |= found
     except Diverged as error:
         status, reason = "diverged", str(error)
     losses = [value for _, value in part.curves.get(f"{trial.name}_loss", [])]

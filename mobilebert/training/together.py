@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mobilebert.data.features import Examples
 from mobilebert.data.glue import TASKS
-from mobilebert.errors import UserError
 from mobilebert.modeling.cost import cost
 from mobilebert.progress import Speed, bar
-from mobilebert.records import Run
+from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import ahead, digest
+from mobilebert.training.finetuning import make_task
 from mobilebert.training.loop import CURVE_POINTS, Task
+from mobilebert.training.search import Trial
 from mobilebert.training.stack import Feed, Stack, feed, optimizer_of
 
 # Of float32 numbers a weight: itself, its gradient twice (autograd's pieces beside the whole), two moments.
@@ -28,10 +30,9 @@ USABLE = 0.8  # of a device's memory: masks of dropout, padding, kernels' work s
 
 def most(architecture: Mapping, batch_size: int, length: int, memory: int) -> int:
     """Runs of a model that fit beside each other into `memory` bytes; at least 1, and 1 for a model whose cost is not known."""
-    try:
-        known = cost(architecture, min(length, architecture.get("max_position_embeddings", length)))
-    except UserError:
+    if architecture["model_type"] not in ("mobilebert", "bert"):
         return 1
+    known = cost(architecture, length)
     each = WEIGHT_BYTES * known.parameters + known.saved_bytes_per_token * batch_size * length
     return max(1, int(USABLE * memory / each))
 
@@ -71,7 +72,7 @@ def losses(task_name: str, out: Mapping[str, torch.Tensor], fed: Feed) -> torch.
     return rows.mean(1) if real is None else (rows * real).sum(1) / real.sum(1)
 
 
-def stack_of(models: Sequence[nn.Module], members: Sequence[Member], device: str) -> Stack | None:
+def stack_of(models: Sequence[nn.Module], members: Sequence[Member], task_name: str, device: str) -> Stack | None:
     """The models as a stack; None where vmap cannot run their code, as code that looks into a batch to choose its way.
 
     Both are found on the first batch, before any work: which weights get a gradient, and whether the stack runs.
@@ -84,7 +85,7 @@ def stack_of(models: Sequence[nn.Module], members: Sequence[Member], device: str
     gradients = torch.autograd.grad(loss, [parameters[name] for name in learnt], allow_unused=True)
     stack = Stack(models, [name for name, value in zip(learnt, gradients, strict=True) if value is not None])
     try:
-        stack(first, [0] * len(models))
+        losses(task_name, stack(first, [0] * len(models)), first)
     except RuntimeError as error:
         if not str(error).startswith(("vmap:", "Batching rule")):
             raise
@@ -104,6 +105,39 @@ def _feed(members: Sequence[Member], step: int, device: str) -> Feed:
     else:
         found = feed([batches[member.task.seed] for member in members])
     return found.pin_memory() if device == "cuda" else found
+
+
+def fit(
+    run: Run,
+    trials: Sequence[Trial],
+    new: Callable[[Trial], nn.Module],
+    examples_of: Callable[[Trial], Examples],
+    setting: dict,
+    device: str,
+) -> Callable[[Trial], nn.Module] | None:
+    """Train runs that differ in learning rate and seed alone; what gives the trained model of each, or raises Diverged.
+
+    None, with no step made, where their models cannot be stacked. new: a run's model before training, a function of its seed.
+    """
+    models = {trial.seed: new(trial) for trial in trials}
+    members = []
+    for trial in trials:
+        task = make_task(examples_of(trial), models[trial.seed], {**setting, **trial.setting}, trial.seed)
+        members.append(Member(trial.name, task, trial.learning_rate))
+    stack = stack_of([models[trial.seed] for trial in trials], members, setting["task"], device)
+    if stack is None:
+        return None
+    train(run, stack, members, setting["task"], setting["weight_decay"], device)
+
+    def trained(trial: Trial) -> nn.Module:
+        place = trials.index(trial)
+        if problem := reason(stack, members, place):
+            raise Diverged(problem)
+        model = new(trial)
+        stack.copy_to(model, place)
+        return model
+
+    return trained
 
 
 def key_of(members: Sequence[str]) -> str:
@@ -144,8 +178,9 @@ def train(run: Run, stack: Stack, members: Sequence[Member], task_name: str, wei
                     stack.ended[index] = torch.tensor([step, value, length])
             _clip(stack, norms, first.clip_norm, going)
             rates = [member.learning_rate * member.task.rate(step) * on for member, on in zip(members, going, strict=True)]
+            rates = torch.tensor(rates, device=device)
             for group in optimizer.param_groups:
-                group["lr"] = torch.tensor(rates, device=device)
+                group["lr"] = rates
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             speed.step(fed.batch["input_ids"].numel() // (1 if fed.is_shared else len(members)))  # of one run
