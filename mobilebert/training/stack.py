@@ -2,8 +2,8 @@
 
 `torch.func.vmap` runs the model's own code. What it would take apart or draw otherwise is done here on all models at once:
 
-- Dropout, also that of attention, is drawn model by model, from a generator that each model's seed sets and on the shape that it
-  has alone: a model of a stack gets, to the bit, the masks that it gets alone.
+- Dropout, also that of attention, is drawn model by model, from a generator that the model's seed sets and on the shape that it
+  has alone: a model of a stack gets the masks that it gets alone.
 - A lookup is one in the K tables end on end. Beyond a model's own length it gives zeros, which is what the trigram input sees at
   the end of a batch; the attention mask hides those places from everything else.
 - Attention without dropout is one call of the fused kernel over K times the rows.
@@ -246,7 +246,7 @@ class _Together(TorchFunctionMode):
         if not (training and p):
             return x
 
-        tokens = {2: (), 3: (1,), 4: (2, 3)}[x.dim()]  # pooled, states, attention's probabilities
+        tokens = {3: (1,), 4: (2, 3)}.get(x.dim(), ())  # states, attention's probabilities; not of a pooled vector
 
         def drop(x: torch.Tensor) -> torch.Tensor:
             return self.one_by_one(lambda own: F.dropout(own, p), [tokens], x)

@@ -14,11 +14,12 @@ from torch import nn
 from mobilebert.data.features import Examples
 from mobilebert.data.glue import TASKS
 from mobilebert.modeling.cost import cost
+from mobilebert.modeling.encoder import MobileBertPreTrainedModel
 from mobilebert.progress import Speed, bar
 from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import ahead, digest
-from mobilebert.training.finetuning import make_task
+from mobilebert.training.finetuning import BagOfEmbeddings, make_task
 from mobilebert.training.loop import CURVE_POINTS, Task
 from mobilebert.training.search import Trial
 from mobilebert.training.stack import Feed, Stack, feed, optimizer_of
@@ -73,11 +74,14 @@ def losses(task_name: str, out: Mapping[str, torch.Tensor], fed: Feed) -> torch.
 
 
 def stack_of(models: Sequence[nn.Module], members: Sequence[Member], task_name: str, device: str) -> Stack | None:
-    """The models as a stack; None where vmap cannot run their code, as code that looks into a batch to choose its way.
+    """The models as a stack; None where vmap cannot run their code, as code that looks into a batch to choose its way, and where
+    another family's models have a batch each: which of their dimensions are tokens, to cut for dropout, is not known.
 
-    Both are found on the first batch, before any work: which weights get a gradient, and whether the stack runs.
+    What can be stacked and which weights get a gradient is found on the first batch, before any work.
     """
     first = _feed(members, 0, device)
+    if not (first.is_shared or isinstance(models[0], MobileBertPreTrainedModel | BagOfEmbeddings)):
+        return None
     parameters = dict(models[0].named_parameters())
     learnt = [name for name, value in parameters.items() if value.requires_grad]
     alone = {key: value.to(device) for key, value in members[0].task.batch(0).items()}

@@ -215,7 +215,7 @@ def test_a_stack_whose_every_run_diverged_ends(tmp_path):
     assert max(step for step, _ in run.curves["run0_loss"]) < 3
 
 
-@pytest.mark.parametrize("stop", [0, 4, 5, 11])
+@pytest.mark.parametrize("stop", [0, 5, 11])
 @pytest.mark.parametrize("rates", [[0.001, 0.002], [1e30, 0.002]])
 def test_a_continued_stack_is_the_stack_that_never_stopped(tmp_path, stop, rates):
     whole, wanted, *_ = stacked(tmp_path / "whole", ours, "cola", [0, 1], rates, every=4)
@@ -243,8 +243,12 @@ def test_a_damaged_or_foreign_state_is_refused(tmp_path):
 
 
 def test_a_model_that_looks_into_its_batch_is_not_stacked():
-    """transformers looks whether a mask is all ones. Of the one mask that the runs of a search share that has an answer, of a
-    mask for each it has several. An error of the model itself is not taken for that."""
+    """So is another family's where each run has a batch of its own. An error of the model itself is not taken for that."""
+
+    class Looks(BagOfEmbeddings):
+        def forward(self, input_ids, attention_mask, token_type_ids=None):
+            found = super().forward(input_ids, attention_mask, token_type_ids)
+            return found if found["logits"].sum() > 0 else {"logits": -found["logits"]}
 
     def members(models, seeds):
         setting = {**SETTING, "task": "cola"}
@@ -253,6 +257,9 @@ def test_a_model_that_looks_into_its_batch_is_not_stacked():
             for model, seed in zip(models, seeds, strict=True)
         ]
 
+    models = new_models(lambda task: Looks(50, 8, 2), "cola", [0, 1])
+    for seeds in ([0, 0], [0, 1]):
+        assert together.stack_of(models, members(models, seeds), "cola", "cpu") is None
     models = new_models(bert, "cola", [0, 1])
     assert together.stack_of(models, members(models, [0, 1]), "cola", "cpu") is None
     assert together.stack_of(models, members(models, [0, 0]), "cola", "cpu") is not None
@@ -331,7 +338,7 @@ def test_a_job_of_stacks_leaves_what_a_job_of_runs_leaves(tmp_path, whole):
     assert not list(whole.state.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("steps", [0, 5, 20, 40, 60])
+@pytest.mark.parametrize("steps", [0, 7, 40])
 def test_a_job_of_stacks_stopped_anywhere_goes_on_there(tmp_path, whole, steps, monkeypatch):
     """Stopped after so many passes of its models, with a state at every second step."""
     monkeypatch.setattr("mobilebert.training.finetuning.CHECKPOINT_EVERY", 2)
@@ -354,7 +361,7 @@ def test_a_job_of_stacks_stopped_anywhere_goes_on_there(tmp_path, whole, steps, 
     assert not done & set(made)
 
 
-@pytest.mark.parametrize("runs", [1, 2, 4, 9])
+@pytest.mark.parametrize("runs", [1, 4, 9])
 def test_a_job_stopped_between_the_runs_of_a_stack_trains_none_again(tmp_path, whole, runs):
     scored, steps = [], []
 
