@@ -1,5 +1,6 @@
 """Runs trained as a stack against the same runs alone: weights, curves, ends, kills."""
 
+import json
 import math
 import random
 import re
@@ -14,11 +15,13 @@ import pytest
 import test_search as toy
 import torch
 import transformers
+import yaml
 from family import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilebert import MobileBertConfig, MobileBertForQuestionAnswering, MobileBertForSequenceClassification, jobs
+from mobilebert.__main__ import main
 from mobilebert.config import load
 from mobilebert.data.features import Examples
 from mobilebert.data.glue import TASKS
@@ -409,6 +412,32 @@ def test_a_killed_job_of_stacks_goes_on(tmp_path, whole):
 def test_a_model_that_cannot_be_stacked_is_trained_alone(tmp_path):
     run = whole_job(tmp_path / "none", lambda part, trials: None)
     assert toy.lasting(run) == toy.lasting(toy.whole_job(tmp_path / "alone"))
+
+
+def test_the_program_trains_together_what_a_study_says(tmp_path):
+    content = {
+        "schema": 1, "description": "d", "device": "cpu", "data": {"source": "synthetic", "vocab_size": 600, "documents": 100},
+        "scale": {"width_divisor": 8, "layer_divisor": 12, "max_position_embeddings": 80}, "pretrain": {"length": 32},
+        "search": {"length": 32}, "transfer": {"length": 32}, "distill": {"length": 32}, "latency": {"length": 32},
+        "run": {"bag-of-embeddings": ["sst2"]}, "quantize": {},
+    }  # fmt: skip
+    tuning = {"search": "none", "seeds": [0, 1], "epochs": 2, "length": 48, "doc_stride": 32, "max_query_length": 16}
+    tuning["tasks"] = {"squad_v1.1": {"length": 80}, "squad_v2.0": {"length": 80}}
+    file, found = tmp_path / "mine.yaml", []
+    folder = tmp_path / "results/mine/finetune/bag-of-embeddings/sst2"
+    for count in (1, 2):
+        file.write_text(yaml.safe_dump(content | {"finetune": tuning | {"together": count}}))
+        for stage_of in (["data"], ["finetune", "bag-of-embeddings/sst2"]):
+            assert main([*stage_of, "--study", str(file), "--results", str(tmp_path / "results")]) == 0
+        found.append(json.loads((folder / "result.json").read_text()))
+        (folder / "result.json").unlink()
+    alone, together = found
+    assert together["details"].pop("stacked_with") == 2
+    assert together["details"].keys() == alone["details"].keys()
+    for key in ("fingerprint", "status", "metrics", "samples", "labels"):
+        assert together[key] == alone[key]
+    for name, curve in alone["curves"].items():
+        assert [value for _, value in together["curves"][name]] == pytest.approx([value for _, value in curve], rel=1e-4)
 
 
 # --- how many
