@@ -174,6 +174,7 @@ class Finetune(Strict):
     max_query_length: Positive = 64
     max_answer_length: Positive = 30
     baseline_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3  # of the bag of embeddings, never pre-trained
+    together: Positive = 1  # runs that one process trains at once at most; on a GPU no more than its memory holds
     tasks: dict[str, TaskSetting] = {
         "squad_v1.1": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
         "squad_v2.0": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
@@ -233,7 +234,7 @@ class Finetune(Strict):
 
     def setting(self, task: str) -> dict:
         """The resolved setting of one task: everything a fine-tuning run depends on, and no other task's values."""
-        base = self.model_dump(exclude={"tasks"})
+        base = self.model_dump(exclude={"tasks", "together"})
         own = self.tasks.get(task, TaskSetting()).model_dump(exclude_none=True)
         if not task.startswith("squad"):
             for key in ("doc_stride", "max_query_length", "max_answer_length"):

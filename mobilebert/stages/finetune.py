@@ -1,7 +1,8 @@
 """Fine-tune one model on one task: search its setting on the development set, run the chosen one with every seed, score it.
 
 One job, many runs. Each leaves a line in runs.jsonl: run, role (search or seed), setting, seed, part (1/part of the training
-rows), status (ok, failed, diverged), reason, metrics, details, loss (of the first and last point), started, seconds.
+rows), status (ok, failed, diverged), reason, metrics, details, loss (of the first and last point), started, seconds. Of a run
+that was trained in a stack of K runs `details` say `stacked_with: K`, and a K-th of the stack's time is among its seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,18 +21,21 @@ import torch
 
 from mobilebert.config import Study
 from mobilebert.data import cache, squad
-from mobilebert.data.features import encode, encode_squad, sample, table_file
+from mobilebert.data.features import Examples, encode, encode_squad, sample, table_file
 from mobilebert.data.glue import TASKS
 from mobilebert.data.tokenizer import check_vocabulary, load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
 from mobilebert.evaluation.squad import score_v2
 from mobilebert.progress import bar
 from mobilebert.records import Diverged, Run, json_safe, write_atomically
-from mobilebert.training import checkpoint
+from mobilebert.training import checkpoint, together
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
 from mobilebert.training.runs import failure, summary
-from mobilebert.training.search import Trial, grid, search, total
+from mobilebert.training.search import Trial, grid, search, stacks, total
+
+Train = Callable[[Run, Trial, Path], tuple[dict, dict]]
+TrainTogether = Callable[[Run, list[Trial]], Train | None]
 
 
 def run(run: Run, study: Study) -> None:
@@ -52,18 +57,30 @@ def run(run: Run, study: Study) -> None:
         else:
             examples = encode(tokenizer, task.name, frame, setting["length"])
 
-        def train(part: Run, trial: Trial, out: Path) -> tuple[dict, dict]:
+        def new(trial: Trial) -> torch.nn.Module:
             torch.manual_seed(trial.seed)
-            model = new_model(task.name, setting["architecture"], folder).to(device).train()
-            seen = examples if trial.part == 1 else examples.part(math.ceil(len(examples) / trial.part))
-            finetune(part, seen, model, {**setting, **trial.setting}, trial.seed, device, trial.name)
+            return new_model(task.name, setting["architecture"], folder).to(device).train()
+
+        def seen(trial: Trial) -> Examples:
+            return examples if trial.part == 1 else examples.part(math.ceil(len(examples) / trial.part))
+
+        def finish(model: torch.nn.Module, trial: Trial, out: Path) -> tuple[dict, dict]:
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
             if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
                 checkpoint.save_pretrained(model, out / "model")
                 shutil.copytree(data / "tokenizer", out / "model", dirs_exist_ok=True)  # a folder that stands alone
             return metrics | constant, details
 
-        runs = every_run(run, train)
+        def train(part: Run, trial: Trial, out: Path) -> tuple[dict, dict]:
+            model = new(trial)
+            finetune(part, seen(trial), model, {**setting, **trial.setting}, trial.seed, device, trial.name)
+            return finish(model, trial, out)
+
+        def train_together(part: Run, trials: list[Trial]) -> Train | None:
+            trained = together.fit(part, trials, new, seen, setting, device)
+            return trained and (lambda part, trial, out: finish(trained(trial), trial, out))
+
+        runs = every_run(run, train, train_together, runs_at_once(study, setting, device))
     collect(run, runs, task.metrics[0])
     run.details["train_rows"] = len(frame)
     run.label(study.labels("finetune"), *pretrained)
@@ -80,7 +97,17 @@ def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
     return {"constant_exact_match": max(score_v2(guess, wanted)["exact_match"] for guess in guesses)}
 
 
-def every_run(run: Run, train: Callable[[Run, Trial, Path], tuple[dict, dict]]) -> list[dict]:
+def runs_at_once(study: Study, setting: dict, device: str) -> int:
+    """What `finetune.together` allows, on a GPU no more than fit into its memory with the search's largest batch. That is all of
+    its memory, which a job has to itself, not what is free now: a job that goes on after a kill finds its stacks again."""
+    if device != "cuda" or study.finetune.together == 1:
+        return study.finetune.together
+    rows = max(item["batch_size"] for item in grid(setting))
+    memory = torch.cuda.mem_get_info()[1]
+    return min(study.finetune.together, together.most(setting["architecture"], rows, setting["length"], memory))
+
+
+def every_run(run: Run, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
     """The runs of the search, then the chosen setting with every seed; their records, in that order.
 
     A failed run of the search (`training.runs.failure`) is chosen only where none learnt: its score stands below all of theirs,
@@ -88,6 +115,8 @@ def every_run(run: Run, train: Callable[[Run, Trial, Path], tuple[dict, dict]]) 
 
     train: (what holds state and curves, the trial, a folder for what it leaves) -> (metrics, details). A run that was finished
     before a kill is read, not made again; the one under way goes on from its last state.
+    train_together: (what holds state and curves, at most `most` trials) -> what `train` is for each of them; None where their
+    model cannot be stacked, and each is trained alone.
     """
     run.resume("", 0)  # the curves of seeds that were finished before a kill
     setting, found = run.job.config, []
@@ -95,14 +124,57 @@ def every_run(run: Run, train: Callable[[Run, Trial, Path], tuple[dict, dict]]) 
     with bar(total(setting), f"{run.job.id} runs", unit="run") as progress:
 
         def scores_of(trials: list[Trial]) -> list[float | None]:
-            for trial in trials:
-                found.append(one_run(run, trial, train))
-                progress.update()
-            return [_rank(record, headline) for record in found[-len(trials) :]]
+            records = {}
+            for group in stacks(trials, most):
+                for trial, record in zip(group, several_runs(run, group, train, train_together), strict=True):
+                    records[trial] = record
+                    progress.update()
+            found.extend(records[trial] for trial in trials)
+            return [_rank(records[trial], headline) for trial in trials]
 
         chosen = search(setting, scores_of)
         scores_of([Trial(**chosen, seed=seed) for seed in setting["seeds"]])
     return found
+
+
+def several_runs(run: Run, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
+    """The record of each of several runs, trained at once where that is possible."""
+    name = together.key_of([trial.name for trial in trials])
+    shared = None
+    if len(trials) > 1 and not all(record_file(run, trial).exists() for trial in trials):
+        part = part_of(run, trials[0].role, name)
+        started, clock = datetime.now(UTC), time.monotonic()
+        if one := train_together(part, trials):
+            train, shared = one, Shared(part, len(trials), started, (time.monotonic() - clock) / len(trials))
+    for trial in trials:
+        yield one_run(run, trial, train, shared)
+    (run.state / f"{name}.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(run.state / name, ignore_errors=True)
+
+
+@dataclass
+class Shared:
+    """What runs of a stack have in common: where state and curves are, how many they are, when they began, a run's share of the
+    seconds."""
+
+    part: Run
+    size: int
+    started: datetime
+    seconds: float
+
+
+def part_of(run: Run, role: str, name: str) -> Run:
+    """What holds state and curves. 270 curves are no part of the record: those of a search are apart, and go with its runs."""
+    part = run
+    if role == "search":
+        part = Run(run.job, run.study, run.results, run.graph)
+        part.state = run.state / name
+        part.state.mkdir(exist_ok=True)
+    return part
+
+
+def record_file(run: Run, trial: Trial) -> Path:
+    return run.state / "runs" / f"{trial.name}.json"
 
 
 def _rank(record: dict, headline: str) -> float | None:
@@ -111,20 +183,19 @@ def _rank(record: dict, headline: str) -> float | None:
     return score - 3 if record["status"] == "failed" else score  # scores lie in -1..1, so the best failed one is at -2
 
 
-def one_run(run: Run, trial: Trial, train: Callable) -> dict:
+def one_run(run: Run, trial: Trial, train: Train, shared: Shared | None) -> dict:
     """The record of one run, made now or before a kill. A run of the search leaves nothing else."""
-    done = run.state / "runs" / f"{trial.name}.json"
+    done = record_file(run, trial)
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
-    part, out, task = run, run.state / trial.name, run.job.config["task"]
-    if trial.role == "search":  # 270 curves are no part of the record: this run's state and curves are its own, and go with it
-        part = Run(run.job, run.study, run.results, run.graph)
-        part.state = out
+    out, task = run.state / trial.name, run.job.config["task"]
     out.mkdir(exist_ok=True)
-    started, clock = datetime.now(UTC), time.monotonic()
-    status, reason, metrics, details = "ok", None, {}, {}
+    part = shared.part if shared else part_of(run, trial.role, trial.name)
+    started, clock = shared.started if shared else datetime.now(UTC), time.monotonic()
+    status, reason, metrics, details = "ok", None, {}, {"stacked_with": shared.size} if shared else {}
     try:
-        metrics, details = train(part, trial, out)
+        metrics, found = train(part, trial, out)
+        details |= found
     except Diverged as error:
         status, reason = "diverged", str(error)
     losses = [value for _, value in part.curves.get(f"{trial.name}_loss", [])]
@@ -145,7 +216,8 @@ def one_run(run: Run, trial: Trial, train: Callable) -> dict:
         "loss": [losses[0], losses[-1]] if losses else [],
         "training": {key: value for key, value in part.details.items() if key.startswith(f"{trial.name}_")},
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 3),  # of this process: a continued run's earlier ones are not in it
+        # Of this process: a continued run's earlier ones are not in it.
+        "seconds": round(time.monotonic() - clock + (shared.seconds if shared else 0), 3),
     }
     write_atomically(done, json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False).encode())
     if trial.role == "search":

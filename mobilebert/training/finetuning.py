@@ -82,8 +82,8 @@ def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 CHECKPOINT_EVERY = 500  # steps: a minute of a small model
 
 
-def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str, name: str) -> None:
-    """Train `model` in place: linear warm-up and decay, batches bucketed by length. `name`: of the state and of the curves."""
+def make_task(examples: Examples, model: nn.Module, setting: dict, seed: int) -> Task:
+    """Linear warm-up and decay, batches bucketed by length."""
     size, epochs = setting["batch_size"], setting["epochs"]
     each = len(examples.by_length(size))
     steps = each * epochs
@@ -98,8 +98,7 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
 
     end = 1e-4 if setting["recipe"] == "released" else 0.0
     warmup = int(setting["warmup_share"] * steps)
-    optimizer = optim.make(model, "adamw", setting["learning_rate"], setting["weight_decay"])
-    plan = Task(
+    return Task(
         steps=steps,
         batch=batch,
         loss=lambda batch, step: {"loss": loss(setting["task"], model(**inputs_of(model, batch)), batch)},
@@ -109,7 +108,12 @@ def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed
         checkpoint_every=CHECKPOINT_EVERY,
         flops_per_token=flops_per_token(setting["architecture"]),
     )
-    train(run, model, optimizer, plan, name, device)
+
+
+def finetune(run: Run, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str, name: str) -> None:
+    """Train `model` in place. `name`: of the state and of the curves."""
+    optimizer = optim.make(model, "adamw", setting["learning_rate"], setting["weight_decay"])
+    train(run, model, optimizer, make_task(examples, model, setting, seed), name, device)
 
 
 def flops_per_token(architecture: Mapping) -> Callable[[int, int], float] | None:

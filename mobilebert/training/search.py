@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 AXES = ("batch_size", "learning_rate", "epochs")
@@ -93,6 +93,21 @@ def ranked(trials: Sequence[Trial], scores: Sequence[float | None]) -> list[Tria
     """Trials from the best score to the worst, those that diverged last; equal ones in their order."""
     order = sorted(range(len(trials)), key=lambda place: -math.inf if scores[place] is None else scores[place], reverse=True)
     return [trials[place] for place in order]
+
+
+def stacks(trials: Sequence[Trial], most: int) -> list[list[Trial]]:
+    """The trials in groups, as even as they can be, of at most `most` that differ in learning rate and seed alone: a stack's runs
+    have equal batches and equal numbers of steps. Of the paper's grid these are 27 times ten. All ninety of one batch size would
+    mean that runs leave a stack one after the other, and a kernel that does ten runs' work waits for its launch no more."""
+    alike: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        alike.setdefault((trial.batch_size, trial.epochs, trial.part), []).append(trial)
+    found = []
+    for group in alike.values():
+        count = math.ceil(len(group) / most)
+        bounds = [len(group) * index // count for index in range(count + 1)]
+        found += [group[start:end] for start, end in pairwise(bounds)]
+    return found
 
 
 def total(config: Mapping) -> int:
