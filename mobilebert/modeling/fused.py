@@ -34,9 +34,9 @@ NAMES = ("weight", "bias")
 CEILINGS = {nn.ReLU: 0.0, nn.ReLU6: 6.0}  # of the activations served; 0: none
 WIDTHS = (16, 32, 64, 128)  # a matrix instruction takes 16 at least, and a tile of a wider stream does not fit the registers
 # TILE tokens, CHUNK hidden units at a time: the largest without a spilled register (compiled for sm_90).
-FORWARD = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 2}
-OF_INPUT = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 3}
-OF_WEIGHTS = {"TILE": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 3}
+FORWARD = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 4}
+OF_INPUT = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 4}
+OF_WEIGHTS = {"TILE": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 4}
 PROGRAMS = 128  # of the weights' gradients: one on each of an H100's 132 processors, whose registers it fills
 
 
@@ -126,7 +126,7 @@ def stack(
     x, (y, kept), (networks, inner, width) = x.contiguous(), _outputs(x, up, scale, dtype, keep), up.shape
     tokens = x.numel() // width
     fused_kernels.forward[(-(-tokens // FORWARD["TILE"]),)](
-        x, y, kept, up.to(dtype), up_bias, down.to(dtype), down_bias, scale, shift, tokens,
+        x, y, kept, up.to(dtype), up_bias, _transposed(down, dtype), down_bias, scale, shift, tokens,
         networks, width, inner, ceiling, keep, **_within(FORWARD, inner),
     )  # fmt: skip
     return y, kept
@@ -141,6 +141,10 @@ def _outputs(x: Tensor, up: Tensor, scale: Tensor, dtype: torch.dtype, keep: boo
     y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, scale.dtype), device=x.device)
     networks, _, width = up.shape
     return y, torch.empty((networks if keep else 0, x.numel() // width, width), dtype=dtype, device=x.device)
+
+
+def _transposed(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    return weights.transpose(1, 2).to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _within(tile: dict[str, int], inner: int) -> dict[str, int]:
@@ -161,7 +165,7 @@ def stack_backward(
     dx = torch.empty(dy.shape, dtype=x_dtype, device=dy.device)
     gradients = torch.empty_like(kept) if learns else kept
     sums = up.new_empty((tiles, networks, 2, width), dtype=torch.float32)
-    products = up.to(dtype), up_bias, (down * scale[:, :, None]).to(dtype)
+    products = up.to(dtype), up_bias, _transposed(down * scale[:, :, None], dtype)
     fused_kernels.backward_of_input[(tiles,)](
         dy, dx, kept, gradients, sums, *products, scale, tokens,
         networks, width, inner, ceiling, learns, **_within(OF_INPUT, inner),

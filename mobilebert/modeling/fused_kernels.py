@@ -1,7 +1,7 @@
 """The Triton kernels of `mobilebert.modeling.fused`; importing this module needs Triton.
 
-Shapes, row-major: x, y, dy, dx (tokens, WIDTH); up (NETWORKS, INNER, WIDTH) and down (NETWORKS, WIDTH, INNER) as in nn.Linear;
-biases, scale and shift (NETWORKS, width). Matrix products take the dtype of `up` and add up in float32, as does everything else.
+Shapes, row-major: x, y, dy, dx (tokens, WIDTH); up, as in nn.Linear, and down, its transpose, (NETWORKS, INNER, WIDTH), so that
+one set of addresses serves both; biases, scale and shift (NETWORKS, their width). Matrix products take the dtype of `up` and add up in float32, as does everything else.
 No kernel adds to memory atomically, so that equal inputs give equal bits.
 """
 
@@ -39,13 +39,12 @@ def forward(
             tl.store(kept + (network * tokens.to(tl.int64) * WIDTH + before) + at, given, mask=real)
         stream += tl.load(down_bias + network * WIDTH + columns).to(tl.float32)
         for first in range(0, INNER, CHUNK):
-            units = first + tl.arange(0, CHUNK)
-            weights = tl.load(up + network * INNER * WIDTH + units[:, None] * WIDTH + columns)
-            hidden = tl.dot(given, tl.trans(weights), input_precision="ieee")
-            hidden += tl.load(up_bias + network * INNER + units).to(tl.float32)[None, :]
+            units = network * INNER + first + tl.arange(0, CHUNK)
+            here = units[:, None] * WIDTH + columns
+            hidden = tl.dot(given, tl.trans(tl.load(up + here)), input_precision="ieee")
+            hidden += tl.load(up_bias + units).to(tl.float32)[None, :]
             hidden = activate(hidden, CEILING).to(up.dtype.element_ty)
-            weights = tl.load(down + network * WIDTH * INNER + tl.trans(columns) * INNER + units[None, :])
-            stream = tl.dot(hidden, tl.trans(weights), stream, input_precision="ieee")
+            stream = tl.dot(hidden, tl.load(down + here), stream, input_precision="ieee")
         stream *= tl.load(scale + network * WIDTH + columns).to(tl.float32)
         stream += tl.load(shift + network * WIDTH + columns).to(tl.float32)
     tl.store(y + before + at, stream.to(y.dtype.element_ty), mask=real)
@@ -59,7 +58,7 @@ def backward_of_input(
 ):  # fmt: skip
     """dx of a tile of tokens, which stays on the chip through all networks.
 
-    gated: `down` with row c multiplied by scale[c]. For the weights' gradients, where KEEP: the gradient of each network's
+    gated: `down` with column c multiplied by scale[c]. For the weights' gradients, where KEEP: the gradient of each network's
     output, into gradients (NETWORKS, tokens, WIDTH); its sum over the tile, and that of its product with the network's
     input, into sums (tiles, NETWORKS, 2, WIDTH).
     """
@@ -80,12 +79,12 @@ def backward_of_input(
             tl.store(sums_at + WIDTH, tl.sum(stream * given.to(tl.float32), 0)[None, :])
         stream *= tl.load(scale + network * WIDTH + columns).to(tl.float32)
         for first in range(0, INNER, CHUNK):
-            units = first + tl.arange(0, CHUNK)
-            weights = tl.load(up + network * INNER * WIDTH + units[:, None] * WIDTH + columns)
+            units = network * INNER + first + tl.arange(0, CHUNK)
+            here = units[:, None] * WIDTH + columns
+            weights = tl.load(up + here)
             hidden = tl.dot(given, tl.trans(weights), input_precision="ieee")
-            hidden += tl.load(up_bias + network * INNER + units).to(tl.float32)[None, :]
-            back_weights = tl.load(gated + network * WIDTH * INNER + tl.trans(columns) * INNER + units[None, :])
-            slope = tl.dot(rounded, back_weights, input_precision="ieee")
+            hidden += tl.load(up_bias + units).to(tl.float32)[None, :]
+            slope = tl.dot(rounded, tl.trans(tl.load(gated + here)), input_precision="ieee")
             slope = tl.where(passes(hidden, CEILING), slope, 0.0)
             stream = tl.dot(slope.to(up.dtype.element_ty), weights, stream, input_precision="ieee")
     tl.store(dx + before + at, stream.to(dx.dtype.element_ty), mask=real)
@@ -106,11 +105,10 @@ def backward_of_weights(
     network, split = tl.program_id(1), tl.program_id(2)
     rows, columns = tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]
     at = rows * WIDTH + columns
-    units = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    here = network * INNER * WIDTH + units[:, None] * WIDTH + columns
-    weights = tl.load(up + here)
-    bias = tl.load(up_bias + network * INNER + units).to(tl.float32)[:, None]
-    back_weights = tl.load(gated + network * WIDTH * INNER + columns * INNER + units[:, None])
+    units = network * INNER + tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    here = units[:, None] * WIDTH + columns
+    weights, back_weights = tl.load(up + here), tl.load(gated + here)
+    bias = tl.load(up_bias + units).to(tl.float32)[:, None]
     into_up = tl.zeros((CHUNK, WIDTH), tl.float32)
     into_down = tl.zeros((CHUNK, WIDTH), tl.float32)
     into_bias = tl.zeros((CHUNK,), tl.float32)
@@ -128,4 +126,4 @@ def backward_of_weights(
     here += split * NETWORKS * INNER * WIDTH
     tl.store(d_up + here, into_up)
     tl.store(d_down + here, into_down)
-    tl.store(d_up_bias + (split * NETWORKS + network) * INNER + units, into_bias)
+    tl.store(d_up_bias + split * NETWORKS * INNER + units, into_bias)
