@@ -1,8 +1,8 @@
 """The Triton kernels of `mobilebert.modeling.fused`; importing this module needs Triton.
 
 Shapes, row-major: x, y, dy, dx (tokens, WIDTH); up, as in nn.Linear, and down, its transpose, (NETWORKS, INNER, WIDTH), so that
-one set of addresses serves both; biases, scale and shift (NETWORKS, their width). Matrix products take the dtype of `up` and add up in float32, as does everything else.
-No kernel adds to memory atomically, so that equal inputs give equal bits.
+one set of addresses serves both; biases, scale and shift (NETWORKS, their width). Matrix products take the dtype of `up` and add
+up in float32, as does everything else. No kernel adds to memory atomically, so that equal inputs give equal bits.
 """
 
 import triton
@@ -25,7 +25,7 @@ def passes(hidden, CEILING: tl.constexpr):
 def forward(
     x, y, kept, up, up_bias, down, down_bias, scale, shift, tokens,
     NETWORKS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, CEILING: tl.constexpr, KEEP: tl.constexpr,
-    TILE: tl.constexpr, CHUNK: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y of a tile of tokens, which stays on the chip through all networks; their inputs into kept (NETWORKS, tokens, WIDTH)."""
     start = tl.program_id(0) * TILE
@@ -38,7 +38,7 @@ def forward(
         if KEEP:
             tl.store(kept + (network * tokens.to(tl.int64) * WIDTH + before) + at, given, mask=real)
         stream += tl.load(down_bias + network * WIDTH + columns).to(tl.float32)
-        for first in range(0, INNER, CHUNK):
+        for first in tl.range(0, INNER, CHUNK, num_stages=STAGES):
             units = network * INNER + first + tl.arange(0, CHUNK)
             here = units[:, None] * WIDTH + columns
             hidden = tl.dot(given, tl.trans(tl.load(up + here)), input_precision="ieee")

@@ -67,10 +67,10 @@ def compile_for_hopper(name: str, networks: int, width: int, inner: int, ceiling
 
 @compiled
 @pytest.mark.parametrize("stream", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", TILES)
-def test_the_papers_stack_fits_a_hopper_processor(name, stream, tmp_path):
+@pytest.mark.parametrize(("name", "keep"), [(name, True) for name in TILES] + [("forward", False), ("backward_of_input", False)])
+def test_the_papers_stack_fits_a_hopper_processor(name, keep, stream, tmp_path):
     """Nothing spilled, the tile in shared memory, products on the tensor cores with sums in float32, no atomic addition."""
-    kernel = compile_for_hopper(name, 4, 128, 512, 0.0, stream, True)
+    kernel = compile_for_hopper(name, 4, 128, 512, 0.0, stream, keep)
     assert kernel.metadata.shared <= SHARED_MEMORY
     ptx = kernel.asm["ptx"]
     assert "wgmma.mma_async.sync.aligned.m64n" in ptx
@@ -107,8 +107,8 @@ def test_in_the_interpreter():
 
 @pytest.fixture(scope="module", autouse=True)
 def as_the_device_computes():
-    """The interpreter cuts bfloat16 off where the device rounds to the nearest, multiplies its bits as integers, and in Triton 3.6
-    loops to no bound that is an array of NumPy 2.4."""
+    """The interpreter cuts bfloat16 off where the device rounds to nearest, and multiplies its bits as integers; in Triton 3.6
+    it loops to no bound that is an array of NumPy 2.4."""
     if not INTERPRETED:
         yield
         return
