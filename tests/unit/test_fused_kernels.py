@@ -27,6 +27,8 @@ from mobilebert.modeling import fused_kernels  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets in this process (TRITON_INTERPRET=1)")
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == fused.CAPABILITY
+on_a_gpu = pytest.mark.skipif(INTERPRETED or not HOPPER, reason="no Hopper GPU")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="in a process of its own, with TRITON_INTERPRET=1")
 EXACT = 1e-5  # of the largest magnitude, in float32
 DRAWN = {"deadline": None, "phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what fails takes minutes to shrink
@@ -145,7 +147,7 @@ def as_the_device_computes():
 
 def reference(x, up, up_bias, down, down_bias, scale, shift, ceiling):
     """The stack, in plain PyTorch and in the dtype of its arguments or of autocast; how near a kink each token's units come."""
-    nearest = torch.full((len(x),), torch.inf)
+    nearest = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for index in range(len(up)):
         hidden = F.linear(x, up[index], up_bias[index])
         for kink in (0.0, ceiling):
@@ -221,16 +223,23 @@ def test_in_float32_output_and_gradients_are_pytorchs(seed, tokens, networks, wi
     autocast=st.booleans(),
 )
 def test_in_bfloat16_the_error_is_no_larger_than_the_modules(seed, tokens, networks, width, inner, deviation, autocast):
-    """Against float64, as the norm of the error. Biases keep every unit off its kink: else a few units that rounding flips, here
-    or there, are all of it."""
+    no_less_exact_than_the_modules(*draw_off_the_kinks(seed, tokens, networks, width, inner, deviation, autocast), autocast)
+
+
+def draw_off_the_kinks(seed, tokens, networks, width, inner, deviation, autocast):
+    """As `draw_stack`, with biases that keep every unit off its kink: else a few units that rounding flips, here or there, are
+    all of the error; in bfloat16 unless autocast is to round."""
     arguments, weights = draw_stack(seed, tokens, networks, width, inner, deviation)
     arguments[2] += 8 * torch.where(arguments[2] < 0, -1, 1)
-    if not autocast:
-        arguments = [argument.bfloat16() for argument in arguments]
+    return (arguments if autocast else [argument.bfloat16() for argument in arguments]), weights
+
+
+def no_less_exact_than_the_modules(arguments, weights, autocast):
+    """Against float64, as the norm of the error. Returns output and gradients."""
     expected = with_gradients(lambda *a: reference(*a, 0.0), [a.double() for a in arguments], weights.double())
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(weights.device.type, torch.bfloat16, enabled=autocast):
         modules = with_gradients(lambda *a: reference(*a, 0.0), arguments, weights)
-    found = with_gradients(lambda *a: fused.stack(*a, torch.bfloat16, 0.0, True), arguments, weights)
+    found = in_bfloat16(arguments, weights)
     names = ("y", "x", "up", "up_bias", "down", "down_bias", "scale", "shift")
     for name, ours, theirs, exact in zip(names, found, modules, expected, strict=True):
         assert ours.dtype == theirs.dtype
@@ -239,6 +248,25 @@ def test_in_bfloat16_the_error_is_no_larger_than_the_modules(seed, tokens, netwo
         # that every weight's gradient is made from, here and there.
         least = 2**-8 if name == "scale" else EXACT
         assert error <= max(1.5 * allowed, least), name
+    return found
+
+
+def in_bfloat16(arguments, weights):
+    return with_gradients(lambda *a: fused.stack(*a, torch.bfloat16, 0.0, True), arguments, weights)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("autocast", [True, False])
+def test_on_a_gpu_it_is_exact_gives_equal_bits_and_is_captured(autocast):
+    arguments, weights = draw_off_the_kinks(0, 5000, 4, 128, 512, 0.1, autocast)
+    arguments, weights = [argument.cuda() for argument in arguments], weights.cuda()
+    first = no_less_exact_than_the_modules(arguments, weights, autocast)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = in_bfloat16(arguments, weights)
+    graph.replay()
+    for found in (in_bfloat16(arguments, weights), captured):
+        assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
 
 
 @interpreted
