@@ -188,7 +188,8 @@ def stack_backward(
     d_product, (d_shift, by_x) = d_product.sum(0).transpose(1, 2), sums.sum(0).unbind(1)
     d_scale = (d_product * down).sum(2) + down_bias * d_shift + by_x
     found = d_up.sum(0), d_up_bias.sum(0), d_product * scale[:, :, None], d_shift * scale, d_scale, d_shift.contiguous()
-    return dx, *(gradient.to(up.dtype) for gradient in found)
+    likes = up, up_bias, down, down_bias, scale, scale
+    return dx, *(gradient.to(like.dtype) for gradient, like in zip(found, likes, strict=True))
 
 
 @stack_backward.register_fake

@@ -11,8 +11,9 @@ import triton.language as tl
 
 @triton.jit
 def activate(hidden, CEILING: tl.constexpr):
-    hidden = tl.maximum(hidden, 0.0)
-    return hidden if CEILING == 0 else tl.minimum(hidden, CEILING)
+    """NaN stays NaN, so that a diverged run is seen: the default maximum drops it."""
+    hidden = tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return hidden if CEILING == 0 else tl.minimum(hidden, CEILING, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

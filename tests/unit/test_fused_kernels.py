@@ -270,6 +270,15 @@ def test_on_a_gpu_it_is_exact_gives_equal_bits_and_is_captured(autocast):
 
 
 @interpreted
+@pytest.mark.parametrize("ceiling", [0.0, 6.0])
+@pytest.mark.parametrize("index", range(7))
+def test_what_is_not_a_number_is_not_lost(index, ceiling):
+    arguments, _ = draw_stack(0, 3, 2, 16, 16)
+    arguments[index].view(-1)[0] = torch.nan
+    assert fused.stack(*arguments, torch.float32, ceiling, False)[0].isnan().any()
+
+
+@interpreted
 @pytest.mark.parametrize("hidden_act", ["relu", "relu6"])
 @pytest.mark.parametrize("networks", [1, 3])
 def test_a_blocks_stack_is_its_modules_one_after_the_other(hidden_act, networks):
