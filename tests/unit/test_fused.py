@@ -1,6 +1,7 @@
 """The fused stack of feed-forward networks without its kernels: who may have it, when it stands aside, and what a tracer sees."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mobilebert.config import load
 from mobilebert.errors import UserError
 from mobilebert.modeling import fold, fused
 from mobilebert.settings import Distill
+from mobilebert.stages.pretrain import make_task
 
 SERVED = SMALL | {"intermediate_size": 32, "num_feedforward_networks": 3}
 
@@ -165,6 +167,13 @@ def test_a_tracer_sees_one_operator_a_block(cpu_in_its_place, gradients):
         graph = torch.export.export(model, (), inputs, strict=True).graph
     calls = [node for node in graph.nodes if "mobilebert.stack" in str(node.target)]
     assert len(calls) == len(model.mobilebert.encoder.layer)
+
+
+def test_a_training_program_switches_it_on_before_it_begins(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = SimpleNamespace(job=SimpleNamespace(config={}, stage="distill", name="mobilebert"))
+    with pytest.raises(UserError, match="Hopper"):
+        make_task(run, SimpleNamespace(distill=Distill(fused=True, precision="bf16")), build(), None)
 
 
 def test_the_setting_is_how_a_run_is_computed_and_needs_bf16():

@@ -27,8 +27,6 @@ from mobilebert.modeling import fused_kernels  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets in this process (TRITON_INTERPRET=1)")
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == fused.CAPABILITY
-on_a_gpu = pytest.mark.skipif(INTERPRETED or not HOPPER, reason="no Hopper GPU")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="in a process of its own, with TRITON_INTERPRET=1")
 EXACT = 1e-5  # of the largest magnitude, in float32
 DRAWN = {"deadline": None, "phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what fails takes minutes to shrink
@@ -255,9 +253,11 @@ def in_bfloat16(arguments, weights):
     return with_gradients(lambda *a: fused.stack(*a, torch.bfloat16, 0.0, True), arguments, weights)
 
 
-@on_a_gpu
+@compiled
 @pytest.mark.parametrize("autocast", [True, False])
 def test_on_a_gpu_it_is_exact_gives_equal_bits_and_is_captured(autocast):
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != fused.CAPABILITY:
+        pytest.skip("no Hopper GPU")
     arguments, weights = draw_off_the_kinks(0, 5000, 4, 128, 512, 0.1, autocast)
     arguments, weights = [argument.cuda() for argument in arguments], weights.cuda()
     first = no_less_exact_than_the_modules(arguments, weights, autocast)
