@@ -168,7 +168,7 @@ class Graph(dict):
 def _science(settings) -> dict:
     """Settings without those that only say how a run is computed (the same but for rounding, see `_dropout`) and how often it
     saves itself."""
-    return settings.model_dump(exclude={"accumulate", "compile", "graph", "checkpoint_every", "share_teacher"})
+    return settings.model_dump(exclude={"accumulate", "compile", "fused", "graph", "checkpoint_every", "share_teacher"})
 
 
 def _dropout(settings, row: paper.Model) -> dict:

@@ -70,6 +70,7 @@ class Training(Strict):
     accumulate: Positive = 1  # micro-batches that a process makes of its share of a batch, for less memory
     compile: bool = False  # torch.compile of the encoder's blocks
     graph: bool = False  # steps from CUDA graphs, in one process; students that share a teacher's pass do without
+    fused: bool = False  # a block's feed-forward networks as one Triton kernel: bf16, on a Hopper GPU
     checkpoint_every: Positive = 1000
 
     @model_validator(mode="after")
@@ -78,6 +79,8 @@ class Training(Strict):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} must not be more than batch_size {self.batch_size}")
+        if self.fused and self.precision != "bf16":
+            raise ValueError(f"fused: true needs precision bf16, not {self.precision}")
         return self
 
 

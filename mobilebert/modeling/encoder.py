@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from mobilebert.errors import UserError
+from mobilebert.modeling import fused
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.layers import (
     Bottleneck,
@@ -26,6 +27,8 @@ from mobilebert.modeling.loading import check_loaded, one_refusal
 
 class MobileBertLayer(GradientCheckpointingLayer):
     """One block: bottleneck, attention, stacked feed-forward networks, output bottleneck (figure 1)."""
+
+    fused = False  # whether the stack may be one kernel: see `modeling.fused.enable`
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -45,6 +48,8 @@ class MobileBertLayer(GradientCheckpointingLayer):
         else:
             query_key_input, value_input, residual = self.bottleneck(hidden_states)
         x, probabilities = self.attention(query_key_input, value_input, residual, attention_mask, with_probabilities)
+        if self.fused and fused.serves(self, x):
+            return self.output.bottleneck(fused.feed_forward(self, x), hidden_states), probabilities
         for ffn in self.ffn:
             x = ffn(x)
         return self.output(self.intermediate(x), x, hidden_states), probabilities

@@ -48,6 +48,13 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     return linear
 
 
+def plain(module: nn.Module, kind: type) -> bool:
+    """Whether `module` is of `kind`, not of a subclass as an adapter is, and nobody listens to it."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def in_place(linear: nn.Linear, x: torch.Tensor) -> bool:
     """Whether what follows `linear` may work in its output: eager inference on a CPU, and a plain layer that nobody listens to.
 
@@ -57,9 +64,7 @@ def in_place(linear: nn.Linear, x: torch.Tensor) -> bool:
     """
     return not (
         torch.is_grad_enabled()
-        or type(linear) is not nn.Linear
-        or linear._forward_hooks
-        or linear._forward_pre_hooks
+        or not plain(linear, nn.Linear)
         or x.device.type != "cpu"
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()

@@ -10,6 +10,7 @@ from mobilebert.config import Study
 from mobilebert.data.pairs import predictions
 from mobilebert.data.tokenizer import check_vocabulary
 from mobilebert.errors import UserError
+from mobilebert.modeling import fused
 from mobilebert.modeling.cost import cost
 from mobilebert.paper import models
 from mobilebert.records import Run
@@ -68,6 +69,8 @@ def section(run: Run, study: Study) -> Training:
 def make_task(run: Run, study: Study, model, corpus) -> Task:
     config = run.job.config
     own = section(run, study)
+    if own.fused:
+        fused.enable(model)
     steps, warmup = config["steps"], config["warmup_steps"]
     end = 1e-4 if config["recipe"] == "released" else 0.0
     group, drawn = world(), (config["length"], config["batch_size"], config["seed"], config["max_predictions"])
