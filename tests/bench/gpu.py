@@ -56,7 +56,9 @@ def corpus(vocab_size: int) -> Iterator[Path]:
         folder = Path(name)
         (folder / "corpus").mkdir()
         (folder / "tokenizer").mkdir()
-        words = {word: place for place, word in enumerate([*special, *(f"w{index}" for index in range(vocab_size - len(special)))])}
+        words = {
+            word: place for place, word in enumerate([*special, *(f"w{index}" for index in range(vocab_size - len(special)))])
+        }
         Tokenizer(models.WordPiece(words, unk_token="[UNK]")).save(str(folder / "tokenizer" / "tokenizer.json"))
         tokens = np.random.default_rng(0).integers(len(special), vocab_size, TOKENS).astype(np.uint16)
         np.save(folder / "corpus" / "train.tokens.npy", tokens)

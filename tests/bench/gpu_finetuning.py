@@ -115,7 +115,9 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
         key: torch.tensor([item[key] + [0] * (width - len(item[key])) for item in items])
         for key in ("input_ids", "token_type_ids")
     }
-    found["attention_mask"] = torch.tensor([[1] * len(item["input_ids"]) + [0] * (width - len(item["input_ids"])) for item in items])
+    found["attention_mask"] = torch.tensor(
+        [[1] * len(item["input_ids"]) + [0] * (width - len(item["input_ids"])) for item in items]
+    )
     return found | {key: torch.tensor([item[key] for item in items]) for key in items[0] if key not in found}
 
 

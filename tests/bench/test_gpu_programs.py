@@ -42,7 +42,9 @@ def test_inference(monkeypatch, tmp_path):
 @pytest.mark.parametrize("program", [gpu_training, gpu_inference])
 def test_without_a_gpu_they_measure_nothing(program, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["program", "student" if program is gpu_training else "encoder", "--out", str(tmp_path / "x")])
+    monkeypatch.setattr(
+        "sys.argv", ["program", "student" if program is gpu_training else "encoder", "--out", str(tmp_path / "x")]
+    )
     with pytest.raises(SystemExit) as stop:
         program.main()
     assert stop.value.code == 2
