@@ -59,7 +59,9 @@ def corpus(vocab_size: int) -> Iterator[Path]:
         words = {
             word: place for place, word in enumerate([*special, *(f"w{index}" for index in range(vocab_size - len(special)))])
         }
-        Tokenizer(models.WordPiece(words, unk_token="[UNK]")).save(str(folder / "tokenizer" / "tokenizer.json"))
+        Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]")).save(
+            str(folder / "tokenizer" / "tokenizer.json")
+        )
         tokens = np.random.default_rng(0).integers(len(special), vocab_size, TOKENS).astype(np.uint16)
         np.save(folder / "corpus" / "train.tokens.npy", tokens)
         np.save(folder / "corpus" / "train.sentences.npy", np.arange(0, TOKENS + 1, SENTENCE))
@@ -170,7 +172,7 @@ def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_pe
             one["mfu"] = one["tokens_per_second"] * flops_per_token[name] / peak
         spread = np.percentile(steady, [10, 90]) / one["median_seconds"]
         print(
-            f"{name:44} {one['tokens_per_second']:12,.0f} tokens/s, p10-p90 of a step {spread[0]:.3f}-{spread[1]:.3f} of its median, "
+            f"{name:44} {one['tokens_per_second']:12,.0f} tokens/s, p10-p90 of a step {spread[0]:.3f}-{spread[1]:.3f} of the median, "
             f"first step {one['warmup_seconds']:.1f} s, {one['peak_bytes'] / 2**30:.1f} GiB"
             + (f", MFU {one['mfu']:.1%}" if "mfu" in one else "")
         )

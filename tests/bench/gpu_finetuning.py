@@ -4,8 +4,8 @@ python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples ex
 python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json
 python tests/bench/gpu_finetuning.py squad_v1.1 --examples examples.npz --out squad.json
 
-SST-2: every training row, 3 epochs, batch 32, at most 128 tokens. SQuAD v1.1: the training rows of the folder, 2 epochs, batch 32,
-384 tokens. Wall seconds of one whole training, without tokenization (`prepare`) and without scoring. Random weights: speed does
+SST-2: every training row, 3 epochs, batch 32, at most 128 tokens. SQuAD v1.1: the folder's training rows, 2 epochs, batch 32, 384
+tokens. Wall seconds of one whole training, without tokenization (`prepare`) and without scoring. Random weights: speed does
 not depend on them. The Trainer pads to the longest row of a batch, as ours does; only ours sorts by length.
 """
 
@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def examples_of(task: str, path: Path, tiny: bool):
     with np.load(path, allow_pickle=False) as arrays:
         bounds, ids, types = (arrays[f"{task}/{name}"] for name in ("bounds", "ids", "types"))
         targets = {key.rpartition("/")[2]: arrays[key] for key in arrays.files if key.startswith(f"{task}/targets/")}
-    pieces = list(zip(bounds[:-1], bounds[1:], strict=True))
+    pieces = list(pairwise(bounds))
     found = Examples([ids[a:b].astype(np.int32) for a, b in pieces], [types[a:b] for a, b in pieces], 0, targets)
     return found.part(TINY_ROWS) if tiny else found
 
@@ -110,14 +111,13 @@ class Rows(torch.utils.data.Dataset):
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    width = -(-max(len(item["input_ids"]) for item in items) // 8) * 8
+    lengths = [len(item["input_ids"]) for item in items]
+    width = -(-max(lengths) // 8) * 8
     found = {
-        key: torch.tensor([item[key] + [0] * (width - len(item[key])) for item in items])
+        key: torch.tensor([item[key] + [0] * (width - size) for item, size in zip(items, lengths, strict=True)])
         for key in ("input_ids", "token_type_ids")
     }
-    found["attention_mask"] = torch.tensor(
-        [[1] * len(item["input_ids"]) + [0] * (width - len(item["input_ids"])) for item in items]
-    )
+    found["attention_mask"] = torch.tensor([[1] * size + [0] * (width - size) for size in lengths])
     return found | {key: torch.tensor([item[key] for item in items]) for key in items[0] if key not in found}
 
 

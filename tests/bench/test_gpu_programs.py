@@ -39,12 +39,10 @@ def test_inference(monkeypatch, tmp_path):
     assert all(one["median_seconds"] > 0 for one in found["versions"].values())
 
 
-@pytest.mark.parametrize("program", [gpu_training, gpu_inference])
-def test_without_a_gpu_they_measure_nothing(program, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("program", "what"), [(gpu_training, "student"), (gpu_inference, "encoder")])
+def test_without_a_gpu_they_measure_nothing(program, what, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(
-        "sys.argv", ["program", "student" if program is gpu_training else "encoder", "--out", str(tmp_path / "x")]
-    )
+    monkeypatch.setattr("sys.argv", ["program", what, "--out", str(tmp_path / "x")])
     with pytest.raises(SystemExit) as stop:
         program.main()
     assert stop.value.code == 2
