@@ -172,7 +172,7 @@ def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_pe
             one["mfu"] = one["tokens_per_second"] * flops_per_token[name] / peak
         spread = np.percentile(steady, [10, 90]) / one["median_seconds"]
         print(
-            f"{name:44} {one['tokens_per_second']:12,.0f} tokens/s, p10-p90 of a step {spread[0]:.3f}-{spread[1]:.3f} of the median, "
+            f"{name:44} {one['tokens_per_second']:12,.0f} tokens/s, p10-p90 {spread[0]:.3f}-{spread[1]:.3f} of the median, "
             f"first step {one['warmup_seconds']:.1f} s, {one['peak_bytes'] / 2**30:.1f} GiB"
             + (f", MFU {one['mfu']:.1%}" if "mfu" in one else "")
         )
