@@ -3,9 +3,9 @@
 import statistics
 import time
 
+import plain
 import pytest
 import torch
-import torch.nn.functional as F
 
 BATCH, LENGTH, ROUNDS = 4, 128, 5
 BETAS, EPS, DECAY, RATE, CLIP = (0.9, 0.999), 1e-6, 0.01, 1e-4, 1.0
@@ -13,11 +13,7 @@ BETAS, EPS, DECAY, RATE, CLIP = (0.9, 0.999), 1e-6, 0.01, 1e-4, 1.0
 
 def plain_step(model, state, batch):
     """Logits of every token over the whole vocabulary, a loop over the parameters."""
-    labels = torch.full((BATCH * LENGTH,), -100)
-    labels[batch["masked_positions"]] = batch["masked_labels"]
-    out = model(batch["input_ids"], token_type_ids=batch["token_type_ids"])
-    loss = F.cross_entropy(out.prediction_logits.flatten(0, 1), labels)
-    loss = loss + F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
+    loss = plain.pretraining(model, batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=False)
     with torch.no_grad():
