@@ -18,15 +18,19 @@ import torch
 WHATS = ("student", "teacher", "transfer", "distill")
 
 
-def model_of(preset: str, options):
+def model_of(preset: str, options, fused: bool = False):
     from mobilebert import MobileBertConfig, MobileBertForPreTraining
+    from mobilebert.modeling import fused as kernel
 
     fields = gpu.widths(options.tiny)
     if fields and preset == "ib-bert-large":
         fields |= {"intra_bottleneck_size": 64}
     torch.manual_seed(0)
     model = MobileBertForPreTraining(MobileBertConfig.from_preset(preset, max_position_embeddings=512, **fields))
-    return model.eval().to(options.device)  # eval(): no dropout; gradients flow all the same
+    model.eval().to(options.device)  # eval(): no dropout; gradients flow all the same
+    if fused:
+        kernel.enable(model)
+    return model
 
 
 def transformers_model(options):
@@ -40,10 +44,13 @@ def transformers_model(options):
     return MobileBertForPreTraining(config).eval().to(options.device)
 
 
-def task_of(loss, batch, **execution):
+def task_of(loss, batch, options, execution, **more):
+    from mobilebert.data.pairs import predictions
     from mobilebert.training.loop import Task
 
-    return Task(1, batch, loss, lambda step: 1.0, 0, precision="bf16", **execution)
+    loop = {key: value for key, value in execution.items() if key != "fused"}
+    most = int(predictions(options.length))
+    return Task(1, batch, loss, lambda step: 1.0, 0, precision="bf16", predictions=most, **loop, **more)
 
 
 def optimizer_of(model, **options):
@@ -52,11 +59,13 @@ def optimizer_of(model, **options):
     return optim.make(model, "adamw", 1e-5, 0.01, **options)
 
 
+# How the suite runs the same step; `fused` is of the model, the others are of the loop.
 EXECUTIONS = {
     "ours, eager": {},
     "ours, compiled blocks": {"compile": True},
-    "ours, step in a graph": {"graph": True},
-    "ours, compiled blocks, step in a graph": {"compile": True, "graph": True},
+    "ours, graph": {"graph": True},
+    "ours, compiled blocks, graph": {"compile": True, "graph": True},
+    "ours, fused, compiled blocks, graph": {"fused": True, "compile": True, "graph": True},
 }
 
 
@@ -66,11 +75,14 @@ def pretraining(preset: str, batch, options, others: dict) -> None:
     from mobilebert.training import pretraining
 
     def version(execution):
-        model = model_of(preset, options)
-        task = task_of(lambda batch, step: pretraining.loss(model, batch), batch, **execution)
+        model = model_of(preset, options, "fused" in execution)
+        task = task_of(lambda batch, step: pretraining.loss(model, batch), batch, options, execution)
         return gpu.ours(model, task, optimizer_of(model), options.device)
 
-    versions = others | {name: lambda execution=execution: version(execution) for name, execution in EXECUTIONS.items()}
+    versions = dict(others)
+    for name, execution in EXECUTIONS.items():
+        if preset == "mobilebert" or "fused" not in execution:  # the teacher has no stack
+            versions[name] = lambda execution=execution: version(execution)
     flops = cost(model_of(preset, options).config.to_dict(), options.length).training_flops_per_token
     gpu.measure(versions, options, dict.fromkeys(versions, flops))
 
@@ -105,12 +117,13 @@ def transfer(batch, options) -> None:
     layers = guide.config.num_hidden_layers
 
     def version(layer: int, execution):
-        model = model_of("mobilebert", options)
+        model = model_of("mobilebert", options, "fused" in execution)
         settings = {"strategy": "pkt", "recipe": "paper", "losses": ("fmt", "at"), "factors": None, "lower_layers": 0.1}
         transfer = Transfer(model, guide, {**settings, "steps": layers})  # one step a layer, so step `layer` is its stage
         optimizer = optimizer_of(model, group=layer_of)
         prepare = transfer.prepare(optimizer)
-        task = task_of(lambda one, step: transfer.loss(one, layer), batch, prepare=lambda step: prepare(layer), **execution)
+        more = {"prepare": lambda step: prepare(layer), "stage": lambda step: layer}
+        task = task_of(lambda one, step: transfer.loss(one, layer), batch, options, execution, **more)
         return gpu.ours(model, task, optimizer, options.device)
 
     def theirs(layer: int):
@@ -133,12 +146,12 @@ def distill(batch, options) -> None:
     settings = {"recipe": "paper", "alpha": 0.5, "temperature": 1.0}
 
     def version(execution):
-        model = model_of("mobilebert", options)
+        model = model_of("mobilebert", options, "fused" in execution)
 
         def losses(one, step):
             return loss(model, guide(wise, one, settings, None), one, settings, None)
 
-        return gpu.ours(model, task_of(losses, batch, **execution), optimizer_of(model), options.device)
+        return gpu.ours(model, task_of(losses, batch, options, execution), optimizer_of(model), options.device)
 
     def theirs():
         model = model_of("mobilebert", options)
@@ -156,7 +169,7 @@ def main() -> None:
     options = gpu.arguments(__doc__, WHATS)
     vocab_size = gpu.widths(options.tiny).get("vocab_size", 30522)
     with gpu.corpus(vocab_size) as folder:
-        batch = pretraining.batches(folder, "train", options.length, options.batch, seed=0, max_predictions=20)
+        batch = pretraining.batches(folder, "train", options.length, options.batch, seed=0)
         {"student": student, "teacher": teacher, "transfer": transfer, "distill": distill}[options.what](batch, options)
 
 
