@@ -44,6 +44,7 @@ def together(runs: Runs, key: str, kill_after_steps: int | None = None) -> None:
             runs.wait(key, pid)
         return
     while runs.progress(key)[0] < kill_after_steps:
+        assert os.waitpid(pids[0], os.WNOHANG) == (0, 0), f"{key}: ended before it was killed"  # its state is then gone
         time.sleep(0.002)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)

@@ -73,6 +73,9 @@ class Recorder:
 
     log: list = []  # noqa: RUF012
 
+    def renew(self):
+        pass
+
     def warm(self, work):
         self.log.append("warm")
         return work()

@@ -477,6 +477,24 @@ def test_torch_is_asked_for_what_its_notes_say(monkeypatch):
     assert said == ["synchronize", *warm, ("Graph", options), "work", ("end", "Graph"), "replay", "replay"]
 
 
+def test_the_stages_share_one_side_stream(tmp_path, monkeypatch):
+    """cuBLAS keeps a workspace for every stream that it has served; the pool of a stage that is over is given up."""
+    made = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "synchronize": lambda: None,
+        "Stream": lambda: made.append("stream") or stream,
+        "current_stream": lambda: stream,
+        "graph_pool_handle": lambda: made.append("pool"),
+        "stream": lambda stream: contextlib.nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(graphs, "WARM_UP", STEPS)
+    trained(tmp_path, "pkt", graph=True)
+    assert made.count("stream") == 1
+    assert made.count("pool") >= LAYERS
+
+
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
