@@ -49,8 +49,8 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def plain(module: nn.Module, kind: type) -> bool:
-    """Whether `module` is of `kind`, not of a subclass as an adapter is, with its own `forward`, which accelerate's hooks replace,
-    and nobody listens to it."""
+    """Whether `module` is of `kind`, not of a subclass as an adapter is, runs its class's `forward`, which accelerate's hooks
+    replace, and nobody listens to it."""
     return not (
         type(module) is not kind
         or "forward" in vars(module)
