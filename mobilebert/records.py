@@ -219,8 +219,9 @@ class Run:
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # a line cut short by the kill
                     point = json.loads(line)
-                    own = bool(name) and any(key.startswith(f"{name}_") for key in point)
-                    if not own or point["step"] < start:
+                    if name and point["step"] >= start:  # a line may hold points of several runs, of which others have ended
+                        point = {key: value for key, value in point.items() if not key.startswith(f"{name}_")}
+                    if len(point) > 1:
                         kept.append(point)
         write_atomically(path, "".join(json.dumps(point) + "\n" for point in kept).encode())
         self.curves = {}

@@ -172,6 +172,8 @@ def _text(path: Path, otherwise: str) -> str:
         raise UserError(f"{path}: no such file") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({one_line(error)})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: {otherwise} ({one_line(error)})") from None
 

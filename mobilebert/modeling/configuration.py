@@ -61,6 +61,9 @@ class MobileBertConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs.pop("true_hidden_size", None)  # published config.json files hold it; here it is derived
         super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
         check({"model_type": self.model_type} | {field.name: getattr(self, field.name) for field in fields(self)})
 
     @property
@@ -91,6 +94,13 @@ class MobileBertConfig(PreTrainedConfig):
         if name not in rows:
             raise UserError(f"row {name!r} is unknown: choose one of {', '.join(rows)}")
         return cls.from_preset(rows[name].preset, **{**rows[name].overrides, **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers, which sets overrides after the constructor has looked. Raises UserError as that does."""
+        found = super().from_dict(config_dict, **kwargs)
+        (found[0] if isinstance(found, tuple) else found)._check()
+        return found
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -17,6 +18,9 @@ import numpy as np
 import torch
 
 TOKENS, SENTENCE, DOCUMENT = 2_000_000, 20, 400  # of the corpus: 40 MB of batches at length 128
+# Steps of a round before its figures: the first compiles, the first three (`graphs.WARM_UP`) run kernel by kernel and in the
+# fourth the graphs are recorded. All versions leave out as many.
+SETTLED = 4
 
 
 def arguments(description: str, choices: tuple[str, ...]) -> argparse.Namespace:
@@ -31,11 +35,13 @@ def arguments(description: str, choices: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--versions", nargs="+", help="these alone")
     parser.add_argument("--tiny", action="store_true", help="narrow models on the CPU: tries the program, measures nothing")
     found = parser.parse_args()
+    if found.steps <= SETTLED:
+        parser.error(f"--steps: the first {SETTLED} are left out, so at least {SETTLED + 1}")
     if not found.tiny and not torch.cuda.is_available():
         parser.error("this machine shows no NVIDIA GPU; --tiny tries the program on the CPU")
     found.device = "cpu" if found.tiny else "cuda"
     if found.tiny:
-        found.batch, found.length = 2, 32
+        found.batch, found.length = 8, 64  # some rows are padded, as of the whole size
     return found
 
 
@@ -79,6 +85,8 @@ def peer(step: Callable[[dict], torch.Tensor], model: torch.nn.Module, batch: Ca
 
     Returns steps -> (seconds of each, details).
     """
+    from mobilebert.records import Diverged
+
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1e-5, weight_decay=0.01, fused=True)
     ready = [{key: value.to(device) for key, value in batch(index).items()} for index in range(4)]
@@ -93,7 +101,8 @@ def peer(step: Callable[[dict], torch.Tensor], model: torch.nn.Module, batch: Ca
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            loss.item()  # as ours, whose loop looks at the loss of every step
+            if not math.isfinite(loss.item()):  # as ours, whose loop looks at the loss of every step
+                raise Diverged(f"loss {loss.item()} at step {index}")
             synchronize(device)
             seconds.append(time.perf_counter() - start)
         return seconds, {}
@@ -123,21 +132,34 @@ def ours(model: torch.nn.Module, task, optimizer, device: str) -> Callable:
             train(record, model, optimizer, replace(task, steps=steps, prepare=prepare, checkpoint_every=10**9), "train", device)
             stamps.append(time.perf_counter())
         details = {key.removeprefix("train_"): value for key, value in record.details.items()}
-        stamps[0] = start  # what the loop does before its first step, compiling and capturing, is the first step's
+        stamps[0] = start  # what the loop does before its first step, compiling among it, is the first step's
         return list(np.diff(stamps)), details
 
     return run
 
 
-def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_per_token: dict[str, float] | None = None) -> dict:
-    """Make each version once, run all of them in turn in every round; prints a table, writes --out.
+def sample(make: Callable[[], Callable], given) -> tuple:
+    """What a version, made here and gone afterwards, returns for what it is given; None where it fails. And its error, or ""."""
+    try:
+        return make()(given), ""
+    except Exception as error:  # one version's failure must not cost the others' figures
+        return None, f"{type(error).__name__}: {error}"[:2000]
 
-    versions: name -> a function that makes `steps -> (seconds, details)`. A version that fails leaves its error in the file.
+
+def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_per_token: dict[str, float] | None = None) -> dict:
+    """Every version in turn in every round; prints a table. --out is written after each one: a time limit costs what is missing.
+
+    versions: name -> a function that makes `steps -> (seconds, details)`. It is made anew in every round, so that its peak of
+    memory and the room that it has are not those of the others; what is compiled once in a process is not compiled again. A
+    version that fails leaves its error in the file. Figures are of the steps after the first SETTLED of a round.
     """
     from mobilebert.progress import peak_flops
 
+    # The versions share the blocks' code, and dynamo counts by code: past its limit a compiled version would run uncompiled.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     tokens, peak = options.batch * options.length, peak_flops(options.device)
-    found, made = {}, {}
+    found = {}
     for name in versions:
         if not options.versions or name in options.versions:
             found[name] = {"seconds": [], "details": [], "peak_bytes": 0}
@@ -147,35 +169,43 @@ def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_pe
                 continue
             if options.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            try:
-                if name not in made:
-                    made[name] = versions[name]()
-                seconds, details = made[name](options.steps)
-            except Exception as error:  # one version's failure must not cost the others' figures
-                one["error"] = f"{type(error).__name__}: {error}"[:2000]
-                made.pop(name, None)
-                gc.collect()
-                continue
-            one["seconds"].append(seconds)
-            one["details"].append(details)
+            taken, error = sample(versions[name], options.steps)
             if options.device == "cuda":
                 one["peak_bytes"] = max(one["peak_bytes"], torch.cuda.max_memory_allocated())
+            gc.collect()
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
+            if taken is None:
+                one["error"] = error
+            else:
+                one["seconds"].append(taken[0])
+                one["details"].append(taken[1])
+                _figures(one, tokens, flops_per_token and peak and flops_per_token.get(name, 0.0) / peak)
+            _write(found, tokens, options)
     for name, one in found.items():
         if "error" in one:
             print(f"{name:44} FAILED {one['error'][:160]}")
             continue
-        steady = [second for seconds in one["seconds"] for second in seconds[1:]]
-        one["median_seconds"] = statistics.median(steady)
-        one["tokens_per_second"] = tokens / one["median_seconds"]
-        one["warmup_seconds"] = one["seconds"][0][0]
-        if flops_per_token and peak and name in flops_per_token:
-            one["mfu"] = one["tokens_per_second"] * flops_per_token[name] / peak
-        spread = np.percentile(steady, [10, 90]) / one["median_seconds"]
         print(
-            f"{name:44} {one['tokens_per_second']:12,.0f} tokens/s, p10-p90 {spread[0]:.3f}-{spread[1]:.3f} of the median, "
-            f"first step {one['warmup_seconds']:.1f} s, {one['peak_bytes'] / 2**30:.1f} GiB"
+            f"{name:44} {one['tokens_per_second']:12,.0f} tokens/s, p10-p90 {one['p10_p90'][0]:.3f}-{one['p10_p90'][1]:.3f} "
+            f"of the median, first {SETTLED} steps {one['warmup_seconds']:.1f} s, {one['peak_bytes'] / 2**30:.1f} GiB"
             + (f", MFU {one['mfu']:.1%}" if "mfu" in one else "")
         )
+    return found
+
+
+def _figures(one: dict, tokens: int, mfu_of: float | None) -> None:
+    """mfu_of: MFU at a token a second."""
+    steady = [second for seconds in one["seconds"] for second in seconds[SETTLED:]]
+    one["median_seconds"] = statistics.median(steady)
+    one["p10_p90"] = list(np.percentile(steady, [10, 90]) / one["median_seconds"])
+    one["tokens_per_second"] = tokens / one["median_seconds"]
+    one["warmup_seconds"] = sum(one["seconds"][0][:SETTLED])
+    if mfu_of:
+        one["mfu"] = one["tokens_per_second"] * mfu_of
+
+
+def _write(found: dict, tokens: int, options: argparse.Namespace) -> None:
     report = {
         "program": Path(sys.argv[0]).name,
         "arguments": {key: str(value) for key, value in vars(options).items()},
@@ -186,4 +216,3 @@ def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_pe
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
-    return found

@@ -4,7 +4,7 @@ python tests/bench/gpu_inference.py encoder --batch 32 --out inference-32.json
 python tests/bench/gpu_inference.py encoder --batch 1 --out inference-1.json
 
 Embeddings and encoder on ids that lie on the device. A sample is the mean of CALLS calls between two synchronisations; a
-round's first is one call alone, in the first round with what compiling and capturing take.
+round's first is one call alone, in the first round with what compiling takes; the first `gpu.SETTLED` are left out.
 """
 
 from __future__ import annotations

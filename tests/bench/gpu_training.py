@@ -6,7 +6,8 @@ python tests/bench/gpu_training.py teacher --out teacher.json
 python tests/bench/gpu_training.py transfer --batch 128 --out transfer.json
 python tests/bench/gpu_training.py distill --batch 128 --out distill.json
 
-All in bf16 autocast with AdamW, without dropout. The first step of a version's first round is its warm-up.
+All in bf16 autocast with AdamW, without dropout. The first steps of a round (`gpu.SETTLED`), which compile
+and record graphs, are left out.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ def transfer(student, teacher, batch, layer):
     out = whole(student, batch)
     features = F.mse_loss(out.hidden_states[layer + 1], guide.hidden_states[layer + 1])
     mine, theirs = out.attentions[layer], guide.attentions[layer]
-    return features + (theirs * (theirs.log() - mine.log())).sum(-1).mean()
+    divergence = F.kl_div(mine.clamp_min(1e-9).log(), theirs, reduction="none")  # a padded key has probability 0 in both
+    return features + divergence.sum(-1).mean()
 
 
 def distillation(student, teacher, batch):

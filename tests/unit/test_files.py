@@ -293,6 +293,14 @@ def test_predictions_that_are_refused(case, data, tmp_path, capsys):
     refused(capsys, ["score", "--task", task, "--data", data, "--predictions", tmp_path / name], message)
 
 
+@pytest.mark.parametrize("name", ["p.tsv", "p.jsonl", "p.json"])
+def test_a_folder_in_place_of_a_file_is_refused(name, tmp_path):
+    (tmp_path / name).mkdir()
+    read = {"p.tsv": lambda path: files.read_glue(path, TASKS["rte"]), "p.jsonl": files.read_rows, "p.json": files.read_json}
+    with pytest.raises(UserError, match="cannot be read"):
+        read[name](tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("task", "odds", "message"),
     [

@@ -184,6 +184,14 @@ def test_lost_encoder_weights_are_refused(tmp_path, caplog):
     assert not caplog.records  # transformers' own report of it, a table
 
 
+@pytest.mark.parametrize("layers", [0, -1, "1", 1.0, True, None])
+def test_a_number_of_layers_that_is_none_is_refused(tmp_path, layers):
+    MobileBertModel(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
+    line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path, num_hidden_layers=layers))
+    assert line == f"num_hidden_layers: {layers!r} is not a positive integer"
+    assert "num_attention_heads" in refusal(lambda: MobileBertConfig.from_pretrained(tmp_path, num_attention_heads=3))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_numbers_are_refused(tmp_path, value):
     model = MobileBertModel(MobileBertConfig(**SMALL))

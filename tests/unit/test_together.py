@@ -394,6 +394,27 @@ def test_a_job_stopped_between_the_runs_of_a_stack_trains_none_again(tmp_path, w
     assert made == len(steps) - made + 2  # the two passes before a stack's work: of one model, and of the stack
 
 
+def test_a_run_that_trains_alone_after_a_kill_leaves_the_curves_of_those_that_ended_in_its_stack(tmp_path, whole):
+    """Stopped when one seed of the last stack has its record; then each run by itself."""
+
+    def broken(part, trials):
+        one = several(part, trials)
+
+        def score(part, trial, out):
+            if trial == trials[1] and trial.role == "seed":
+                raise toy.Stop
+            return one(part, trial, out)
+
+        return score
+
+    with pytest.raises(toy.Stop):
+        whole_job(tmp_path, broken)
+    run = whole_job(tmp_path, most=1)
+    assert run.curves.keys() == whole.curves.keys()
+    for name, curve in whole.curves.items():
+        assert [step for step, _ in run.curves[name]] == [step for step, _ in curve]
+
+
 def test_a_killed_job_of_stacks_goes_on(tmp_path, whole):
     """SIGKILL at a random moment after the first run's record, then the same job to its end."""
     process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE)
