@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-ROWS, BATCH, EPOCHS, ROUNDS = 256, 16, 1, 5
+ROWS, BATCH, EPOCHS, ROUNDS = 256, 16, 1, 3
 
 
 class Rows(Dataset):

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-RUNS, STEPS, ROUNDS = 10, 4, 4
+RUNS, STEPS, ROUNDS = 10, 3, 3
 
 
 def test_ten_runs_of_a_deep_and_narrow_model_cost_less_as_a_stack():

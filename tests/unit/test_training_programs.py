@@ -4,26 +4,46 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAMS = Path(__file__).parents[1] / "long"
+ARGUMENTS = {"kills.py": "3", "parallel.py": "2", "shared.py": "2"}
 
 
-def run(name, *arguments):
-    command = [sys.executable, str(PROGRAMS / name), *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr[-3000:]
-    return found.stdout.splitlines()
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """All of them beside each other: each has a folder of its own and keeps one core busy, at most."""
+    found, folder = {}, tmp_path_factory.mktemp("programs")
+    for name, argument in ARGUMENTS.items():
+        with (folder / name).open("w") as log:
+            found[name] = (
+                subprocess.Popen([sys.executable, str(PROGRAMS / name), argument], stdout=log, stderr=log),
+                folder / name,
+            )
+    yield found
+    for program, _ in found.values():
+        program.kill()
+        program.wait()
 
 
-def test_teacher_strategies_and_distillation_survive_three_kills_each():
-    lines = run("kills.py", "3")
-    assert [line.split(" ")[0] for line in lines[1:]] == ["teacher", "AKT", "JKT", "PKT", "distillation"]
-    assert all(": 3 kills in " in line for line in lines[1:])
+def lines_of(started, name):
+    program, log = started[name]
+    code = program.wait()
+    text = log.read_text()
+    assert code == 0, text[-3000:]
+    return text.splitlines()
 
 
-def test_two_processes_learn_what_one_does():
-    assert len(run("parallel.py", "2")) == 2
+def test_teacher_strategies_and_distillation_survive_three_kills_each(started):
+    lines = lines_of(started, "kills.py")[1:]
+    assert [line.split(" ")[0] for line in lines] == ["teacher", "AKT", "JKT", "PKT", "distillation"]
+    assert all(": 3 kills in " in line for line in lines)
 
 
-def test_students_that_share_a_teacher_end_as_they_do_alone():
-    lines = run("shared.py", "2")[1:]
+def test_two_processes_learn_what_one_does(started):
+    assert len(lines_of(started, "parallel.py")) == 2
+
+
+def test_students_that_share_a_teacher_end_as_they_do_alone(started):
+    lines = lines_of(started, "shared.py")[1:]
     assert [line.partition("; ")[0] for line in lines] == ["transfer: 3 students, 2 kills", "distill: 3 students, 2 kills"]
