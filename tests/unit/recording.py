@@ -1,5 +1,6 @@
 """What CUDA graphs do to a step, on the CPU: its tensor operations are written down and done again on the same memory."""
 
+from typing import ClassVar
 from unittest.mock import patch
 
 import torch
@@ -71,7 +72,7 @@ class Tape(TorchDispatchMode):
 class Recorder:
     """In place of `graphs.Capture`; `log` tells what all of them did."""
 
-    log: list = []  # noqa: RUF012
+    log: ClassVar[list] = []
 
     def renew(self):
         pass
