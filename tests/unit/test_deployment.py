@@ -1,4 +1,5 @@
 import resource
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
@@ -141,23 +142,30 @@ def test_a_failed_export_keeps_the_file_that_was_there(tmp_path, monkeypatch):
     assert [found.read_bytes() for found in tmp_path.iterdir()] == [b"the last good one"]
 
 
-@pytest.fixture
-def room():
-    """Lets a test say how many bytes a file may have from now on: a write past them fails in Python and in C++ alike."""
+@contextmanager
+def room(size):
+    """A file may have `size` bytes: a write past them fails in Python and in C++ alike.
+
+    The limit holds for pytest's own output too, if that goes to a file; so it must be gone before the test's outcome is
+    printed, which is earlier than a fixture ends.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
-def test_a_file_that_finds_no_room_is_one_line_and_leaves_nothing(share, room, tmp_path, capfd):
+def test_a_file_that_finds_no_room_is_one_line_and_leaves_nothing(share, tmp_path, capfd):
     model, path = build("mobilebert"), tmp_path / "model.onnx"
     export_onnx(model, path, length=8)
     (tmp_path / "new").mkdir()
-    room(int(share * path.stat().st_size))
-    with pytest.raises(UserError, match=r"^[^\n]*int8\.onnx: cannot be written \([^\n]*\)$"):
+    size = int(share * path.stat().st_size)
+    with room(size), pytest.raises(UserError, match=r"^[^\n]*int8\.onnx: cannot be written \([^\n]*\)$"):
         quantize_int8(path, tmp_path / "new" / "int8.onnx")
-    with pytest.raises(UserError, match=r"^[^\n]*again\.onnx: cannot be written \([^\n]*File too large\)$"):
+    with room(size), pytest.raises(UserError, match=r"^[^\n]*again\.onnx: cannot be written \([^\n]*File too large\)$"):
         export_onnx(model, tmp_path / "new" / "again.onnx", length=8)
     assert list((tmp_path / "new").iterdir()) == []
     assert capfd.readouterr() == ("", "")  # ONNX Runtime's quantizer would log a traceback and go on with the file as it was
