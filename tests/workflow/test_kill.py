@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -51,6 +52,28 @@ def test_killed_and_continued(workflow, whole, tmp_path):
     assert run.returncode == 0, f"seed {seed}: " + run.stdout[-3000:] + run.stderr[-3000:]
     assert kills, f"seed {seed}: the run ended before it was killed"
     assert metrics(results) == metrics(whole), f"seed {seed}"
+
+
+@pytest.mark.parametrize("why", ["edited", "forced"])
+def test_what_a_kill_left_is_made_to_the_end_in_one_run(workflow, whole, tmp_path, why):
+    """The first job to be made has a record: of another configuration, or one that the kill kept Snakemake from noting down. What
+    stands behind it has none, and Snakemake would pass it by and end well, had it ancient inputs."""
+    shutil.copytree(whole, tmp_path / "results")
+    behind = {"quantize/mobilebert/sst2", "latency", "report", "track"}
+    for key in (*behind, "check"):
+        (tmp_path / f"results/mini/{key}/result.json").unlink()
+    (tmp_path / "results/mini/check/passed").unlink()
+    study, options = workflow.mini, ["--forcerun", f"{tmp_path}/results/mini/finetune/mobilebert/sst2/result.json"]
+    if why == "edited":
+        study, options = tmp_path / "mini.yaml", []
+        study.write_text(workflow.mini.read_text().replace("learning_rate: 1e-3", "learning_rate: 2e-3"))
+    made = workflow.scheduled(study, tmp_path / "results", *options)
+    assert made == {"finetune/mobilebert/sst2", "check", *behind}
+
+
+def test_a_timing_that_is_taken_again_is_printed_again(workflow, whole):
+    assert workflow.scheduled(workflow.mini, whole) == set()
+    assert workflow.scheduled(workflow.mini, whole, "--forcerun", "latency") == {"latency", "report", "track", "check"}
 
 
 def test_a_folder_in_use_is_refused(workflow, whole, tmp_path):

@@ -1,5 +1,5 @@
 # The study, its graph of jobs, and what on disk belongs to it. Fingerprints decide what is stale (mobilebert/jobs.py); file
-# times do not: to a job whose record stands every input is `ancient`, and one with a stale record gets an input that is newer.
+# times do not: to a job that rests every input is `ancient`, and one with a stale record gets an input that is newer.
 import contextlib
 import os
 import shlex
@@ -31,7 +31,8 @@ RESULTS = Path(str(config.get("results", "results")))
 OUT = RESULTS / STUDY.name
 CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
 jobs.finish(STUDY, GRAPH, CURRENT)
-STALE = {key for key, job in GRAPH.items() if records.state_of(RESULTS, STUDY.name, job, GRAPH) == "stale"}
+STATES = {key: records.state_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
+STALE = {key for key, state in STATES.items() if state == "stale"}
 # An input newer than every stale record: Snakemake's own reason to make them again, in a dry run too. It lies outside the results.
 NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
 LATEST = [records.file(RESULTS, STUDY.name, GRAPH[key]).stat().st_mtime + 1 for key in STALE]
@@ -67,22 +68,43 @@ def key_of(stage, wildcards):
     return Path(stage, *filter(None, names)).as_posix()
 
 
+def is_stale(key):
+    """Whether what is there is to be made again: other code or another configuration; also a view, where a job is made again by
+    force (`--forcerun latency`), for its fingerprint knows nothing of that."""
+    return key in STALE or (key in records.VIEWS and bool(workflow.dag_settings.forcerun))
+
+
+def rests(key):
+    """Whether a job is made only if something wants it: its record stands, or is missing and one that was made from it stands.
+
+    To any other job no input is ancient, for Snakemake passes by what lies behind a job that it makes again if that has ancient
+    inputs alone, also where its output is missing: it would make the one job, and end well with the target unmade.
+    """
+    if is_stale(key):
+        return False
+    if key == "check":
+        return STATES[key] == "current" and (OUT / "check/passed").exists()
+    users = (other for other, job in GRAPH.items() if key in job.inputs)
+    return STATES[key] == "current" or any(STATES[user] == "current" for user in users)
+
+
 def settled(stage):
-    """Input function: the records that a job reads, if its own record stands: their age is nothing to it."""
+    """Input function: the records that a job reads, if it rests: their age is nothing to it."""
 
     def paths(wildcards):
         key = key_of(stage, wildcards)
-        return [] if key in STALE else [record(upstream) for upstream in GRAPH[key].inputs]
+        return [record(upstream) for upstream in GRAPH[key].inputs] if rests(key) else []
 
     return paths
 
 
 def unsettled(stage):
-    """Input function: the records that a job with a stale record reads, and the newer file."""
+    """Input function: the records that a job reads, if it does not rest, and the newer file, if it is stale."""
 
     def paths(wildcards):
         key = key_of(stage, wildcards)
-        return [NEWER.name, *(record(upstream) for upstream in GRAPH[key].inputs)] if key in STALE else []
+        newer = [NEWER.name] if is_stale(key) else []
+        return [] if rests(key) else [*newer, *(record(upstream) for upstream in GRAPH[key].inputs)]
 
     return paths
 
