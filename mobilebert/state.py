@@ -47,13 +47,17 @@ class State:
 
     @property
     def progress(self) -> str:
-        """`step 40 of 240` of the training that saved last; nothing where none did."""
-        saved = []
-        for path in self.folder.glob("*.safetensors"):
+        """`3 runs ended, step 40 of 240`: the runs that a job of several has made, and the training that saved last."""
+        runs, saved = sum(1 for _ in self.folder.glob("runs/*.json")), []
+        for path in self.folder.rglob("*.safetensors"):  # those of a search lie in folders of their own
             with contextlib.suppress(FileNotFoundError):
                 saved.append((path.stat().st_mtime, path))
-        facts = _facts(max(saved)[1]) if saved else {}
-        return f"step {facts['step']} of {facts.get('steps', '?')}" if "step" in facts else "no step saved"
+        found = (facts for facts in (_facts(path) for _, path in sorted(saved, reverse=True)) if "step" in facts)
+        facts = next(found, None)
+        parts = [f"{runs} run{'s' * (runs > 1)} ended"] if runs else []
+        if facts or not runs:
+            parts.append(f"step {facts['step']} of {facts.get('steps', '?')}" if facts else "no step saved")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         size, age = f"{self.bytes / 2**20:.1f} MiB", f"{self.age / 3600:.1f} h old"

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mobilebert import jobs, locks, records, state
@@ -62,6 +64,20 @@ def test_list_names_each_state(results, capsys):
     )
     fingerprint = jobs.build(load(MINI))["pretrain/ib-bert-large"].fingerprint
     assert f"{fingerprint[:12]}: step 5 of 40, " in found["pretrain/ib-bert-large resumable"]
+
+
+def test_a_job_of_several_runs_says_how_many_have_ended(results, capsys):
+    folder = saved(results)
+    (folder / "runs").mkdir()
+    (folder / "runs/a.json").write_text("{}")
+    assert ": 1 run ended, step 5 of 40, " in printed(capsys, "list")[0]
+    (folder / "runs/b.json").write_text("{}")
+    (folder / "c").mkdir()
+    (folder / "train.safetensors").rename(folder / "c/c.safetensors")  # a run of a search has a folder of its own
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")  # newer, and no state
+    assert ": 2 runs ended, step 5 of 40, " in printed(capsys, "list")[0]
+    (folder / "c/c.safetensors").unlink()
+    assert ": 2 runs ended, 0.0 MiB, " in printed(capsys, "list")[0]
 
 
 def test_prune_removes_what_no_job_reads_and_says_so(results, capsys):
