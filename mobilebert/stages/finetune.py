@@ -138,16 +138,25 @@ def every_run(run: Run, train: Train, train_together: TrainTogether | None = Non
 
 
 def several_runs(run: Run, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
-    """The record of each of several runs, trained at once where that is possible."""
+    """The record of each of several runs, trained at once where that is possible; as two halves where memory was too small for
+    all, for what a stack takes is estimated."""
     name = together.key_of([trial.name for trial in trials])
-    shared = None
+    shared, fits = None, True
     if len(trials) > 1 and not all(record_file(run, trial).exists() for trial in trials):
         part = part_of(run, trials[0].role, name)
         started, clock = datetime.now(UTC), time.monotonic()
-        if one := train_together(part, trials):
+        try:
+            one = train_together(part, trials)
+        except torch.OutOfMemoryError:
+            one, fits = None, False
+        if one:
             train, shared = one, Shared(part, len(trials), started, (time.monotonic() - clock) / len(trials))
-    for trial in trials:
-        yield one_run(run, trial, train, shared)
+    if fits:
+        for trial in trials:
+            yield one_run(run, trial, train, shared)
+    else:
+        for half in (trials[: len(trials) // 2], trials[len(trials) // 2 :]):
+            yield from several_runs(run, half, train, train_together)
     (run.state / f"{name}.safetensors").unlink(missing_ok=True)
     shutil.rmtree(run.state / name, ignore_errors=True)
 

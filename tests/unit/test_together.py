@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -323,22 +324,51 @@ def whole(tmp_path_factory):
     return whole_job(tmp_path_factory.mktemp("whole"))
 
 
-def test_a_job_of_stacks_leaves_what_a_job_of_runs_leaves(tmp_path, whole):
-    """The same lines in the same order, but for the stack that each was in: 2 x 3, 2 and 1 of the rungs, 2 seeds."""
-    run = toy.whole_job(tmp_path)
-    (mine, *figures), (theirs, *expected) = toy.lasting(whole), toy.lasting(run)
+@pytest.fixture(scope="module")
+def alone_job(tmp_path_factory):
+    return toy.whole_job(tmp_path_factory.mktemp("alone"))
+
+
+def sizes_of(run, alone):
+    """How many each run of the job was trained with, None alone; that is all that tells its lines from those of `alone`."""
+    (mine, *figures), (theirs, *expected) = toy.lasting(run), toy.lasting(alone)
     sizes = [line["details"].pop("stacked_with", None) for line in mine]
     assert [line["run"] for line in mine] == [line["run"] for line in theirs]
-    assert sizes[:6] == [3] * 6
-    assert sizes[8:] == [None, 2, 2]
     for a, b in zip(mine, theirs, strict=True):
         assert a.pop("loss") == pytest.approx(b.pop("loss"), rel=1e-4)
         assert a == b
     assert figures[:2] == expected[:2]
     assert figures[2].keys() == expected[2].keys()
+    assert run.details.keys() - {"stacked_with"} == alone.details.keys() - {"stacked_with"}
+    assert not list(run.state.rglob("*.safetensors"))
+    return sizes
+
+
+def test_a_job_of_stacks_leaves_what_a_job_of_runs_leaves(whole, alone_job):
+    """The same lines in the same order, but for the stack that each was in: 2 x 3, 2 and 1 of the rungs, 2 seeds."""
+    sizes = sizes_of(whole, alone_job)
+    assert sizes[:6] == [3] * 6
+    assert sizes[8:] == [None, 2, 2]
     assert whole.details["stacked_with"] == 2
-    assert whole.details.keys() - {"stacked_with"} == run.details.keys()
-    assert not list(whole.state.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_stack_that_finds_no_memory_is_made_of_two(tmp_path, alone_job, room):
+    """Of three runs: the first alone and two at once, or each alone. The device is full at the third step."""
+    passes = []
+
+    def some(part, trials):
+        passes.clear()
+        return several(part, trials, lambda model: full(len(trials)))
+
+    def full(count):
+        passes.append(count)
+        if count > room and len(passes) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    sizes = sizes_of(whole_job(tmp_path, some), alone_job)
+    assert Counter(sizes[:6]) == ({2: 4, None: 2} if room == 2 else {None: 6})
+    assert sizes[9:] == [2 if room == 2 else None] * 2
 
 
 @pytest.mark.parametrize("steps", [0, 7, 40])
