@@ -40,6 +40,7 @@ STAGES = {
 NAMED = {"pretrain", "checkpoint", "transfer", "distill", "finetune", "quantize"}
 
 ON_GPU = {"pretrain", "transfer", "distill", "finetune"}  # the rules with a `gpu` resource
+ACCUMULATING = ON_GPU - {"finetune"}  # the stages whose settings have `accumulate`
 
 
 def parser() -> argparse.ArgumentParser:
@@ -147,6 +148,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ModuleNotFoundError as error:
         print(f"mobilebert: {not_installed(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if not (torch and isinstance(error, torch.OutOfMemoryError)):
+            raise
+        hint = f"; {options.command}.accumulate makes smaller parts of a batch" if options.command in ACCUMULATING else ""
+        print(f"mobilebert: {str(error).splitlines()[0].rstrip('.')}{hint}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 1

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from mobilebert import records
@@ -33,6 +34,24 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path, capsys, field, value)
     assert main(["checkpoint", "mobilebert", "--study", str(study), "--results", str(tmp_path / "results")]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line == (f"mobilebert: checkpoints.mobilebert: {tmp_path}/weights has {field} {value}, the row needs {wanted[field]}")
+
+
+def test_a_full_gpu_is_one_line_and_keeps_the_state(tmp_path, capsys, monkeypatch):
+    errors = [RuntimeError("a bug"), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")]
+
+    def full(run, study):
+        (run.state / "train.safetensors").write_bytes(b"of before")
+        raise errors.pop()
+
+    command = ["pretrain", "ib-bert-large", "--study", str(MINI), "--results", str(tmp_path)]
+    monkeypatch.setattr("mobilebert.stages.pretrain.run", full)
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        "mobilebert: CUDA out of memory. Tried to allocate 2.00 GiB; pretrain.accumulate makes smaller parts of a batch\n"
+    )
+    assert [file.read_bytes() for file in tmp_path.rglob("train.safetensors")] == [b"of before"]
+    with pytest.raises(RuntimeError, match="a bug"):  # no other error is hidden
+        main(command)
 
 
 def test_a_tokenizer_that_the_model_cannot_hold_is_refused():
