@@ -78,7 +78,7 @@ def world() -> World:
 def execute(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[Run], str | None], device: str) -> Record | None:
     """`records.execute` in the first of torchrun's processes; the others do its work beside it, write nothing and return None.
 
-    Raises UserError for a stage that does not run so, and what `records.execute` raises.
+    Raises UserError for a stage that does not run so and where another process has ended, and what `records.execute` raises.
     """
     if job.stage not in STAGES:
         raise UserError(f"{job.stage}: runs in one process; torchrun is for {', '.join(STAGES)}")
@@ -92,6 +92,10 @@ def execute(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[
         raise UserError(f"the processes cannot be joined ({line}); torchrun starts them") from None
     try:
         return _lead(job, study, results, graph, stage) if world().leads else _follow(job, study, results, graph, stage)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo's errors have no type of their own
+            raise
+        raise UserError("another process has ended, and says why") from None
     finally:
         dist.destroy_process_group()
 

@@ -87,6 +87,26 @@ def test_processes_that_cannot_be_joined_are_one_line(monkeypatch, key, value):
         parallel.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
 
 
+@pytest.mark.parametrize("place", ["_lead", "_follow"])
+def test_a_process_whose_partner_has_ended_says_so_in_one_line(monkeypatch, place):
+    """Its own error would be gloo's, or NCCL's, with a traceback; another error is not hidden."""
+    lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:15521."
+    errors = [RuntimeError("a bug"), torch.distributed.DistBackendError("NCCL error"), RuntimeError(lost)]
+
+    def ends(*_):
+        raise errors.pop()
+
+    monkeypatch.setattr(parallel, place, ends)
+    monkeypatch.setattr(parallel, "world", lambda: parallel.World(int(place == "_follow"), 2))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^another process has ended, and says why$"):
+            parallel.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
+    with pytest.raises(RuntimeError, match="a bug"):
+        parallel.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
+
+
 def test_a_gpu_study_where_there_is_none_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"^device: the study gpu trains on an NVIDIA GPU and this machine shows none"):
