@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _section(options) -> str:
-    """The group of a study's keys that a training stage reads: the rows of Tables 2 and 3, for one, are pre-trained by `search`."""
+    """The group of a study's keys that a training stage reads: the rows of Tables 2 and 3 are pre-trained by `search`."""
     if options.command != "pretrain":
         return options.command
     from mobilebert import paper
