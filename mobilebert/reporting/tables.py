@@ -149,6 +149,9 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
     labels += diverged
     if record.status != "ok":
         return Cell(published, None, verdict, column.unit, labels=labels)
+    if row.precision == "int8" and len(record.config.get("seeds", ())) > 1:  # not the median, as the float row above it
+        (before,) = record.samples[f"float_{column.metric}"]
+        labels += (f"of the best of {len(record.config['seeds'])} seeds, {show(_percent(before), '%')} in float",)
     labels += failed_labels(record, column.metric)
     return Cell(published, measured, verdict, column.unit, spread, max(1, len(finite)), labels)
 
@@ -168,7 +171,7 @@ def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
     if not failed:
         return ()
     text = f"{failed} of {len(statuses)} runs failed"
-    figures = record.details["summary"].get(metric)
+    figures = record.details.get("summary", {}).get(metric)
     if figures and figures["n_ok"]:
         text += f", the median of the other {figures['n_ok']} is {show(_percent(figures['median_ok']), '%')}"
     return (text,)
