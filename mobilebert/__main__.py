@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch = sys.modules.get("torch")
         if not (torch and isinstance(error, torch.OutOfMemoryError)):
             raise
-        hint = f"; {options.command}.accumulate makes smaller parts of a batch" if options.command in ACCUMULATING else ""
+        hint = f"; {_section(options)}.accumulate makes smaller parts of a batch" if options.command in ACCUMULATING else ""
         print(f"mobilebert: {str(error).splitlines()[0].rstrip('.')}{hint}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -161,6 +161,15 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"mobilebert: {error}", file=sys.stderr)
         return 2
+
+
+def _section(options) -> str:
+    """The group of a study's keys that a training stage reads: the rows of Tables 2 and 3 are pre-trained by `search`."""
+    if options.command != "pretrain":
+        return options.command
+    from mobilebert import paper
+
+    return paper.models()[options.name].settings
 
 
 def _environment(threads: int) -> None:

@@ -104,7 +104,7 @@ class Transfer(Training):
     """Knowledge transfer (paper section 3.5): 240k steps, 10k a layer for PKT."""
 
     steps: Positive = 240_000
-    warmup_steps: NotNegative = 0
+    warmup_steps: NotNegative = 0  # of JKT; each stage of PKT warms up over its first tenth, AKT as distillation does
     batch_size: Positive = 4096
     lower_layers: Share = 0.1  # rate of layers already learnt, as a share of the current layer's; 0 freezes them
     factors: tuple[float, float, float, float] | None = None  # feature map, means, variances, attention; None: the recipe's

@@ -67,7 +67,7 @@ def measure(
         for worker in workers.values():
             worker.answer()
         samples, machine = _rounds(workers, rounds, warmup, threads, seed)
-        models, reasons = {}, [sharing(machine), _crowding(threads, machine["cores"])]
+        models, reasons = {}, [sharing(machine), _crowding(threads, len(os.sched_getaffinity(0)))]
         for spec in specs:
             name, engine, source = spec["name"], spec["engine"], prepared[_key(spec)]
             error = relative_error(workers[name].ask("output"), source["reference"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mobilebert import paper
 from mobilebert.architecture import architecture
 from mobilebert.config import Study
+from mobilebert.data.glue import TASKS
 from mobilebert.errors import UserError
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
 from mobilebert.jobs import cell_job
@@ -88,14 +89,16 @@ class FilledTable:
         return notes
 
     def _means(self) -> list[tuple[FilledRow, str, str]]:
-        """Of each row that this suite runs both means as text; NOTHING where a cell has no value."""
+        """Of each row that this suite runs both means as text, beside the measured one the footnotes of its cells; NOTHING where
+        a cell has no value."""
         found = []
         for row in self.rows:
             cells = {column.key: cell for column, cell in zip(self.table.columns, row.cells) if column.source == "finetune"}
             both = ({key: _finite(getattr(cell, side)) for key, cell in cells.items()} for side in ("published", "measured"))
             means = [show(None if None in values.values() else mean_of_cells(values), "%") for values in both]
             if row.row.model is not None:
-                found.append((row, *means))
+                marks = sorted({mark for cell in cells.values() if (mark := self.mark(cell))}) if means[1] != NOTHING else []
+                found.append((row, means[0], " ".join([means[1], *(f"[{mark}]" for mark in marks)])))
         return found
 
     def mark(self, cell: Cell) -> int | None:
@@ -141,15 +144,24 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
         return Cell(published, None, "not run", column.unit)
     measured, labels = _percent(record.metrics.get(column.metric)), record.labels
     verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
-    samples = [_percent(value) for value in record.samples.get(column.metric, [])]
-    finite = [value for value in samples if math.isfinite(value)]
+    finite, diverged = _seeds(record, column.metric)
     spread = statistics.stdev(finite) if len(finite) > 1 else None
-    if len(finite) < len(samples):
-        labels += (f"{len(samples) - len(finite)} of {len(samples)} seeds diverged",)
+    labels += diverged
     if record.status != "ok":
         return Cell(published, None, verdict, column.unit, labels=labels)
+    if row.precision == "int8" and len(record.config.get("seeds", ())) > 1:  # not the median, as the float row above it
+        (before,) = record.samples[f"float_{column.metric}"]
+        labels += (f"of the best of {len(record.config['seeds'])} seeds, {show(_percent(before), '%')} in float",)
     labels += failed_labels(record, column.metric)
     return Cell(published, measured, verdict, column.unit, spread, max(1, len(finite)), labels)
+
+
+def _seeds(record: Record, metric: str) -> tuple[list[float], tuple[str, ...]]:
+    """A metric of the seeds that ended, in percent, and what to say of those that diverged."""
+    samples = [_percent(value) for value in record.samples.get(metric, [])]
+    finite = [value for value in samples if math.isfinite(value)]
+    missing = len(samples) - len(finite)
+    return finite, (f"{missing} of {len(samples)} seeds diverged",) if missing else ()
 
 
 def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
@@ -159,7 +171,7 @@ def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
     if not failed:
         return ()
     text = f"{failed} of {len(statuses)} runs failed"
-    figures = record.details["summary"].get(metric)
+    figures = record.details.get("summary", {}).get(metric)
     if figures and figures["n_ok"]:
         text += f", the median of the other {figures['n_ok']} is {show(_percent(figures['median_ok']), '%')}"
     return (text,)
@@ -184,8 +196,9 @@ def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Recor
         return Cell(published, None, "not run", column.unit)
     labels = tuple(dict.fromkeys(label for record in there for label in record.labels))
     verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
-    labels += tuple(f"{record.name.partition('/')[2]}: {text}" for record in there for text in failed_labels(record))
-    count = min(max(map(len, record.samples.values()), default=1) for record in there)
+    seeds = {task: _seeds(record, TASKS[task].metrics[0]) for task, record in mine.items()}
+    labels += tuple(f"{task}: {text}" for task, record in mine.items() for text in (*seeds[task][1], *failed_labels(record)))
+    count = min(max(1, len(finite)) for finite, _ in seeds.values())
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
 
 

@@ -47,7 +47,12 @@ def run(run: Run, study: Study) -> None:
         student = train_together(run, others, prepare, device)
     pretraining.heldout(run, student, corpus, run.job.config["length"], device)
     pretraining.save_model(run, student)
-    run.label(study.labels("distill") + study.schedule_labels("distill"), *run.job.inputs[1:])
+    run.label(study.labels("distill") + schedule_labels(study, run.job.config), *run.job.inputs[1:])
+
+
+def schedule_labels(study: Study, config: dict) -> list[str]:
+    """The labels of distillation's schedule; of AKT, which makes the transfer's steps here, those of the transfer's too."""
+    return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config["transfer"] else [])
 
 
 def new_student(run: Run, teacher, device: str):

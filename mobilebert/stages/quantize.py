@@ -7,8 +7,9 @@ from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
 from mobilebert.evaluation.scoring import evaluate
-from mobilebert.records import Run
+from mobilebert.records import Record, Run
 from mobilebert.training.finetuning import new_model
+from mobilebert.training.runs import failure
 
 
 def run(run: Run, study: Study) -> None:
@@ -23,10 +24,18 @@ def run(run: Run, study: Study) -> None:
     run.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
     metrics, details = evaluate(OnnxModel(int8_file), load_tokenizer(data / "tokenizer"), data, setting, run.folder)
     run.metrics |= metrics
-    run.details |= details
     best = source.details["seeds"].index(source.details["best_seed"])
+    run.details |= {**details, "statuses": [status(setting["task"], source, metrics, details)]}
     for name, value in metrics.items():
         run.samples[f"float_{name}"] = [source.samples[name][best]]
         run.metrics[f"{name}_change"] = value - source.samples[name][best]
     run.artefacts += ["model.int8.onnx", *(name for name in source.artefacts if name.startswith("predictions"))]
     run.label([], tuned)
+
+
+def status(task: str, source: Record, metrics: dict, details: dict) -> str:
+    """`failed` where the int8 model is no better than guessing, or its float model, the best of the seeds, had not learnt."""
+    best = source.details["statuses"][source.details["seeds"].index(source.details["best_seed"])]
+    shares = details["shares"].get("validation", [])
+    reason = failure(task, source.metrics | metrics, details["rows"]["validation"], shares, [])
+    return "failed" if reason or best == "failed" else "ok"

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, jobs
+from mobilebert.config import Study
 from mobilebert.distillation.transfer import Transfer
 from mobilebert.stages import distill
 
@@ -136,3 +137,11 @@ def test_parts_of_a_batch_add_up_to_it(student, teacher, batch):
             total[key] = total.get(key, 0) + value.item() / 2
     whole = loss(student, teacher, batch, config(), transfer(student, teacher, "paper"))
     assert total == pytest.approx({key: value.item() for key, value in whole.items()}, rel=1e-5)
+
+
+def test_auxiliary_transfer_with_fewer_steps_of_transfer_is_scaled():
+    """It has the paper's 500k steps of distillation, and 1k of the 240k beside them."""
+    study = Study(schema=1, description="the paper", transfer={"steps": 1000})
+    graph = jobs.build(study)
+    labels = [distill.schedule_labels(study, graph[f"distill/mobilebert-{name}"].config) for name in ("akt", "pd")]
+    assert labels == [["scaled: transfer sees 4.2e-03 of the paper's tokens"], []]

@@ -52,6 +52,10 @@ def test_a_full_gpu_is_one_line_and_keeps_the_state(tmp_path, capsys, monkeypatc
     assert [file.read_bytes() for file in tmp_path.rglob("train.safetensors")] == [b"of before"]
     with pytest.raises(RuntimeError, match="a bug"):  # no other error is hidden
         main(command)
+    for name, key in (("search-a", "search"), ("scratch", "distill")):  # pre-trained by the settings of other groups
+        errors.append(torch.OutOfMemoryError("CUDA out of memory."))
+        assert main(["pretrain", name, *command[2:]]) == 2
+        assert capsys.readouterr().err == f"mobilebert: CUDA out of memory; {key}.accumulate makes smaller parts of a batch\n"
 
 
 def test_a_tokenizer_that_the_model_cannot_hold_is_refused():
