@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--threads", type=_positive, default=1, help="CPU threads (default 1)")
         if stage == "track":
             one.add_argument(
-                "--live", action="store_true", help="follow running stages and stream their curves until interrupted"
+                "--live",
+                action="store_true",
+                help="follow running stages and stream their curves, until none has run for 30 seconds",
             )
     table = commands.add_parser("table", help="print one of the paper's tables from the records")
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")

@@ -103,7 +103,7 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
         forward, config, tokenizer = _checkpoint(str(path) if path.exists() else source, task, threads, recorded is not None)
     order = list(range(task.num_labels))
     if config is not None:  # none beside an ONNX file that a study made
-        order = _order(config, task)
+        order = _order(config, task, source)
         longest = getattr(config, "max_position_embeddings", setting["length"])
         setting["length"] = min(setting["length"], longest)
         if tokenizer.get_vocab_size() > config.vocab_size:
@@ -218,15 +218,19 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
     return forward, config, tokenizer
 
 
-def _order(config, task: Task) -> list[int]:
+def _order(config, task: Task, source: str) -> list[int]:
     """Columns of the logits by class: by the checkpoint's class names where those are the task's, else as they stand.
 
-    Published MNLI checkpoints disagree on the order of the three classes.
+    Published MNLI checkpoints disagree on the order of the three classes. Names of its own that are not the task's are said on
+    standard error: the checkpoint may be of another task with as many classes, or has another word for the same class.
     """
     if task.labels and config.num_labels == task.num_labels:
         names = [str(config.id2label[code]).lower() for code in range(task.num_labels)]
         if sorted(names) == sorted(task.labels):
             return [names.index(name) for name in task.labels]
+        if names != [f"label_{code}" for code in range(task.num_labels)]:
+            here = f"taken in this order for {', '.join(task.labels)} of {task.name}"
+            print(f"mobilebert: {source}: its classes are {', '.join(names)}; {here}", file=sys.stderr)
     return list(range(task.num_labels))
 
 

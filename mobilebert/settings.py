@@ -186,7 +186,8 @@ class Finetune(Strict):
     @model_validator(mode="before")
     @classmethod
     def the_papers_search_reads_no_setting(cls, value):
-        if isinstance(value, dict) and value.get("search", "paper") == "paper":
+        # With an unknown key, `search` misspelt, that key is what there is to say.
+        if isinstance(value, dict) and value.get("search", "paper") == "paper" and value.keys() <= cls.model_fields.keys():
             tasks = value["tasks"] if isinstance(value.get("tasks"), dict) else {}
             groups = {"": value} | {f"tasks.{name}.": setting for name, setting in tasks.items() if isinstance(setting, dict)}
             for prefix, group in groups.items():

@@ -104,6 +104,15 @@ class MobileBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the losses are plain means, so a Trainer must divide by its accumulation steps
     _supports_sdpa = True
 
+    def __init__(self, config: MobileBertConfig):
+        """Raises UserError for another class's configuration, transformers' own of the same name too: it lacks fields."""
+        if not isinstance(config, MobileBertConfig):
+            raise UserError(
+                f"config: {type(config).__name__} of {type(config).__module__}; allowed: mobilebert.MobileBertConfig, "
+                "which MobileBertConfig.from_dict(config.to_dict()) makes of transformers' own"
+            )
+        super().__init__(config)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As transformers', for a folder or a hub name, with the refusals of `loading.check_loaded`.
@@ -246,6 +255,8 @@ def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype, mask_
         if mask_value == "-6" and attention_mask.shape[2] != 1:
             raise ValueError('attention_mask: with mask_value "-6" a mask is one of keys: (batch, 1, 1, keys) or 2 dimensions')
         if attention_mask.dtype != torch.bool:
+            if not attention_mask.is_floating_point():  # added to the scores, its 0 and 1 would mask nothing
+                raise ValueError(f"attention_mask: 4 dimensions of {attention_mask.dtype}; allowed are bool, or floats to add")
             return attention_mask.to(dtype)
         attends = attention_mask
     elif attention_mask.dim() == 2:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_outputs import (
     MaskedLMOutput,
     NextSentencePredictorOutput,
@@ -84,6 +85,11 @@ class _WithVocabulary(MobileBertPreTrainedModel):
         "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MobileBertLMPredictionHead):  # where a checkpoint lacks it, it is bare memory until here
+            init.zeros_(module.bias)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.cls.predictions.decoder

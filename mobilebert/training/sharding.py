@@ -1,8 +1,8 @@
 """The optimizer's state, shared out over the processes: each updates its own tensors; weights are everywhere (ZeRO stage 1).
 
 Rajbhandari et al. 2020, section 5.1, with whole tensors as what is shared out: LAMB's trust ratio is of a whole tensor, so every
-update is the one that a single process makes. Of the teacher, 293M parameters in float32, N processes hold 1.17 GB of weights,
-1.17 GB of gradients and 2.34 / N GB of moments each: 2.6 GB with eight, 4.7 GB alone.
+update is the one that a single process makes. Of the teacher, 306M parameters with its heads in float32, N processes hold 1.23 GB
+of weights, 1.23 GB of gradients and 2.45 / N GB of moments each: 2.8 GB with eight, 4.9 GB alone.
 
 Every gradient goes to the process that keeps its tensor, every updated tensor from there to the others: a copy of the model each,
 as much as one all-reduce, which is made of the same two halves. Torch's ZeroRedundancyOptimizer shares out whole tensors too, but

@@ -271,6 +271,11 @@ def test_class_names_of_a_checkpoint_decide_their_order(data, checkpoints, tmp_p
         assert named[f"probability_{name}"] == pytest.approx(plain[f"probability_{place}"])
     assert named["label"] == max(places, key=lambda name: named[f"probability_{name}"])
     assert TASKS["mnli"].labels[named["prediction"]] == named["label"]
+    said = "its classes are sad, glad, so-so; taken in this order for entailment, neutral, contradiction of mnli"
+    for names, expected in ((config["id2label"], False), ({"0": "sad", "1": "glad", "2": "so-so"}, True)):
+        (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
+        assert main(["predict", str(folder), *rows]) == 0
+        assert (said in capsys.readouterr().err) is expected
 
 
 @pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])

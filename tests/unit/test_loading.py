@@ -42,6 +42,25 @@ def test_a_transformers_checkpoint_is_loaded(tmp_path):
     close(mobilebert.MobileBertForMaskedLM.from_pretrained(tmp_path)(**inputs).logits, theirs(**inputs).logits)
 
 
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForPreTraining"])
+def test_a_head_that_the_checkpoint_lacks_starts_with_a_zero_bias(tmp_path, monkeypatch, head):
+    """transformers makes what it did not read of bare memory."""
+    MobileBertModel(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch, "empty_like", lambda like, **kwargs: torch.full_like(like, 7, **kwargs))
+    model = getattr(mobilebert, f"MobileBert{head}").from_pretrained(tmp_path)
+    assert not model.cls.predictions.bias.any()
+    assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
+
+
+def test_a_configuration_of_transformers_is_refused_and_can_be_made_ours(tmp_path):
+    theirs = transformers.MobileBertConfig(**SMALL)
+    with pytest.raises(UserError, match=r"config: MobileBertConfig of transformers.*; allowed: mobilebert.MobileBertConfig"):
+        MobileBertModel(theirs)
+    MobileBertModel(MobileBertConfig.from_dict(theirs.to_dict())).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"allowed: mobilebert.MobileBertConfig"):
+        MobileBertModel.from_pretrained(tmp_path, config=theirs)
+
+
 @pytest.mark.parametrize("mask_value", MASK_VALUES)
 def test_mask_value_is_saved_and_does_not_stop_transformers(tmp_path, mask_value):
     saved = MobileBertModel(MobileBertConfig(**SMALL, mask_value=mask_value)).eval()

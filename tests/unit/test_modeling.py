@@ -93,6 +93,13 @@ def test_the_other_inputs_agree_with_transformers():
     close(as_tuple[0], ours(**inputs).last_hidden_state, 0)
 
 
+def test_a_mask_of_integers_for_each_query_is_refused():
+    """To be added to scores is what it would be taken for: nothing masked, and no word of it."""
+    ours, _ = pair("Model")
+    with pytest.raises(ValueError, match=r"4 dimensions of torch.int64; allowed are bool, or floats to add"):
+        ours(torch.ones(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 1, 2, 2, dtype=torch.long).tril())
+
+
 # ---- what knowledge transfer and pre-training ask beside transformers' interface
 
 

@@ -148,6 +148,9 @@ def test_a_setting_that_the_papers_search_would_not_read_is_refused(tmp_path):
         file.write_text(head + text)
         with pytest.raises(UserError, match=f"finetune: {key}: search: paper tries its own values"):
             load(file)
+    file.write_text(head + "{serch: none, epochs: 7}")
+    with pytest.raises(UserError, match=r"finetune\.serch: unknown key"):  # and not that the paper's search reads no epochs
+        load(file)
     file.write_text(head + "{length: 64, tasks: {rte: {length: 64}}}")
     assert load(file).finetune.setting("rte")["length"] == 64
     file.write_text(head + "{search: quick, epochs: 7}")
