@@ -95,6 +95,23 @@ def test_a_timing_that_is_taken_again_is_printed_again(workflow, whole):
     assert workflow.scheduled(workflow.mini, whole, "--forcerun", "latency") == {"latency", "report", "track", "check"}
 
 
+def test_a_record_that_a_killed_snakemake_has_not_noted_stands(workflow, whole, tmp_path):
+    """Jobs of a cluster outlive the command; in a folder whose name the shell must have quoted, too."""
+    import base64
+
+    results = tmp_path / "a student's results"
+    shutil.copytree(whole, results)
+    (results / "mini/track/result.json").unlink()
+    marker = workflow.root / ".snakemake/incomplete" / base64.b64encode(f"{results}/mini/data/result.json".encode()).decode()
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text("{}")
+    run = workflow.run(workflow.mini, results, f"{results}/mini/track/result.json", f"{results}/mini/data/result.json")
+    marker.unlink(missing_ok=True)
+    assert run.returncode == 0, run.stderr
+    assert "rule track" in run.stdout + run.stderr
+    assert "rule data" not in run.stdout + run.stderr
+
+
 def test_a_folder_in_use_is_refused(workflow, whole, tmp_path):
     (whole / "mini/check/passed").unlink()
     with locks.lock(whole / "mini/.lock", "held"):

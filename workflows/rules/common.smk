@@ -122,4 +122,4 @@ def program(stage, name=""):
     """Command line of a stage; what it prints goes to the log, which Snakemake shows when the job fails."""
     words = [PYTHON, "-m", "mobilebert", stage]
     options = ["--study", STUDY_FILE, "--results", str(RESULTS)]
-    return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log}} 2>&1"
+    return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log:q}} 2>&1"

@@ -58,4 +58,4 @@ for NUMBER in range(1, 10):
         params:
             number=NUMBER,
         shell:
-            program("table", "{params.number}").replace("> {log} 2>&1", "> {output} 2> {log}").replace("--threads {threads} ", "")
+            program("table", "{params.number}").replace("> {log:q} 2>&1", "> {output:q} 2> {log:q}").replace("--threads {threads} ", "")
