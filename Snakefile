@@ -12,6 +12,8 @@ rule all:
     default_target: True
     input:
         f"{OUT}/check/passed",
+        f"{OUT}/report/index.html",
+        f"{OUT}/report/tables.md",
 
 
 include: "workflows/rules/data.smk"

@@ -71,9 +71,45 @@ def test_what_a_kill_left_is_made_to_the_end_in_one_run(workflow, whole, tmp_pat
     assert made == {"finetune/mobilebert/sst2", "check", *behind}
 
 
+@pytest.mark.parametrize(
+    ("deleted", "damaged", "task", "also"),
+    [
+        ("distill/mobilebert", ["pretrain/ib-bert-large"], "mrpc", {"finetune/mobilebert/mrpc"}),
+        ("quantize/mobilebert/sst2", ["distill/mobilebert"], None, {"report", "track", "check"}),
+        ("finetune/mobilebert/sst2", [], None, {"report", "track", "check"}),
+    ],
+)
+def test_what_lacks_is_made_and_nothing_else(workflow, whole, tmp_path, deleted, damaged, task, also):
+    """Also what stands behind a record that stands, which stands behind one that is made."""
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    (results / f"mini/{deleted}/result.json").unlink()
+    for key in damaged:
+        (results / f"mini/{key}/result.json").write_text("{")
+    target = [f"{results}/mini/finetune/mobilebert/{task}/result.json"] if task else []
+    assert workflow.scheduled(workflow.mini, results, *target) == {deleted, *damaged, *also}
+
+
 def test_a_timing_that_is_taken_again_is_printed_again(workflow, whole):
     assert workflow.scheduled(workflow.mini, whole) == set()
     assert workflow.scheduled(workflow.mini, whole, "--forcerun", "latency") == {"latency", "report", "track", "check"}
+
+
+def test_a_record_that_a_killed_snakemake_has_not_noted_stands(workflow, whole, tmp_path):
+    """Jobs of a cluster outlive the command; in a folder whose name the shell must have quoted, too."""
+    import base64
+
+    results = tmp_path / "a student's results"
+    shutil.copytree(whole, results)
+    (results / "mini/track/result.json").unlink()
+    marker = workflow.root / ".snakemake/incomplete" / base64.b64encode(f"{results}/mini/data/result.json".encode()).decode()
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text("{}")
+    run = workflow.run(workflow.mini, results, f"{results}/mini/track/result.json", f"{results}/mini/data/result.json")
+    marker.unlink(missing_ok=True)
+    assert run.returncode == 0, run.stderr
+    assert "rule track" in run.stdout + run.stderr
+    assert "rule data" not in run.stdout + run.stderr
 
 
 def test_a_folder_in_use_is_refused(workflow, whole, tmp_path):

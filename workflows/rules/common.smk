@@ -1,5 +1,5 @@
 # The study, its graph of jobs, and what on disk belongs to it. Fingerprints decide what is stale (mobilebert/jobs.py); file
-# times do not: to a job that rests every input is `ancient`, and one with a stale record gets an input that is newer.
+# times do not: a job whose record stands has no inputs, and one with a stale record gets an input that is newer.
 import contextlib
 import os
 import shlex
@@ -32,11 +32,10 @@ OUT = RESULTS / STUDY.name
 CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
 jobs.finish(STUDY, GRAPH, CURRENT)
 STATES = {key: records.state_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
-STALE = {key for key, state in STATES.items() if state == "stale"}
-# An input newer than every stale record: Snakemake's own reason to make them again, in a dry run too. It lies outside the results.
+# An input newer than all there is: Snakemake's own reason to make things again, in a dry run too. It lies outside the results.
 NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
-LATEST = [records.file(RESULTS, STUDY.name, GRAPH[key]).stat().st_mtime + 1 for key in STALE]
-os.utime(NEWER.name, (max([time.time(), *LATEST]),) * 2)
+TIMES = [path.stat().st_mtime + 1 for folder in (*GRAPH, "tables") for path in (OUT / folder).glob("*") if path.is_file()]
+os.utime(NEWER.name, (max([time.time(), *TIMES]),) * 2)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"
@@ -68,42 +67,52 @@ def key_of(stage, wildcards):
     return Path(stage, *filter(None, names)).as_posix()
 
 
-def is_stale(key):
-    """Whether what is there is to be made again: other code or another configuration; also a view, where a job is made again by
-    force (`--forcerun latency`), for its fingerprint knows nothing of that."""
-    return key in STALE or (key in records.VIEWS and bool(workflow.dag_settings.forcerun))
+def products(key):
+    """The files without which a job is to be made, whatever its record says."""
+    more = {"report": ["index.html", "tables.md"], "check": ["passed"]}.get(key, [])
+    return [records.file(RESULTS, STUDY.name, GRAPH[key]).with_name(name) for name in ["result.json", *more]]
+
+
+def forced():
+    """What the command line makes by force: names of rules, and files."""
+    settings = workflow.dag_settings  # not there before the rules are read
+    return {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
+
+
+def is_forced(key):
+    files = map(os.path.abspath, products(key))
+    by_file = not {os.path.abspath(name) for name in forced()}.isdisjoint(files)
+    return workflow.dag_settings.forceall or GRAPH[key].stage in forced() or by_file
 
 
 def rests(key):
-    """Whether a job is made only if something wants it: its record stands, or is missing and one that was made from it stands.
-
-    To any other job no input is ancient, for Snakemake passes by what lies behind a job that it makes again if that has ancient
-    inputs alone, also where its output is missing: it would make the one job, and end well with the target unmade.
-    """
-    if is_stale(key):
+    """Whether a job is not to be made: its record stands. A view rests if besides nothing that it shows is made again; a job that
+    an input has refused, if nothing is made by force: of that its fingerprint knows nothing."""
+    if STATES[key] != "current" or is_forced(key) or not all(path.exists() for path in products(key)):
         return False
-    if key == "check":
-        return STATES[key] == "current" and (OUT / "check/passed").exists()
-    users = (other for other, job in GRAPH.items() if key in job.inputs)
-    return STATES[key] == "current" or any(STATES[user] == "current" for user in users)
+    if key in records.VIEWS:
+        return not forced() and all(rests(shown) or is_spared(shown) for shown in GRAPH[key].inputs)
+    return not (forced() and CURRENT[key].status == "refused")
 
 
-def settled(stage):
-    """Input function: the records that a job reads, if it rests: their age is nothing to it."""
+def is_spared(key):
+    """Whether a record is missing and not missed: what was made from it stands. A score is missed: it is a result itself."""
+    if STATES[key] != "missing" or GRAPH[key].stage == "finetune":
+        return False
+    users = (other for other, job in GRAPH.items() if key in job.inputs and other not in records.VIEWS)
+    return any(rests(user) or is_spared(user) for user in users)
+
+
+def needs(stage):
+    """Input function: the records that a job reads; none if it rests. If it is there and is to be made again, the newer file too.
+
+    With inputs that are `ancient` in place of none, Snakemake would pass by, and end well, what stands behind a resting job that
+    stands behind one that is made; and it would make a resting job again when a record that it was made from is missing.
+    """
 
     def paths(wildcards):
         key = key_of(stage, wildcards)
-        return [record(upstream) for upstream in GRAPH[key].inputs] if rests(key) else []
-
-    return paths
-
-
-def unsettled(stage):
-    """Input function: the records that a job reads, if it does not rest, and the newer file, if it is stale."""
-
-    def paths(wildcards):
-        key = key_of(stage, wildcards)
-        newer = [NEWER.name] if is_stale(key) else []
+        newer = [NEWER.name] if any(path.exists() for path in products(key)) else []
         return [] if rests(key) else [*newer, *(record(upstream) for upstream in GRAPH[key].inputs)]
 
     return paths
@@ -113,4 +122,4 @@ def program(stage, name=""):
     """Command line of a stage; what it prints goes to the log, which Snakemake shows when the job fails."""
     words = [PYTHON, "-m", "mobilebert", stage]
     options = ["--study", STUDY_FILE, "--results", str(RESULTS)]
-    return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log}} 2>&1"
+    return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log:q}} 2>&1"

@@ -1,6 +1,6 @@
 rule data:
     input:
-        unsettled("data"),
+        needs("data"),
     output:
         f"{OUT}/data/result.json",
     log:

@@ -1,8 +1,7 @@
 # Paper sections 4.3 and 4.4: GLUE and SQuAD, scored by the job that trains.
 rule finetune:
     input:
-        ancient(settled("finetune")),
-        unsettled("finetune"),
+        needs("finetune"),
     output:
         f"{OUT}/finetune/{{model}}/{{task}}/result.json",
     log:

@@ -1,7 +1,7 @@
 # Paper section 4.5. All cores are reserved: a timing beside another job would be void.
 rule latency:
     input:
-        unsettled("latency"),
+        needs("latency"),
     output:
         f"{OUT}/latency/result.json",
     log:

@@ -1,8 +1,7 @@
 # Paper section 4.6.3: int8, scored again.
 rule quantize:
     input:
-        ancient(settled("quantize")),
-        unsettled("quantize"),
+        needs("quantize"),
     output:
         f"{OUT}/quantize/{{model}}/{{task}}/result.json",
     log:

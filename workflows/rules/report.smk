@@ -1,8 +1,7 @@
 # Records -> tables, page, MLflow and verdicts. `check` comes last, so that a failed expectation still has its report.
 rule report:
     input:
-        ancient(settled("report")),
-        unsettled("report"),
+        needs("report"),
     output:
         f"{OUT}/report/result.json",
         f"{OUT}/report/index.html",
@@ -17,8 +16,7 @@ rule report:
 
 rule track:
     input:
-        ancient(settled("track")),
-        unsettled("track"),
+        needs("track"),
     output:
         f"{OUT}/track/result.json",
     log:
@@ -31,8 +29,7 @@ rule track:
 
 rule check:
     input:
-        ancient(settled("check")),
-        unsettled("check"),
+        needs("check"),
     output:
         touch(f"{OUT}/check/passed"),
     log:
@@ -50,6 +47,7 @@ for NUMBER in range(1, 10):
         name:
             f"table_{NUMBER}"
         input:
+            NEWER.name,  # printed whenever it is asked for
             [record(key) for key in jobs.table_jobs(STUDY, GRAPH, NUMBER)],
         output:
             f"{OUT}/tables/table_{NUMBER}.md",
@@ -60,4 +58,4 @@ for NUMBER in range(1, 10):
         params:
             number=NUMBER,
         shell:
-            program("table", "{params.number}").replace("> {log} 2>&1", "> {output} 2> {log}").replace("--threads {threads} ", "")
+            program("table", "{params.number}").replace("> {log:q} 2>&1", "> {output:q} 2> {log:q}").replace("--threads {threads} ", "")

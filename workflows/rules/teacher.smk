@@ -1,8 +1,7 @@
 # Paper section 4.2: the teacher, BERT_BASE, the search rows; or a published checkpoint in place of pre-training.
 rule pretrain:
     input:
-        ancient(settled("pretrain")),
-        unsettled("pretrain"),
+        needs("pretrain"),
     output:
         f"{OUT}/pretrain/{{model}}/result.json",
     log:
@@ -18,8 +17,7 @@ rule pretrain:
 
 rule checkpoint:
     input:
-        ancient(settled("checkpoint")),
-        unsettled("checkpoint"),
+        needs("checkpoint"),
     output:
         f"{OUT}/checkpoint/{{model}}/result.json",
     log:

@@ -1,8 +1,7 @@
 # Paper sections 3.3 to 3.5: knowledge transfer, then pre-training distillation.
 rule transfer:
     input:
-        ancient(settled("transfer")),
-        unsettled("transfer"),
+        needs("transfer"),
     output:
         f"{OUT}/transfer/{{model}}/result.json",
     log:
@@ -19,8 +18,7 @@ rule transfer:
 
 rule distill:
     input:
-        ancient(settled("distill")),
-        unsettled("distill"),
+        needs("distill"),
     output:
         f"{OUT}/distill/{{model}}/result.json",
     log:
