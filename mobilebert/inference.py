@@ -17,7 +17,7 @@ from mobilebert.data.glue import STSB_RANGE, TASKS, Task
 from mobilebert.data.sources import check_task, offline_unless_reachable, one_line
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.errors import UserError
-from mobilebert.evaluation import files
+from mobilebert.evaluation import files, rows
 from mobilebert.evaluation.scoring import Forward, outputs, padded
 from mobilebert.progress import bar
 from mobilebert.records import Diverged, read
@@ -240,9 +240,9 @@ def _order(config, task: Task, source: str) -> list[int]:
 def evaluate(source: str, task_name: str, data: str, split: str | None = None, out: Path | None = None, threads: int = 1) -> dict:
     """The metrics of a checkpoint on the labelled rows of `data`, keyed as `evaluation.files.score`; predictions go to `out`."""
     task = TASKS[check_task(task_name)]
-    roles = files.splits(data, task, split)
+    roles = rows.splits(data, task, split)
     files.check_output(out, task, len(roles))
-    tables = {role: files.labelled_table(data, task, role) for role in roles}
+    tables = {role: rows.labelled_table(data, task, role) for role in roles}
     model = load(source, task, threads)
     result = {"task": task.name, "unit": "percent", "rows": {}, "labels": {}}
     kept = []
@@ -275,7 +275,7 @@ def predict(
     files.check_output(out, task)
     if file is not None and any(text is not None for text in texts.values()):
         raise UserError(f"{file}: rows come from the file or from the command line, not from both")
-    frame = _rows(_one_row(texts, task) if file is None else files.read_rows(file), task, str(file or "text"))
+    frame = _rows(_one_row(texts, task) if file is None else rows.read_rows(file), task, str(file or "text"))
     found = load(source, task, threads).predict(frame, task.name)
     if not task.is_squad:
         found.insert(0, "idx", frame["idx"])

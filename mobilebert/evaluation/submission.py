@@ -18,7 +18,7 @@ import pandas as pd
 from mobilebert.data.glue import TASKS
 from mobilebert.data.sources import OFFICIAL_ROWS
 from mobilebert.errors import UserError
-from mobilebert.evaluation import files
+from mobilebert.evaluation import files, rows
 from mobilebert.evaluation.glue import LEADERBOARD
 from mobilebert.records import write_atomically
 
@@ -66,7 +66,7 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
     if out.suffix != ".zip":
         raise UserError(f"{out}: a submission is a .zip")
     for file, (name, split, _) in FILES.items():
-        table = files.read_table(data, TASKS[name], split)
+        table = rows.read_table(data, TASKS[name], split)
         if not is_whole(table, name, split):
             wanted = OFFICIAL_ROWS[name][TASKS[name].splits[split]]
             raise UserError(f"{data}: {split} of {name} is not the server's: {len(table):,} of {wanted:,} rows, idx from 0")
@@ -101,7 +101,7 @@ def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
 
 def _majority(data: str, name: str) -> float | int:
     """The most frequent training label, the lower class of equals; STS-B: the mean."""
-    label: pd.Series = files.labelled_table(data, TASKS[name], "train")["label"]
+    label: pd.Series = rows.labelled_table(data, TASKS[name], "train")["label"]
     return float(label.mean()) if TASKS[name].is_regression else int(label.mode().iloc[0])
 
 
