@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from mobilebert import paper
 from mobilebert.errors import UserError
 from mobilebert.settings import (
+    EXECUTION,
     TASKS,
     Checkpoint,
     Data,
@@ -30,6 +31,7 @@ from mobilebert.settings import (
     Strict,
     TaskSetting,
     Transfer,
+    changed,
 )
 
 SCHEMA = 1  # of a study file: raised when a key changes its meaning, never when one is added
@@ -135,18 +137,22 @@ class Study(Strict):
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
         if self.scale.scaled:
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
+        elif stage != "latency":
+            found += changed("scale", self.scale.model_dump(), Scale().model_dump(), frozenset())
         return found
 
     def schedule_labels(self, name: str, steps: int | None = None) -> list[str]:
         """Whether a schedule (pretrain, search, transfer or distill) has a time budget or sees fewer tokens than the paper's; in
-        `steps`, if given."""
+        `steps`, if given. Of one that does neither, what else it changes."""
         mine, full = getattr(self, name), type(self).model_fields[name].default
         if mine.max_minutes:
             return [
                 f"budget: {name} ends after {mine.max_minutes:g} minutes; continued after a kill it is not the same to the bit"
             ]
         share = (steps or mine.steps) * mine.batch_size * mine.length / (full.steps * full.batch_size * full.length)
-        return [f"scaled: {name} sees {share:.1e} of the paper's tokens"] if share < 1 else []
+        if share < 1:
+            return [f"scaled: {name} sees {share:.1e} of the paper's tokens"]
+        return changed(name, mine.model_dump(), full.model_dump(), EXECUTION)
 
     @model_validator(mode="after")
     def lengths_fit(self):

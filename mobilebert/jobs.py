@@ -18,7 +18,7 @@ from mobilebert.architecture import architecture, mismatch
 from mobilebert.config import Study
 from mobilebert.distillation.budget import scratch_steps
 from mobilebert.errors import UserError
-from mobilebert.settings import TASKS
+from mobilebert.settings import EXECUTION, TASKS
 from mobilebert.training.search import AXES
 
 PACKAGE = Path(__file__).parent
@@ -166,9 +166,8 @@ class Graph(dict):
 
 
 def _science(settings) -> dict:
-    """Settings without those that only say how a run is computed (the same but for rounding, see `_dropout`) and how often it
-    saves itself."""
-    return settings.model_dump(exclude={"accumulate", "compile", "fused", "graph", "checkpoint_every", "share_teacher"})
+    """Settings that decide a result; micro-batches do with dropout alone, see `_dropout`."""
+    return settings.model_dump(exclude=EXECUTION)
 
 
 def _dropout(settings, row: paper.Model) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Set
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -54,6 +55,17 @@ class Scale(Strict):
     @property
     def scaled(self) -> bool:
         return self.width_divisor > 1 or self.layer_divisor > 1
+
+
+# How a training is computed and how often it saves itself: the same result, but for rounding.
+EXECUTION = frozenset(("accumulate", "compile", "fused", "graph", "checkpoint_every", "share_teacher"))
+
+
+def changed(name: str, mine: Mapping, full: Mapping, apart: Set[str]) -> list[str]:
+    """One label that names what a group of settings changes of the paper's recipe, keys `apart` aside; none where it changes
+    nothing."""
+    values = [f"{key} {value}" for key, value in mine.items() if key not in apart and value != full[key]]
+    return [f"changed: {name} {', '.join(values)}"] if values else []
 
 
 class Training(Strict):
@@ -235,6 +247,12 @@ class Finetune(Strict):
         if self.halving and self.search == "none":
             raise ValueError("halving: true needs a search: paper or quick")
         return self
+
+    def changed(self, task: str) -> list[str]:
+        """What of a task's setting is not the released code's default; rows, seeds and how the rest was chosen have their own
+        labels."""
+        chosen = {"search", "halving", "learning_rate", "batch_size", "epochs", "seeds", "train_rows", "eval_rows"}
+        return changed("finetune", self.setting(task), Finetune().setting(task), chosen | {"baseline_learning_rate"})
 
     def setting(self, task: str) -> dict:
         """The resolved setting of one task: everything a fine-tuning run depends on, and no other task's values."""

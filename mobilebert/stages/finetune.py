@@ -85,7 +85,7 @@ def run(run: Run, study: Study) -> None:
     run.details["train_rows"] = len(frame)
     run.label(study.labels("finetune"), *pretrained)
     run.label(subset_labels(run, task.name, len(frame), len(whole), setting))
-    run.label(search_labels(setting, run.labels))
+    run.label(setting_labels(study, setting, run.labels))
 
 
 def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
@@ -283,13 +283,16 @@ def keep(run: Run, file: Path, name: str) -> None:
     run.artefacts.append(name)
 
 
-def search_labels(setting: dict, others: list[str]) -> list[str]:
-    """How the setting was chosen: the paper's is the best of 270 on the set that is reported. A study that does not search says
-    so where nothing else, of `others`, keeps its result from being judged beside the paper's."""
+def setting_labels(study: Study, setting: dict, others: list[str]) -> list[str]:
+    """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
+    result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
+    judged = all(text.startswith(("corpus:", "changed:")) for text in others)
     if setting["search"] != "none":
         halved = ", by successive halving" if setting["halving"] else ""
-        return [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
-    return [] if any(not text.startswith("corpus:") for text in others) else ["search: none, one setting a task"]
+        found = [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
+    else:
+        found = ["search: none, one setting a task"] if judged else []
+    return found + (study.finetune.changed(setting["task"]) if judged else [])
 
 
 def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> list[str]:

@@ -6,6 +6,7 @@ import yaml
 from mobilebert import config
 from mobilebert.__main__ import main
 from mobilebert.errors import UserError
+from mobilebert.reporting.verdicts import cell
 
 GOOD = {"schema": 1, "description": "a test", "device": "cpu", "data": {"source": "synthetic"}}
 
@@ -134,6 +135,28 @@ def test_settings_of_one_task_hold_no_other_tasks(tmp_path):
 def test_unknown_names_on_the_command_line(capsys, arguments):
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("mobilebert: ")
+
+
+def test_what_a_study_changes_of_the_recipe_is_a_label_where_no_other_is(tmp_path):
+    """At the paper's scale the value is judged; how a run is computed and what its labels name already is no change."""
+    file = tmp_path / "mine.yaml"
+    head = "schema: 1\ndescription: d\n"
+    file.write_text(
+        head + "scale: {residual_init: true}\npretrain: {precision: bf16, learning_rate: 1e-3, compile: true}\n"
+        "distill: {steps: 10, warmup_steps: 1, alpha: 0.1, checkpoint_every: 9}\n"
+        "finetune: {search: none, seeds: [1], epochs: 9, weight_decay: 0.1, tasks: {rte: {length: 64}}}\n"
+    )
+    study = config.load(file)
+    assert study.labels("finetune") == ["changed: scale residual_init True"]
+    assert study.labels("latency") == study.schedule_labels("transfer") == study.schedule_labels("search") == []
+    assert study.schedule_labels("pretrain") == ["changed: pretrain learning_rate 0.001, precision bf16"]
+    assert study.schedule_labels("distill") == ["scaled: distill sees 2.0e-05 of the paper's tokens"]
+    assert study.finetune.changed("rte") == ["changed: finetune length 64, weight_decay 0.1"]
+    assert study.finetune.changed("squad_v2.0") == study.finetune.changed("cola") == ["changed: finetune weight_decay 0.1"]
+    assert config.load("paper").finetune.changed("squad_v1.1") == []
+    assert cell(84.0, 84.1, 0.5, study.schedule_labels("pretrain")) == "match"
+    file.write_text(head + "scale: {residual_init: true, layer_divisor: 2}\n")
+    assert config.load(file).labels("finetune") == ["scaled: widths / 1, layers / 2"]
 
 
 def test_a_time_budget_is_a_label():

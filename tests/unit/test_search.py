@@ -114,13 +114,18 @@ def test_a_failed_run_is_chosen_only_where_none_learnt(tmp_path, monkeypatch):
 
 
 def test_how_the_setting_was_chosen_is_said():
-    kind = {"halving": False, "learning_rate": 1e-4, "batch_size": 8, "epochs": 3}
-    assert stage.search_labels(kind | {"search": "paper"}, []) == ["search: chosen among 270 settings on this development set"]
-    halved = stage.search_labels(kind | {"search": "quick", "halving": True}, ["scaled: widths / 8"])
+    kind = {"task": "rte", "halving": False, "learning_rate": 1e-4, "batch_size": 8, "epochs": 3}
+
+    def said(others, study="paper", **changes):
+        return stage.setting_labels(load(study), kind | changes, others)
+
+    assert said([], search="paper") == ["search: chosen among 270 settings on this development set"]
+    halved = said(["scaled: widths / 8"], search="quick", halving=True)
     assert halved == ["search: chosen among 6 settings on this development set, by successive halving"]
-    for others in ([], ["corpus: other books"]):
-        assert stage.search_labels(kind | {"search": "none"}, others) == ["search: none, one setting a task"]
-    assert stage.search_labels(kind | {"search": "none"}, ["corpus: other books", "scaled: widths / 8"]) == []
+    for others in ([], ["corpus: other books", "changed: pretrain precision bf16"]):
+        assert said(others, search="none") == ["search: none, one setting a task"]
+        assert said(others, "released", search="none")[1:] == ["changed: finetune precision bf16"]
+    assert said(["corpus: other books", "scaled: widths / 8"], "released", search="none") == []
 
 
 def test_a_diverged_run_is_never_chosen_before_another():
