@@ -2,7 +2,8 @@
 
 A parent run stands for one resolved configuration of a study, a child run for one record; below it lie the runs of its
 runs.jsonl, the settings of a search and the seeds. What is already there is found by its tags, so ingesting twice adds
-nothing. The store is `<results>/<study>/mlflow.db`, its files lie beside it.
+nothing. The store is `<results>/<study>/mlflow.db`, or what MLFLOW_TRACKING_URI names: one for all studies, an experiment each.
+Its files lie beside the results, those of a server where it wants them.
 """
 
 from __future__ import annotations
@@ -124,7 +125,9 @@ class _Store:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient  # takes seconds, and only tracking needs it
+        from mlflow.exceptions import MlflowException
         from sqlalchemy import event
         from sqlalchemy.engine import Engine
 
@@ -132,14 +135,15 @@ class _Store:
             event.listen(Engine, "connect", _do_not_sync)
         self.study, self.results = study, results
         self.folder = (results / study.name).resolve()
-        uri = f"sqlite:///{self.folder / 'mlflow.db'}"
-        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiment = self.client.get_experiment_by_name(study.name)
-        self.experiment = (
-            experiment.experiment_id
-            if experiment
-            else self.client.create_experiment(study.name, artifact_location=(self.folder / "mlartifacts").as_uri())
-        )
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        uri = given or f"sqlite:///{self.folder / 'mlflow.db'}"
+        try:
+            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self.experiment = self._experiment(served=uri.startswith("http"))
+        except MlflowException as error:
+            if given:
+                raise UserError(f"MLFLOW_TRACKING_URI: {' '.join(str(error).split())}") from None
+            raise
         jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
         self.configuration = digest(jobs)
         self.children: dict[str, list] = {}  # fingerprint -> runs of this parent
@@ -150,6 +154,14 @@ class _Store:
         self.changed = self.parent is None
         if self.parent is None:
             self.parent = self._create_parent()
+
+    def _experiment(self, served: bool) -> str:
+        """Id of the study's experiment. served: a server keeps its files."""
+        experiment = self.client.get_experiment_by_name(self.study.name)
+        if experiment:
+            return experiment.experiment_id
+        location = None if served else (self.folder / "mlartifacts").as_uri()
+        return self.client.create_experiment(self.study.name, artifact_location=location)
 
     def _find_parent(self) -> str | None:
         parent, runs, token = None, [], None

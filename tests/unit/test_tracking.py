@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mobilebert.config import Study
+from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job
 from mobilebert.records import file, read
 from mobilebert.reporting import tracking
@@ -91,9 +92,32 @@ def empty_database(tmp_path_factory):
 @pytest.fixture
 def results(tmp_path, monkeypatch, empty_database):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "results" / "study").mkdir(parents=True)
     shutil.copy(empty_database, tmp_path / "results" / "study" / "mlflow.db")
     return tmp_path / "results"
+
+
+def test_one_store_of_several_studies(results, monkeypatch):
+    """The one that MLflow's own variable names: an experiment a study, to be compared in one window."""
+    from mlflow import MlflowClient
+
+    shutil.move(results / "study" / "mlflow.db", results / "all.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{results / 'all.db'}")
+    graph, found = graph_of(PRETRAIN), {PRETRAIN.id: write_record(results, PRETRAIN, metrics={"loss": 2.5})}
+    another = STUDY.model_copy()
+    object.__setattr__(another, "_name", "another")
+    for study in (STUDY, another, STUDY):
+        tracking.ingest(results, study, graph, found)
+    client = MlflowClient(f"sqlite:///{results / 'all.db'}")
+    for name in ("study", "another"):
+        runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+        assert sorted(run.data.metrics.get("loss", 0) for run in runs) == [0, 2.5]  # the parent, and one record once
+    assert not (results / "study" / "mlflow.db").exists()
+    assert not (results.parent / "mlruns").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://host")
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: .*nowhere"):
+        tracking.ingest(results, STUDY, graph, found)
 
 
 def test_ingesting_twice_adds_nothing(results):
