@@ -63,6 +63,11 @@ class Job:
     def id(self) -> str:
         return f"{self.stage}/{self.name}" if self.name else self.stage
 
+    @property
+    def row(self) -> str | None:
+        """Return the model row that the job belongs to; None for a stage that runs once a study."""
+        return self.name.partition("/")[0] or None
+
 
 def canonical(value) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -131,6 +136,11 @@ def modules(stage: str) -> tuple[str, ...]:
             found.add(module)
             waiting.extend(_read(module)[1] - left_out)
     return tuple(sorted(found))
+
+
+def module_hashes(stage: str) -> dict[str, str]:
+    """Return the first 16 digits of the syntax hash of every module that a stage's result depends on."""
+    return {module: _read(module)[0][:16] for module in modules(stage)}
 
 
 def syntax_hash(*names: str) -> str:

@@ -23,12 +23,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mobilebert.config import first_problem
 from mobilebert.errors import UserError
-from mobilebert.jobs import Graph, Job
+from mobilebert.jobs import Graph, Job, digest, module_hashes
 from mobilebert.locks import lock, lock_of
 
 SCHEMA = 1  # of result.json: raised when a key changes its meaning, never when one is added
 VIEWS = ("report", "track", "check")  # of whatever records there are
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "onnxruntime", "snakemake", "mlflow")
+
+
+class Quantization(BaseModel):
+    """How an int8 file was made, and on which processor it was scored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    method: str  # dynamic, static, weight-only, quantization-aware
+    engine: str  # the program that made the file and scored it, with its version
+    weight_range: tuple[int, int]  # least and greatest integer that a weight of a matrix product takes
+    activation_type: str  # uint8, int8, float32
+    saturates: bool  # whether 16-bit sums of two products can overflow on a processor without VNNI
+    scored_on: dict[str, str] = {}  # cpu (model name), isa (avx2, avx512_vnni, amx_int8, ...)
+    bytes_before: int
+    bytes_after: int
+    int8_flops_share: float | None = None  # of the matrix products' FLOPs; None: not counted
 
 
 class Record(BaseModel):
@@ -55,6 +71,23 @@ class Record(BaseModel):
     machine: dict = {}
     started: str = ""
     seconds: float = 0.0
+    modules: dict[str, str] = {}  # module of this package that the stage uses -> start of its syntax hash
+    weights_dtype: dict[str, str] = {}  # where weights were read from -> their type in the file; they are loaded as float32
+    predictions: tuple[str, ...] = ()  # the artefacts that hold a prediction for every scored row
+    quantization: Quantization | None = None
+    row: str | None = None  # the paper's model row that this record belongs to
+    pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
+    checksum: str | None = None  # sha256 of this record's content without this key
+
+    _seal: str = "unsealed"
+
+    @property
+    def seal(self) -> Literal["sealed", "unsealed", "edited"]:
+        """Return whether the file still has the content that its program wrote.
+
+        `unsealed`: written before records had a checksum. `edited`: the content is not that of the checksum.
+        """
+        return self._seal
 
     @property
     def id(self) -> str:
@@ -74,19 +107,35 @@ def file(results: Path, study: str, job: Job) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read one record. Raises UserError, one line, when the file is not one."""
+    """Return the record in a file. Raises UserError, one line, if the file is not a record."""
     try:
-        return Record.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        record = Record.model_validate_json(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise UserError(f"{path}: not a record of schema {SCHEMA}: {first_problem(error, Record)}") from None
+    if record.checksum is not None:
+        record._seal = "edited"
+        with contextlib.suppress(ValueError):  # NaN, which no program of ours writes
+            record._seal = "sealed" if record.checksum == checksum(json.loads(content)) else "edited"
+    return record
+
+
+def sealed(content: dict) -> dict:
+    """Return a record's content with its checksum."""
+    return content | {"checksum": checksum(content)}
+
+
+def checksum(content: dict) -> str:
+    """Return the sha256 of a record's content, the key `checksum` left out; spaces and the order of keys do not count."""
+    return digest({key: value for key, value in content.items() if key != "checksum"})
 
 
 def state_of(results: Path, study: str, job: Job, graph: Graph) -> Literal["missing", "stale", "current"]:
-    """Whether the record on disk is this job's: its fingerprint decides, not its age.
+    """Return whether the record on disk is this job's: its fingerprint decides, not its age.
 
-    A refused record is to be made again, unless what refused it still stands: an input that diverged.
+    A refused record is made again, unless the input that refused it still diverged. A record edited by hand is stale.
     """
     path = file(results, study, job)
     if not path.exists():
@@ -95,7 +144,7 @@ def state_of(results: Path, study: str, job: Job, graph: Graph) -> Literal["miss
         record = read(path)
     except UserError:
         return "stale"
-    if record.fingerprint != job.fingerprint or record.id != job.id:
+    if record.fingerprint != job.fingerprint or record.id != job.id or record.seal == "edited":
         return "stale"
     return "current" if record.status != "refused" or _bad_input(results, study, job, graph) else "stale"
 
@@ -116,6 +165,16 @@ def current(results: Path, study: str, graph: Graph) -> dict[str, Record]:
     for key, job in graph.items():
         if state_of(results, study, job, graph) == "current":
             found[key] = read(file(results, study, job))
+    return found
+
+
+def edited(results: Path, study: str, graph: Graph) -> list[str]:
+    """Return the ids of the jobs whose record was changed after it was written."""
+    found = []
+    for key, job in graph.items():
+        with contextlib.suppress(UserError):
+            if file(results, study, job).exists() and read(file(results, study, job)).seal == "edited":
+                found.append(key)
     return found
 
 
@@ -196,6 +255,8 @@ class Run:
         self.curves: dict[str, list] = {}
         self.details: dict = {}
         self.artefacts: list[str] = []
+        self.weights_dtype: dict[str, str] = {}
+        self.quantization: Quantization | None = None
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     def begin(self) -> None:
@@ -237,6 +298,8 @@ class Run:
         if not path.exists():
             raise UserError(f"{path}: missing; make it with: python -m mobilebert {job.stage} {job.name} --study {self.study}")
         record = read(path)
+        if record.seal == "edited":
+            raise UserError(f"{path}: edited after it was written; delete it to make it again")
         if record.fingerprint != job.fingerprint:
             raise UserError(
                 f"{path}: made by another configuration or other code (fingerprint {record.fingerprint[:12]}, "
@@ -286,8 +349,14 @@ class Run:
             "machine": machine(),
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 3),
+            "modules": module_hashes(self.job.stage),
+            "weights_dtype": self.weights_dtype,
+            "predictions": [name for name in self.artefacts if Path(name).name.startswith("predictions.")],
+            "quantization": self.quantization and self.quantization.model_dump(mode="json"),
+            "row": self.job.row,
+            "pretraining_seed": self.job.config.get("seed"),
         }
-        text = json.dumps(json_safe(record), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "result.json", text.encode())
 
 

@@ -129,7 +129,7 @@ def test_a_void_measurement_says_so(graph, tmp_path):
 def test_only_a_jobs_own_record_is_trusted(graph, tmp_path, change, state):
     execute(graph, tmp_path, give)
     file = tmp_path / "smoke/data/result.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    file.write_text(json.dumps(records.sealed(change(json.loads(file.read_text())))))
     assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == state
 
 
@@ -145,7 +145,7 @@ def test_an_input_is_checked_before_it_is_used(graph, tmp_path):
     with pytest.raises(UserError, match=r"thing\.txt: sha256 is not"):
         run.artefact_of(JOB, "thing.txt")
     file = tmp_path / "smoke/data/result.json"
-    file.write_text(file.read_text().replace(graph[JOB].fingerprint, "0" * 64))
+    file.write_text(json.dumps(records.sealed(json.loads(file.read_text()) | {"fingerprint": "0" * 64})))
     with pytest.raises(UserError, match="made by another configuration"):
         run.record_of(JOB)
 
@@ -206,3 +206,46 @@ def test_labels_pass_from_teacher_to_student(graph, tmp_path):
     run = records.Run(graph["pretrain/ib-bert-large"], "smoke", tmp_path, graph)
     run.label(["short", "scaled"], JOB)
     assert run.labels == ["short", "scaled"]
+
+
+def test_a_changed_metric_makes_a_record_edited_and_stale(graph, tmp_path):
+    record = execute(graph, tmp_path, give)
+    path = tmp_path / "smoke/data/result.json"
+    assert records.read(path).seal == "sealed"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items()))))  # other spaces, another order: the same content
+    assert records.read(path).seal == "sealed"
+    path.write_text(json.dumps(content | {"metrics": {"accuracy": 0.999}}))
+    assert records.read(path).seal == "edited"
+    assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == "stale"
+    assert records.edited(tmp_path, "smoke", graph) == [JOB]
+    assert records.current(tmp_path, "smoke", graph) == {}
+    run = records.Run(graph["pretrain/ib-bert-large"], "smoke", tmp_path, graph)
+    with pytest.raises(UserError, match="edited after it was written"):
+        run.record_of(JOB)
+    assert execute(graph, tmp_path, give).metrics == record.metrics
+
+
+def test_a_record_without_a_checksum_loads_as_unsealed(graph, tmp_path):
+    execute(graph, tmp_path, give)
+    path = tmp_path / "smoke/data/result.json"
+    content = json.loads(path.read_text())
+    for key in ("checksum", "modules", "weights_dtype", "predictions", "quantization", "row", "pretraining_seed"):
+        del content[key]
+    path.write_text(json.dumps(content))
+    assert records.read(path).seal == "unsealed"
+    assert records.state_of(tmp_path, "smoke", graph[JOB], graph) == "current"
+
+
+def test_a_record_names_the_modules_that_it_depends_on(graph, tmp_path):
+    record = execute(graph, tmp_path, give)
+    assert record.modules == jobs.module_hashes("data")
+    assert "mobilebert.data.corpus" in record.modules
+    assert all(len(value) == 16 for value in record.modules.values())
+
+
+def test_every_committed_record_still_loads():
+    found = sorted(Path(__file__).parents[2].glob("reports/**/result.json"))
+    assert found
+    for path in found:
+        assert records.read(path).seal in ("sealed", "unsealed"), path

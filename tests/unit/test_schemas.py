@@ -22,6 +22,7 @@ MODELS: list[type[BaseModel]] = [
     settings.Expectation,
     settings.Checkpoint,
     records.Record,
+    records.Quantization,
     paper.Model,
     paper.Table,
     paper.Column,
