@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from mobilebert.config import Study
 from mobilebert.errors import UserError
-from mobilebert.modeling.presets import preset
+from mobilebert.modeling.presets import check, preset
 
 WIDTHS = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediate_size")
 
@@ -16,7 +16,7 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
 
     Of a baseline, which comes as it is, no more than the vocabulary; its model type is "auto".
 
-    `full_size` gives the paper's own widths. Raises UserError when a width does not divide.
+    `full_size` gives the paper's own widths. Raises UserError when a width does not divide, or leaves no model.
     """
     row = study.models[model]
     if row.preset == "checkpoint":  # known once it is loaded; its ids must be those of the study's tokenizer
@@ -48,6 +48,11 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
             fields["residual_init_scale"] = (2 * fields["num_hidden_layers"]) ** -0.5
     if study.data.vocab_size:
         fields["vocab_size"] = study.data.vocab_size
+    if fields["model_type"] != "bag-of-embeddings":
+        try:
+            check(fields)
+        except UserError as error:
+            raise UserError(f"{study.name}: scale: no model {model} at this scale: {error}") from None
     return fields
 
 

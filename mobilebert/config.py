@@ -10,11 +10,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from mobilebert import paper
-from mobilebert.errors import UserError
+from mobilebert import paper, study_file
+from mobilebert.errors import UserError, allowed, shown
 from mobilebert.settings import (
     EXECUTION,
     TASKS,
@@ -24,10 +23,10 @@ from mobilebert.settings import (
     Expectation,
     Finetune,
     Latency,
-    NotNegative,
     Pretrain,
     Scale,
     Search,
+    Seed,
     Strict,
     TaskSetting,
     Transfer,
@@ -35,6 +34,9 @@ from mobilebert.settings import (
 )
 
 SCHEMA = 1  # of a study file: raised when a key changes its meaning, never when one is added
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a study: a folder, a part of a shell's line and of a URL
+BAG = "bag-of-embeddings"
+WITHOUT_ORDER = tuple(task for task in TASKS if not task.startswith("squad"))  # a bag has no order, so no span
 QUANTIZED_TASKS = ("mnli", "qnli", "mrpc", "sst2", "squad_v1.1")  # the columns of Table 6
 
 
@@ -42,7 +44,7 @@ class Study(Strict):
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     description: str
     recipe: Literal["paper", "released"] = "paper"
-    seed: NotNegative = 0
+    seed: Seed = 0
     device: Literal["cpu", "cuda"] = "cuda"
     data: Data = Data()
     scale: Scale = Scale()
@@ -75,12 +77,22 @@ class Study(Strict):
         rows = paper.models()
         return rows | {name: paper.Model(preset="checkpoint") for name in self.checkpoints if name not in rows}
 
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def a_number(cls, value):
+        if isinstance(value, bool | float):  # which Python takes for equal to 1
+            raise ValueError(f"{SCHEMA} is allowed, not {value}")
+        return value
+
     @field_validator("run", "quantize", mode="before")
     @classmethod
     def lists_to_tuples(cls, value):
-        if isinstance(value, dict):
-            return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-        return value
+        if not isinstance(value, dict):
+            return value
+        for key, item in value.items():
+            if item != "all" and not (isinstance(item, list | tuple) and all(isinstance(task, str) for task in item)):
+                raise ValueError(f"{shown(key)}: all or a list of tasks is allowed, not {shown(item)}")
+        return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
 
     @field_validator("expect", mode="before")
     @classmethod
@@ -92,31 +104,37 @@ class Study(Strict):
         earlier = []
         for item in self.expect:
             if item.void_unless is not None and item.void_unless not in earlier:
-                raise ValueError(f"expect: void_unless {item.void_unless!r} is no earlier expectation's what")
+                raise ValueError(f"expect: void_unless {shown(item.void_unless)} is no earlier expectation's what")
             earlier.append(item.what)
         return self
 
     @model_validator(mode="after")
     def known_names(self):
-        models = self.models
-        for model in [name for name in models if name not in paper.models()]:
+        models, rows = self.models, paper.models()
+        timed = [name for name in rows if name != BAG]
+        for model in [name for name in models if name not in rows]:
             if model not in self.run:  # so that a paper row's name, mistyped, is no new baseline
-                allowed = ", ".join(paper.models())
-                raise ValueError(f"checkpoints: unknown model {model!r}; allowed: {allowed}, or a baseline that run names too")
-            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", model):
-                raise ValueError(f"checkpoints: {model!r}: a baseline's name is of lower-case letters, digits, '.' and '-'")
+                names = allowed(timed, model)
+                raise ValueError(f"checkpoints: unknown model {shown(model)}; {names}, or a baseline that run names too")
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", model):
+                raise ValueError(
+                    f"checkpoints: {shown(model)}: a baseline's name has at most 64 lower-case letters, digits, '.' and '-'"
+                )
+        if BAG in self.checkpoints:
+            raise ValueError(f"checkpoints: {BAG} is never pre-trained, so it has no checkpoint")
         for key, table in (("run", self.run), ("quantize", self.quantize)):
-            for model in table:
-                if model not in models:
-                    raise ValueError(f"{key}: unknown model {model!r}; allowed: {', '.join(models)}")
-        for model in self.latency.models:
-            if model not in paper.models():
-                raise ValueError(f"latency.models: unknown model {model!r}; allowed: {', '.join(paper.models())}")
-        for key, table, allowed in (("run", self.run, TASKS), ("quantize", self.quantize, QUANTIZED_TASKS)):
             for model, tasks in table.items():
+                if model not in models:
+                    raise ValueError(f"{key}: unknown model {shown(model)}; {allowed(models, model)}")
+                known = QUANTIZED_TASKS if key == "quantize" else WITHOUT_ORDER if model == BAG else TASKS
                 for task in () if tasks == "all" else tasks:
-                    if task not in allowed:
-                        raise ValueError(f"{key}.{model}: unknown task {task!r}; allowed: {', '.join(allowed)}")
+                    if task not in known:
+                        raise ValueError(f"{key}.{model}: unknown task {shown(task)}; {allowed(known)}")
+        if self.quantize.get(BAG):
+            raise ValueError(f"quantize.{BAG}: a bag of embeddings is not quantized; [] is allowed")
+        for model in self.latency.models:
+            if model not in timed:
+                raise ValueError(f"latency.models: unknown model {shown(model)}; {allowed(timed, model)}")
         return self
 
     @model_validator(mode="after")
@@ -176,30 +194,11 @@ class Study(Strict):
 
     def tasks_of(self, model: str) -> tuple[str, ...]:
         tasks = self.run.get(model, ())
-        if tasks == "all":
-            return tuple(task for task in TASKS if model != "bag-of-embeddings" or not task.startswith("squad"))
-        return tasks
+        return (WITHOUT_ORDER if model == BAG else TASKS) if tasks == "all" else tasks
 
     def quantized_tasks_of(self, model: str) -> tuple[str, ...]:
         tasks = self.quantize.get(model, ())
         return QUANTIZED_TASKS if tasks == "all" else tasks
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text; people write learning rates so. And a key given twice is a mistake."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
 
 
 def studies() -> dict[str, Path]:
@@ -212,22 +211,21 @@ def studies() -> dict[str, Path]:
 def load(study: str | Path) -> Study:
     """Read a study by name or file.
 
-    Raises UserError, one line with file, key and what is allowed.
+    `jobs.build` says whether every stage of it can be made. Raises UserError, one line with file, key and what is allowed.
     """
     file = Path(study)
     if file.suffix not in (".yaml", ".yml"):
         known = studies()
         if str(study) not in known:
-            raise UserError(f"study: unknown study {str(study)!r}; allowed: {', '.join(known)}, or a path to a .yaml file")
+            names = allowed(known, study)
+            raise UserError(f"study: unknown study {shown(str(study))}; {names}, or a path to a .yaml file")
         file = known[str(study)]
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: a mapping of keys is allowed, not {type(content).__name__}")
+    if not NAME.fullmatch(file.stem):
+        raise UserError(
+            f"{file}: {shown(file.stem)} is no study's name, which has at most 64 letters, digits, '.', '_' and '-' "
+            "and begins with a letter or digit; rename the file"
+        )
+    content = study_file.read(file)
     try:
         loaded = Study.model_validate(content)
     except ValidationError as error:
@@ -240,14 +238,15 @@ def load(study: str | Path) -> Study:
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first of pydantic's complaints: key, what is wrong, what is allowed."""
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(str(part)[:60] for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(model, problem["loc"][:-1])
-        return f"{where}: unknown key" + (f"; allowed: {', '.join(fields)}" if fields else "")
-    message = problem["msg"].removeprefix("Value error, ")
+        return f"{where}: unknown key" + (f"; {allowed(fields, problem['loc'][-1])}" if fields else "")
+    kinds = {"model_type": "a group of keys is allowed", "dict_type": "a mapping is allowed", "tuple_type": "a list is allowed"}
+    message = kinds.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     if problem["type"] in ("missing", "value_error"):
         return f"{where}: {message}" if where else message  # of the whole study: the message names its key
-    return f"{where}: {message}, not {problem['input']!r}"
+    return f"{where}: {message}, not {shown(problem['input'])}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:

@@ -1,5 +1,40 @@
-"""The one error that a user causes and a user can mend."""
+"""The one error that a user causes and a user can mend, and how it quotes what the user wrote."""
+
+import difflib
+from collections.abc import Iterable
+
+LONGEST = 600  # characters of an error's line
+MOST, WIDEST = 12, 120  # names that an error lists, and their characters
 
 
 class UserError(Exception):
-    """One line that names the file and key and says what is allowed; the command line prints it and exits with 2."""
+    """One line that names the file and key and says what is allowed; the command line prints it and exits with 2.
+
+    The line is one whatever it quotes: a character that does not print is shown as its escape, and the middle of a line of more
+    than `LONGEST` characters is cut.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        half = LONGEST // 2
+        return line if len(line) <= LONGEST else f"{line[: half - 3]} ... {line[2 - half :]}"
+
+
+def shown(value) -> str:
+    """Return the value as an error quotes it: the start of its `repr`, or the size of a collection."""
+    if isinstance(value, list | tuple | dict | set) and value:
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value[:100] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def allowed(names: Iterable[str], given: object = None) -> str:
+    """Return "allowed: a, b, c" for an error. Of many names it lists those that are most like the one given."""
+    names = list(names)
+    if len(names) <= MOST and len(", ".join(names)) <= WIDEST:
+        return f"allowed: {', '.join(names)}"
+    near = difflib.get_close_matches(str(given)[:100], names, n=MOST, cutoff=0) if given else names[:MOST]
+    while len(near) > 1 and len(", ".join(near)) > WIDEST:
+        near.pop()
+    return f"allowed: {', '.join(near)}, ... ({len(names)} in all)"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mobilebert import paper
+from mobilebert import expectations, paper
 from mobilebert.architecture import architecture, mismatch
 from mobilebert.config import Study
 from mobilebert.distillation.budget import scratch_steps
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, allowed, shown
 from mobilebert.settings import EXECUTION, TASKS
 from mobilebert.training.search import AXES
 
@@ -41,7 +41,19 @@ MAX_PREDICTIONS = {"paper": None, "released": 20}
 # Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
 CARRIERS = frozenset(
     f"mobilebert{name}"
-    for name in ("", ".config", ".settings", ".jobs", ".records", ".locks", ".errors", ".paper", ".architecture", ".progress")
+    for name in (
+        "",
+        ".config",
+        ".settings",
+        ".jobs",
+        ".records",
+        ".locks",
+        ".errors",
+        ".paper",
+        ".architecture",
+        ".progress",
+        ".machine",
+    )
 )
 
 
@@ -197,7 +209,10 @@ def final_job(study: Study, model: str) -> str | None:
 
 
 def build(study: Study) -> Graph:
-    """Every job that the study could run: all rows of all tables on all tasks."""
+    """Return every job that the study could run: all rows of all tables on all tasks.
+
+    Raises UserError if not every job can be made, or if an expectation cannot hold: a study that builds is a valid one.
+    """
     graph = Graph()
     graph.study_file = study.file
     data = study.data
@@ -206,17 +221,18 @@ def build(study: Study) -> Graph:
     rows = study.models
     for model in sorted(rows, key=lambda name: rows[name].teacher is not None):  # teachers first
         _pretrained(graph, study, model)
-        final = final_job(study, model)
+        final, shape = final_job(study, model), architecture(study, model)
         for task in TASKS:
             if final is None and task.startswith("squad"):
                 continue  # a bag has no order, so no span
             setting = _finetune_setting(study, task, final is not None)
-            config = {"task": task, "recipe": study.recipe, "architecture": architecture(study, model), **setting}
+            config = {"task": task, "recipe": study.recipe, "architecture": shape, **setting}
             tuned = graph.add("finetune", f"{model}/{task}", config, ["data", *([final] if final else [])])
             if final:
                 graph.add("quantize", f"{model}/{task}", {"task": task, **setting}, ["data", tuned])
     timed = {name: architecture(study, name, study.latency.full_size) for name in study.latency.models}
     graph.add("latency", "", {**study.latency.model_dump(exclude={"models", "full_size"}), "architectures": timed})
+    expectations.check(study.name, study.expect, graph, scope(study, graph))
     return graph
 
 
@@ -328,10 +344,6 @@ def finish(study: Study, graph: Graph, extra=()) -> Graph:
     wanted = {*scope(study, graph), *extra}
     inputs = [key for key in graph if key in wanted]
     expect = [item.model_dump() for item in study.expect]
-    for item in study.expect:
-        for side in (item.metric, item.above, item.below):
-            if isinstance(side, str) and (unknown := [key for key in item.records(side) if key not in graph]):
-                raise UserError(f"{study.name}: expect: {side!r} names no record of this study: {unknown[0]!r}")
     view = {"study": study.name, **study.model_dump(mode="json", exclude={"data", "checkpoints"})}
     printed = [table.model_dump(mode="json") for table in paper.tables()]
     sizes = {model: architecture(study, model, full_size=True) for model in paper.models()}
@@ -344,7 +356,6 @@ def finish(study: Study, graph: Graph, extra=()) -> Graph:
 def find(graph: Graph, stage: str, name: str) -> Job:
     job = graph.get(f"{stage}/{name}" if name else stage)
     if job is None:
-        allowed = [key.removeprefix(f"{stage}/") for key in graph if key.startswith(f"{stage}/")]
-        shown = ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
-        raise UserError(f"{stage}: unknown name {name!r}; allowed: {shown or 'none'}")
+        names = [key.removeprefix(f"{stage}/") for key in graph if key.startswith(f"{stage}/")]
+        raise UserError(f"{stage}: unknown name {shown(name)}; {allowed(names or ['none'], name)}")
     return job

@@ -8,12 +8,20 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mobilebert.errors import allowed, shown
+
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "squad_v1.1", "squad_v2.0")
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every generator takes 32 bits
+# A process makes its share of a batch at once: 2^20 rows of 512 ids are 4 GiB. The largest batch in print for BERT has 2^16 rows.
+LARGEST_BATCH = 2**20
+MOST_GENERATED = 10**8  # documents: 9 hours at 3,000 a second on one core, and 10 G words, three times BERT's corpus
+LEAST_DOCUMENTS = 4  # two to train on and two held out: a random next segment comes from another document
+Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
 
 
 class Strict(BaseModel):
@@ -25,7 +33,7 @@ class Strict(BaseModel):
 class Data(Strict):
     source: str = "hub"  # synthetic | local:<folder> | hub
     sums: str | None = None  # sha256 of a local folder's SHA256SUMS: the data that the study was written for
-    seed: NotNegative = 0
+    seed: Seed = 0
     documents: Positive | None = None  # read at most so many of the corpus; None: all
     heldout_share: Rate = 0.005
     vocab_size: Positive | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
@@ -35,7 +43,17 @@ class Data(Strict):
     def known_source(cls, value: str) -> str:
         if value not in ("synthetic", "hub") and not re.fullmatch(r"local:.+", value):
             raise ValueError("synthetic, hub or local:<folder> is allowed")
+        if unprintable := [letter for letter in value if not letter.isprintable()]:
+            raise ValueError(f"a folder's path holds no {unprintable[0]!r}")
         return value
+
+    @model_validator(mode="after")
+    def documents_suffice(self):
+        if self.documents is not None and self.documents < LEAST_DOCUMENTS:
+            raise ValueError(f"documents {self.documents}: at least {LEAST_DOCUMENTS} are needed")
+        if self.source == "synthetic" and (self.documents or 0) > MOST_GENERATED:
+            raise ValueError(f"documents {self.documents}: source synthetic makes at most {MOST_GENERATED:,}")
+        return self
 
     @model_validator(mode="after")
     def local_is_pinned(self):
@@ -71,7 +89,7 @@ def changed(name: str, mine: Mapping, full: Mapping, apart: Set[str]) -> list[st
 class Training(Strict):
     steps: Positive
     warmup_steps: NotNegative
-    batch_size: Positive
+    batch_size: Batch
     length: Annotated[int, Field(ge=8)] = 512
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.5e-3
     optimizer: Literal["lamb", "adamw"] = "lamb"
@@ -101,7 +119,7 @@ class Pretrain(Training):
 
     steps: Positive = 500_000
     warmup_steps: NotNegative = 10_000
-    batch_size: Positive = 4096
+    batch_size: Batch = 4096
 
 
 class Search(Pretrain):
@@ -109,7 +127,7 @@ class Search(Pretrain):
 
     steps: Positive = 125_000
     warmup_steps: NotNegative = 2_500
-    batch_size: Positive = 2048
+    batch_size: Batch = 2048
 
 
 class Transfer(Training):
@@ -117,7 +135,7 @@ class Transfer(Training):
 
     steps: Positive = 240_000
     warmup_steps: NotNegative = 0  # of JKT; each stage of PKT warms up over its first tenth, AKT as distillation does
-    batch_size: Positive = 4096
+    batch_size: Batch = 4096
     lower_layers: Share = 0.1  # rate of layers already learnt, as a share of the current layer's; 0 freezes them
     factors: tuple[float, float, float, float] | None = None  # feature map, means, variances, attention; None: the recipe's
     share_teacher: bool = False  # one pass for all students at the same stages of the same teacher; as in Distill
@@ -127,13 +145,20 @@ class Transfer(Training):
     def factors_from_list(cls, value):
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("factors")
+    @classmethod
+    def factors_weigh(cls, value):
+        if value is not None and (min(value) < 0 or max(value) == 0):
+            raise ValueError(f"a loss counts with a factor from 0, one of them above 0, not {list(value)}")
+        return value
+
 
 class Distill(Training):
     """Pre-training distillation (paper section 3.4), the teacher's schedule; alpha from the released code."""
 
     steps: Positive = 500_000
     warmup_steps: NotNegative = 10_000
-    batch_size: Positive = 4096
+    batch_size: Batch = 4096
     alpha: Share = 0.5  # share of the hard masked-LM labels
     temperature: Annotated[float, Field(gt=0)] = 1.0  # recipe released alone: multiplies the teacher's last hidden states
     share_teacher: bool = False  # one pass for all students that wait for the same one; takes the memory of all their weights
@@ -167,6 +192,13 @@ class TaskSetting(Strict):
     train_rows: Positive | None = None
     eval_rows: Positive | None = None
 
+    @field_validator("batch_size")
+    @classmethod
+    def fits(cls, value):
+        if value is not None and value > LARGEST_BATCH:
+            raise ValueError(f"at most {LARGEST_BATCH:,} is allowed, not {value}")
+        return value
+
 
 class Finetune(Strict):
     """The paper's search, or one setting a task: the released code's defaults (5e-5, 3 epochs, batch 32, length 128) and for
@@ -176,7 +208,7 @@ class Finetune(Strict):
     search: Literal["paper", "quick", "none"] = "paper"  # see mobilebert.training.search
     halving: bool = False  # successive halving in place of the whole grid
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
-    batch_size: Positive = 32
+    batch_size: Batch = 32
     epochs: Positive = 3
     length: Annotated[int, Field(ge=8)] = 128
     warmup_share: Share = 0.1
@@ -220,6 +252,8 @@ class Finetune(Strict):
     def distinct(cls, value):
         if not value or len(set(value)) != len(value):
             raise ValueError("at least one seed, each once, is allowed")
+        if max(value) >= 2**32:
+            raise ValueError(f"a seed is below {2**32}, not {max(value)}")
         return value
 
     @field_validator("tasks", mode="before")
@@ -239,7 +273,7 @@ class Finetune(Strict):
     def known_tasks(cls, value):
         for name in value:
             if name not in TASKS:
-                raise ValueError(f"unknown task {name!r}; allowed: {', '.join(TASKS)}")
+                raise ValueError(f"unknown task {shown(name)}; {allowed(TASKS)}")
         return value
 
     @model_validator(mode="after")
@@ -268,7 +302,7 @@ class Latency(Strict):
     """Paper section 4.5: batch 1, length 128, 4 threads (a phone's big cores). Models interleaved in rounds."""
 
     length: Annotated[int, Field(ge=8)] = 128
-    batch_size: Positive = 1
+    batch_size: Batch = 1
     threads: Positive = 4
     rounds: Positive = 50
     warmup: NotNegative = 5
@@ -287,6 +321,13 @@ class Latency(Strict):
     @classmethod
     def from_list(cls, value):
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("models", "engines")
+    @classmethod
+    def each_once(cls, value):
+        if twice := {name for name in value if value.count(name) > 1}:
+            raise ValueError(f"{min(twice)!r} is given twice")
+        return value
 
 
 class Expectation(Strict):

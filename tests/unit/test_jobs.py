@@ -72,7 +72,7 @@ def test_the_teacher_touches_its_students_and_no_one_else():
     "changes",
     [
         {"description": "another"},
-        {"run": {}},
+        {"run": {}, "expect": ()},
     ],
 )
 def test_what_is_no_science_touches_nothing(changes):
@@ -114,6 +114,21 @@ def test_a_transfer_too_short_for_its_layers_is_refused():
     study = load("smoke")
     study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"steps": 1})})
     with pytest.raises(UserError, match=r"transfer\.steps: 1 is less than one for each of 2 layers"):
+        jobs.build(study)
+
+
+@pytest.mark.parametrize(
+    ("divisor", "wanted"),
+    [
+        (64, "scale: no model mobilebert-bare at this scale: num_attention_heads: 4 does not divide intra_bottleneck_size"),
+        (3, r"scale\.width_divisor: 3 does not divide hidden_size 512 of"),
+    ],
+)
+def test_a_scale_that_leaves_no_model_is_refused_before_any_work(divisor, wanted):
+    """Heads that do not divide their width were found when the model was built, after the corpus."""
+    study = load("smoke")
+    study = study.model_copy(update={"scale": study.scale.model_copy(update={"width_divisor": divisor})})
+    with pytest.raises(UserError, match=wanted):
         jobs.build(study)
 
 

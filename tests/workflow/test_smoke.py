@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from mobilebert import records
+from mobilebert import config, expectations, jobs, records
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,13 @@ def test_every_stage_left_a_record_that_ended_well(smoke):
     assert {record.status for key, record in found.items() if key != "latency"} == {"ok"}
     assert found["latency"].status in ("ok", "void")  # void where other processes shared the machine
     assert all(record.seconds > 0 and record.versions["python"] for record in found.values())
+
+
+def test_every_metric_of_a_record_is_one_that_a_study_may_expect_something_of(smoke):
+    graph = jobs.build(config.load("smoke"))
+    for key, record in every_record(smoke).items():
+        if key not in records.VIEWS:
+            assert record.metrics.keys() == expectations.metrics(graph[key]).keys(), key
 
 
 def test_the_student_learns_and_its_controls_lose(smoke):
