@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
-CORES ?= $(shell nproc)
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 ARGS ?=
 
 BIN := $(abspath $(VENV))/bin

@@ -2,8 +2,8 @@
 
 python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
 mobilebert state list                               saved states of runs under way or killed
-mobilebert plan smoke                               tokens, FLOPs and hours before anything runs
-mobilebert describe mobilebert                      a preset's sizes beside the paper's
+mobilebert plan --study smoke                       tokens, FLOPs and hours before anything runs
+mobilebert describe mobilebert                      a model's sizes beside the paper's
 mobilebert score --task cola --data D --predictions P   a file of predictions, scored as the benchmark does
 mobilebert evaluate MODEL --task cola --data D      a checkpoint, scored
 mobilebert predict MODEL --task cola --text "..."   a checkpoint on one's own text
@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from mobilebert.errors import UserError
+from mobilebert.machine import cores
 from mobilebert.packages import not_installed
 
 STAGES = {
@@ -62,13 +63,14 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
     _common(table)
     plan = commands.add_parser("plan", help="tokens, FLOPs, hours and memory of every stage, and the number of jobs")
-    plan.add_argument("study", help="a study's name or file")
-    plan.add_argument("--device", default="h100", help="device of the estimate (default h100)")
+    plan.add_argument("named", nargs="?", metavar="STUDY", help="the study, as with --study")
+    plan.add_argument("--study", help="a study's name or file (default smoke)")
+    plan.add_argument("--device", help="device of the estimate; cpu: this machine (default: cpu for a CPU study, else h100)")
     state = commands.add_parser("state", help="the saved states of runs under way or killed: list them, prune stale ones")
     state.add_argument("action", choices=("list", "prune"), help="prune removes states that no job of a study reads any more")
     state.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
-    describe = commands.add_parser("describe", help="a preset's parameters and FLOPs beside the paper's, its kernels and memory")
-    describe.add_argument("preset")
+    describe = commands.add_parser("describe", help="a model's parameters and FLOPs beside the paper's, its kernels and memory")
+    describe.add_argument("model", help="a preset, or a row of the paper's tables: mobilebert, search-a, ...")
     describe.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
     describe.add_argument("--json", action="store_true")
     _scoring(commands)
@@ -102,7 +104,7 @@ def _scoring(commands) -> None:
     submission.add_argument("models", nargs="+", metavar="TASK=MODEL", help="all nine; TASK=majority where there is no model")
     submission.add_argument("--out", type=Path, required=True, help="the .zip")
     for one in (evaluate, predict, submission):
-        one.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
+        one.add_argument("--threads", type=_positive, default=cores(), help="CPU threads (default: all)")
 
 
 def _positive(text: str) -> int:
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "describe":
             from mobilebert.modeling.cost import describe
 
-            print(describe(options.preset, options.seq, options.json))
+            print(describe(options.model, options.seq, options.json))
             return 0
         if options.command in ("score", "evaluate", "predict", "submission"):
             return _score(options)
@@ -138,12 +140,15 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from mobilebert import config, jobs
 
-        study = config.load(options.study)
         if options.command == "plan":
             from mobilebert.reporting.plan import plan
 
+            if options.named and options.study:
+                raise UserError(f"plan: two studies, {options.named} and --study {options.study}; one is allowed")
+            study = config.load(options.study or options.named or "smoke")
             print(plan(study, jobs.build(study), options.device))
             return 0
+        study = config.load(options.study)
         return _stage(options, study)
     except UserError as error:
         print(f"mobilebert: {error}", file=sys.stderr)
@@ -207,10 +212,11 @@ def _score(options) -> int:
 
 
 def _stage(options, study) -> int:
-    from mobilebert import jobs, records
+    from mobilebert import jobs, preflight, records
 
     _environment(getattr(options, "threads", 1))
     graph = jobs.build(study)
+    preflight.check_results(options.results)
     found = records.current(options.results, study.name, graph)
     if options.command == "table":
         from mobilebert.reporting.tables import fill, markdown
@@ -226,6 +232,8 @@ def _stage(options, study) -> int:
             follow(options.results, study, graph)
         return 0
     job = jobs.find(graph, options.command, getattr(options, "name", ""))
+    if job.stage not in records.VIEWS:
+        preflight.before_work(study, options.results, graph, [job.id])
     if study.device == "cuda" and options.command in ON_GPU:
         from mobilebert import gpus
 

@@ -1,16 +1,43 @@
-"""What is looked at before any work starts: is the study's data there, and is it the data that the study was written for?"""
+"""What is looked at before any work starts, by Snakemake and by every program: where results go, and the study's data."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from mobilebert import records
 from mobilebert.config import Study
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, shown
+from mobilebert.jobs import Graph, with_upstream
 from mobilebert.records import sha256
+
+# Each means something else to a program that results pass through: Snakemake's wildcards, and the URL of MLflow's store.
+NOT_IN_RESULTS = "{}?#%"
+
+
+def before_work(study: Study, results: Path, graph: Graph, ids: Iterable[str]) -> None:
+    """Raise UserError if the data that the jobs `ids` stand on is not the study's."""
+    if "data" in with_upstream(graph, ids):
+        check(study, records.state_of(results, study.name, graph["data"], graph) == "current")
+
+
+def check_results(results: Path) -> None:
+    """Raise UserError for a path that holds a character which a program misreads, or that leads through a file."""
+    text = str(results)
+    if text.startswith(("-", "~")):
+        raise UserError(f"--results: {shown(text)}: a folder of results begins with neither '-' nor '~'; give its whole path")
+    if wrong := [letter for letter in text if letter in NOT_IN_RESULTS or not letter.isprintable()]:
+        raise UserError(f"--results: {shown(text)}: the path of results holds no {wrong[0]!r}; choose another folder")
+    try:
+        there = next((path for path in (results, *results.parents) if path.exists()), None)
+        if there and not there.is_dir():
+            raise UserError(f"--results: {there}: a file, where a folder is to hold the results")
+    except OSError as error:
+        raise UserError(f"--results: {shown(text)}: {error.strerror}") from None
 
 
 def check(study: Study, prepared: bool) -> None:
-    """Raises UserError for a local folder that is missing, not the one meant, lacks a file or has a wrong one.
+    """Raise UserError for a local folder that is missing, not the one meant, lacks a file or has a wrong one.
 
     `prepared`: the data stage has read it already.
     """

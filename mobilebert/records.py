@@ -25,6 +25,7 @@ from mobilebert.config import first_problem
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job, digest, module_hashes
 from mobilebert.locks import lock, lock_of
+from mobilebert.machine import cores
 
 SCHEMA = 1  # of result.json: raised when a key changes its meaning, never when one is added
 VIEWS = ("report", "track", "check")  # of whatever records there are
@@ -220,7 +221,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict:
-    facts = {"cores": len(os.sched_getaffinity(0)), "arch": platform.machine(), "load": os.getloadavg()[0]}
+    facts = {"cores": cores(), "arch": platform.machine(), "load": os.getloadavg()[0]}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

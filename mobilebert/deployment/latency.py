@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilebert.errors import UserError
+from mobilebert.machine import cores
 from mobilebert.packages import not_installed
 
 ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
@@ -67,7 +68,7 @@ def measure(
         for worker in workers.values():
             worker.answer()
         samples, machine = _rounds(workers, rounds, warmup, threads, seed)
-        models, reasons = {}, [sharing(machine), _crowding(threads, len(os.sched_getaffinity(0)))]
+        models, reasons = {}, [sharing(machine), _crowding(threads, cores())]
         for spec in specs:
             name, engine, source = spec["name"], spec["engine"], prepared[_key(spec)]
             error = relative_error(workers[name].ask("output"), source["reference"])

@@ -13,8 +13,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from mobilebert.errors import UserError
-from mobilebert.modeling.presets import preset
+from mobilebert import paper
+from mobilebert.errors import UserError, allowed, shown
+from mobilebert.modeling.presets import names, preset
 
 MASK_RATE = 0.15  # share of tokens with an MLM target (Devlin et al. 2019)
 
@@ -211,14 +212,18 @@ def _saved_by_heads(config: Mapping) -> float:
 
 
 def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
-    """What preset `name` is and costs at length `seq`, beside what the paper prints for it (marked published).
+    """Return what a model is and costs at length `seq`, beside what the paper prints for it (marked published).
 
-    The published FLOPs are for length 128 and so stand beside that length only. Raises UserError as `presets.preset`
-    and `cost` do.
+    name: a preset, or a row of the paper's tables. The published FLOPs are for length 128 and so stand beside that length only.
+    Raises UserError for another name, for a row that is no transformer, and as `cost` does.
     """
-    config = preset(name)
+    rows = paper.models()
+    known = [*names(), *(row for row in rows if row not in names() and rows[row].preset in names())]
+    if name not in known:
+        raise UserError(f"describe: no model {shown(name)}; {allowed(known, name)}")
+    config = preset(name) if name in names() else preset(rows[name].preset, **rows[name].overrides)
     figures = cost(config, seq)
-    params, flops = PUBLISHED[name]
+    params, table, flops = _published(name)
     published = {"parameters_M": params, "flops_G": flops if seq == 128 else None}
     computed = asdict(figures) | {
         "encoder": figures.encoder,
@@ -235,7 +240,7 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
         (part, f"{computed[part] / 1e6:.3f} M", "") for part in ("embeddings", "mha", "ffn", "bottlenecks", "norms", "biases")
     ]
     rows += [
-        ("parameters", f"{figures.encoder / 1e6:.3f} M", f"{params} M (Table 1)"),
+        ("parameters", f"{figures.encoder / 1e6:.3f} M", "" if params is None else f"{params} M (Table {table})"),
         ("pooler", f"{figures.pooler / 1e6:.3f} M", ""),
         ("mlm_head", f"{figures.mlm_head / 1e6:.3f} M", ""),
         ("nsp_head", f"{figures.nsp_head / 1e6:.3f} M", ""),
@@ -255,6 +260,17 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
     lines = [_shape(name, config), f"{'':24}{'computed':>13}   published"]
     lines += [f"{label:24}{value:>13}   {printed}".rstrip() for label, value, printed in rows]
     return "\n".join(lines)
+
+
+def _published(name: str) -> tuple[float | None, int | None, float | None]:
+    """Return the parameters in M that the paper prints for a model, the number of that table, and the FLOPs in G of Table 4."""
+    if name in PUBLISHED:
+        params, flops = PUBLISHED[name]
+        return params, 1, flops
+    for row in paper.table(2).rows:
+        if row.model == name:
+            return row.published["params_M"], 2, None
+    return None, None, None
 
 
 def _mib(size: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,8 +11,9 @@ from mobilebert import paper
 from mobilebert.config import Study
 from mobilebert.data.glue import TASKS
 from mobilebert.data.sources import OFFICIAL_ROWS
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, allowed, shown
 from mobilebert.jobs import Graph, Job, final_job, scope
+from mobilebert.machine import cores
 from mobilebert.modeling.cost import MASK_RATE, Cost, cost
 from mobilebert.training.search import passes, rungs, total
 
@@ -49,11 +52,16 @@ class Line:
     per_token: float = 0
 
 
-def plan(study: Study, graph: Graph, device: str) -> str:
-    """The plan of every job that a bare run of the study makes, as text. Raises UserError for an unknown device."""
-    if device not in DEVICES:
-        raise UserError(f"device: unknown device {device!r}; allowed: {', '.join(DEVICES)}")
-    made_of = DEVICES[device]
+def plan(study: Study, graph: Graph, device: str | None = None) -> str:
+    """Return the plan of every job that a bare run of the study makes, as text.
+
+    device: a key of `DEVICES`, or "cpu" for this machine; None: "cpu" for a CPU study, "h100" for another. Raises UserError for
+    an unknown device.
+    """
+    device = device or ("cpu" if study.device == "cpu" else "h100")
+    if device not in (*DEVICES, "cpu"):
+        raise UserError(f"device: unknown device {shown(device)}; {allowed([*DEVICES, 'cpu'])}")
+    made_of = DEVICES[device] if device in DEVICES else this_machine()
     found = [_line(study, graph, graph[key], made_of) for key in scope(study, graph)]
     whole = Line(
         "total",
@@ -63,8 +71,8 @@ def plan(study: Study, graph: Graph, device: str) -> str:
     )
     width = max(len(item.id) for item in found)
     lines = [
-        f"study {study.name}: {len(found)} jobs; estimates for {device}, not measurements",
-        f"{device}: dense peak {made_of.bf16:g} TFLOP/s in bf16, {made_of.fp32:g} in fp32 ({made_of.origin})",
+        f"study {study.name}: {len(found)} jobs; estimates for {device}, not measurements{_warning(device)}",
+        f"{device}: dense peak {made_of.bf16:.3g} TFLOP/s in bf16, {made_of.fp32:.3g} in fp32 ({made_of.origin})",
         f"assumed share of it: {made_of.wide:.0%} in blocks {WIDE} or more wide, {made_of.narrow:.0%} in narrower ones",
         f"rows: {_rows_origin(study)}; SQuAD counts one window a question",
         "memory: weights, gradients and moments in 4 bytes each, a frozen teacher's weights; and what a token of a batch adds",
@@ -77,6 +85,25 @@ def plan(study: Study, graph: Graph, device: str) -> str:
         numbers = f"{_short(item.tokens):>9}  {_short(item.flops):>9}  {_hours(item.hours):>9}"
         lines.append(f"{item.id:{width}}  {numbers}  {memory}".rstrip())
     return "\n".join(lines)
+
+
+def this_machine() -> Device:
+    """Return this machine, its peak measured within half a second as that of the products of two matrices of float32."""
+    import numpy as np
+
+    size, fastest, count, start = 1024, math.inf, 0, time.perf_counter()
+    matrix = np.ones((size, size), np.float32)
+    while count < 2 or time.perf_counter() - start < 0.4:
+        before = time.perf_counter()
+        matrix @ matrix
+        fastest, count = min(fastest, time.perf_counter() - before), count + 1
+    peak = 2 * size**3 / fastest / 1e12
+    origin = f"measured now: the fastest of {count} products of {size} x {size} float32 matrices on {cores()} cores"
+    return Device(peak, peak, DEVICES["cpu-2-cores"].wide, DEVICES["cpu-2-cores"].narrow, origin)
+
+
+def _warning(device: str) -> str:
+    return "; rough: other programs slow the measured product, and small models run at another share of it" * (device == "cpu")
 
 
 def _search_line(study: Study) -> list[str]:

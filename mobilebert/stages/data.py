@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 
-from mobilebert import preflight
 from mobilebert.config import Study
 from mobilebert.data.corpus import prepare_corpus
 from mobilebert.data.features import table_file
 from mobilebert.data.glue import TASKS
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
+from mobilebert.machine import cores
 from mobilebert.progress import bar
 from mobilebert.records import Run, sha256
 
@@ -20,7 +19,6 @@ WORKERS = 5  # some 250 MB each, and 350 MB here: so that preparing a corpus sta
 
 def run(run: Run, study: Study) -> None:
     config = study.data
-    preflight.check(study, prepared=False)  # also where this program is run by hand
     source = open_source(config.source, seed=config.seed, documents=config.documents)
     rows, labels, files = {}, {}, {}
     for task in TASKS:  # before the corpus: a wrong table is found in a second, not after an hour
@@ -46,7 +44,7 @@ def run(run: Run, study: Study) -> None:
             run.folder / "corpus",
             heldout_share=config.heldout_share,
             squad_dev_paragraphs=paragraphs,
-            workers=min(WORKERS, len(os.sched_getaffinity(0))),
+            workers=min(WORKERS, cores()),
             cache=run.results / ".cache" / "corpus",  # of all studies
             progress=lambda documents, tokens: _show(shown, tokens, source.share_read(documents)),
         )

@@ -206,3 +206,18 @@ def test_neither_torch_nor_transformers_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_describe_knows_every_row_of_the_papers_tables():
+    """Table 2 prints parameters of its own rows; a row whose name a preset has is that preset."""
+    rows = {name: row for name, row in paper.models().items() if name != "bag-of-embeddings"}
+    for name, row in rows.items():
+        record = json.loads(describe(name, 128, as_json=True))
+        assert record["config"] == (preset(name) if name in names() else preset(row.preset, **row.overrides))
+    for row in paper.table(2).rows:
+        assert f"{row.published['params_M']:.1f} M (Table 2)" in describe(row.model)
+    assert "(Table" not in describe("search-192").split("FLOPs")[0]
+    with pytest.raises(UserError, match=r"^describe: no model 'search-z'; allowed: search-.*\(37 in all\)$"):
+        describe("search-z")
+    with pytest.raises(UserError, match="no model 'bag-of-embeddings'"):
+        describe("bag-of-embeddings")

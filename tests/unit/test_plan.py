@@ -3,11 +3,13 @@
 import pytest
 
 from mobilebert import jobs
+from mobilebert.__main__ import main
 from mobilebert.config import Study
 from mobilebert.errors import UserError
+from mobilebert.machine import cores
 from mobilebert.modeling.cost import cost
 from mobilebert.modeling.presets import preset
-from mobilebert.reporting.plan import DEVICES, plan
+from mobilebert.reporting.plan import DEVICES, Device, plan, this_machine
 from mobilebert.settings import Finetune, Pretrain
 
 PAPER = Study(schema=1, description="the paper")
@@ -76,6 +78,38 @@ def test_the_total_is_the_sum_and_the_jobs_are_counted():
 def test_an_unknown_device_is_refused_by_name():
     with pytest.raises(UserError, match=r"unknown device 'tpu'; allowed: cpu-2-cores"):
         plan(PAPER, jobs.build(PAPER), "tpu")
+
+
+def test_a_cpu_study_is_planned_for_this_machine(monkeypatch):
+    """Half of the measured peak in wide blocks, a quarter in narrow ones. BERT_BASE at its own width is wide."""
+    monkeypatch.setattr("mobilebert.reporting.plan.this_machine", lambda: Device(0.25, 0.25, 0.5, 0.25, "a stand-in"))
+    settings = Pretrain(steps=200_000, warmup_steps=1, batch_size=4, length=128)
+    study = Study(schema=1, description="d", device="cpu", pretrain=settings, run={"bert-base": ()}, quantize={})
+    found = rows(study, None)["pretrain/bert-base"]
+    assert float(found[2]) == pytest.approx(float(found[1]) / 0.25e12 / 0.5 / 3600, rel=0.02)
+    text = plan(study, jobs.build(study))
+    assert text.startswith("study study: ")
+    assert "estimates for cpu, not measurements; rough: " in text
+    assert "0.25 in fp32 (a stand-in)" in text
+    assert "estimates for h100" in plan(PAPER, jobs.build(PAPER))
+
+
+def test_the_measured_peak_is_that_of_the_machines_products(monkeypatch):
+    """A clock that goes on by 0.05 s whenever it is read: that is what a product of 2 x 1024^3 FLOPs takes."""
+    now = iter(step / 20 for step in range(1000))
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    found = this_machine()
+    assert found.fp32 == found.bf16 == pytest.approx(2 * 1024**3 / 0.05 / 1e12)
+    assert next(now) < 0.6
+    assert f"on {cores()} cores" in found.origin
+
+
+@pytest.mark.parametrize("arguments", [["smoke"], ["--study", "smoke"], ["--study=smoke"], []])
+def test_plan_takes_its_study_as_every_command_does(capsys, arguments):
+    assert main(["plan", *arguments, "--device", "h100"]) == 0
+    assert capsys.readouterr().out.startswith("study smoke: 40 jobs; estimates for h100")
+    assert main(["plan", "smoke", "--study", "cpu"]) == 2
+    assert capsys.readouterr().err == "mobilebert: plan: two studies, smoke and --study cpu; one is allowed\n"
 
 
 def test_memory_of_training():

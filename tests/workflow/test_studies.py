@@ -4,12 +4,14 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from mobilebert import config, preflight
+from mobilebert import config, jobs, preflight
+from mobilebert.__main__ import main
 from mobilebert.data.glue import TASKS
 from mobilebert.data.sources import open_source
 from mobilebert.errors import UserError
@@ -28,7 +30,6 @@ def test_dry_run(workflow, study, tmp_path):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_plan_prints_every_job(study):
-    from mobilebert import jobs
     from mobilebert.reporting.plan import plan
 
     loaded = config.load(study)
@@ -56,9 +57,16 @@ def test_help_is_instant_and_light():
     [
         (["study=smoky"], "unknown study 'smoky'"),
         (["study=smoke", "stduy=cpu"], "unknown key stduy; allowed: study, results"),
+        (["results=a{x}"], "--results: 'a{x}': the path of results holds no '{'"),
+        (["results=1e3"], "results=1000.0 is read as a number or list; write ./1000.0"),
+        (["study=mine"], "mine: expect.0: finetune/mobilebert/sst2 has no metric 'acuracy'"),
     ],
 )
-def test_snakemake_refuses_with_exit_code_2(workflow, settings, wanted):
+def test_snakemake_refuses_with_exit_code_2(workflow, settings, wanted, tmp_path):
+    if settings[0] == "study=mine":
+        mistyped = workflow.mini.read_text().replace("sst2:accuracy", "sst2:acuracy")
+        (tmp_path / "mine.yaml").write_text(mistyped)
+        settings = [f"study={tmp_path}/mine.yaml"]
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
     run = subprocess.run(command, cwd=workflow.root, capture_output=True, text=True, check=False)
     assert run.returncode == 2
@@ -119,6 +127,43 @@ def refused(study_file):
         preflight.check(config.load(study_file), prepared=False)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_program_checks_what_snakemake_does_before_any_work(prepared, study_on, tmp_path, capsys):
+    """The folder is another one than the study's: no program that stands on its data makes anything. Latency stands on none."""
+    study, options = study_on(prepared, sums="0" * 64), ["--results", str(tmp_path / "results")]
+    for command in (["data"], ["pretrain", "ib-bert-large"], ["finetune", "mobilebert/sst2"]):
+        assert main([*command, "--study", str(study), *options]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("mobilebert: mine: data.sums: ")
+        assert line.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+    graph = jobs.build(config.load(study))
+    preflight.before_work(config.load(study), tmp_path, graph, ["latency"])
+    with pytest.raises(UserError, match=r"data\.sums"):
+        preflight.before_work(config.load(study), tmp_path, graph, graph)
+
+
+ODD = ["-x", "~/x", "a{x}", "a}", "a?", "a#b", "a%20b", "a\nb", "a\tb", "a\u2028b", "file", "file/below", "x" * 300]
+
+
+@pytest.mark.parametrize("results", ODD)
+@pytest.mark.parametrize("command", [["latency"], ["table", "7"], ["report"]])
+def test_a_results_path_that_a_program_would_misread_is_refused(workflow, tmp_path, monkeypatch, capsys, results, command):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mini.yaml").write_text(workflow.mini.read_text())
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--study", "mini.yaml", f"--results={results}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mobilebert: --results: ")
+    assert err.count("\n") == 1
+    assert len(err) < 300
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mini.yaml"}
+
+
+def test_a_results_path_of_plain_letters_spaces_and_quotes_is_taken(tmp_path):
+    for results in ("results", "a b", "it's", "a/b.c_d-e", "ä", ".", "..", "$HOME", tmp_path):
+        preflight.check_results(Path(results))
 
 
 def test_good_data_passes(prepared, study_on):

@@ -21,13 +21,16 @@ def refuse(error):
 try:
     if unknown := set(config) - {"study", "results"}:
         raise UserError(f"--config: unknown key {', '.join(sorted(unknown))}; allowed: study, results")
-    STUDY_FILE = str(config.get("study", "smoke"))
+    if unread := [f"{key}={value}" for key, value in config.items() if not isinstance(value, str)]:
+        raise UserError(f"--config: {unread[0]} is read as a number or list; write ./{unread[0].partition('=')[2]} or another name")
+    STUDY_FILE = config.get("study", "smoke")
     STUDY = studies.load(STUDY_FILE)
     GRAPH = jobs.build(STUDY)
+    RESULTS = Path(config.get("results", "results"))
+    preflight.check_results(RESULTS)
 except UserError as error:
     refuse(error)
 
-RESULTS = Path(str(config.get("results", "results")))
 OUT = RESULTS / STUDY.name
 CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
 jobs.finish(STUDY, GRAPH, CURRENT)
@@ -53,7 +56,7 @@ onstart:
     # Not for a dry run, and not when there is nothing to do.
     try:
         HELD.enter_context(locks.lock(OUT / ".lock", f"{OUT}: in use by a live run"))
-        preflight.check(STUDY, records.state_of(RESULTS, STUDY.name, GRAPH["data"], GRAPH) == "current")
+        preflight.before_work(STUDY, RESULTS, GRAPH, GRAPH)
     except UserError as error:
         refuse(error)
 
