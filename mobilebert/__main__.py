@@ -216,7 +216,7 @@ def _stage(options, study) -> int:
 
     _environment(getattr(options, "threads", 1))
     graph = jobs.build(study)
-    preflight.check_results(options.results)
+    preflight.check_results(options.results, study.name)
     found = records.current(options.results, study.name, graph)
     if options.command == "table":
         from mobilebert.reporting.tables import fill, markdown

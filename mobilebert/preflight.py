@@ -21,15 +21,15 @@ def before_work(study: Study, results: Path, graph: Graph, ids: Iterable[str]) -
         check(study, records.state_of(results, study.name, graph["data"], graph) == "current")
 
 
-def check_results(results: Path) -> None:
-    """Raise UserError for a path that holds a character which a program misreads, or that leads through a file."""
+def check_results(results: Path, study: str) -> None:
+    """Raise UserError if a program would misread the path, or if the study's folder cannot be made in it."""
     text = str(results)
     if text.startswith(("-", "~")):
         raise UserError(f"--results: {shown(text)}: a folder of results begins with neither '-' nor '~'; give its whole path")
     if wrong := [letter for letter in text if letter in NOT_IN_RESULTS or not letter.isprintable()]:
         raise UserError(f"--results: {shown(text)}: the path of results holds no {wrong[0]!r}; choose another folder")
     try:
-        there = next((path for path in (results, *results.parents) if path.exists()), None)
+        there = next((path for path in (results / study, results, *results.parents) if path.exists()), None)
         if there and not there.is_dir():
             raise UserError(f"--results: {there}: a file, where a folder is to hold the results")
     except OSError as error:
@@ -58,8 +58,11 @@ def check(study: Study, prepared: bool) -> None:
     source.vocab()
     source.files("corpus")
     fine_tuned = {task for model in study.run for task in study.tasks_of(model)}
+    sides = [str(side) for item in study.expect for side in (item.metric, item.above, item.below)]
+    mismatched = any(":mismatched_" in side for side in sides)
     for name, task in TASKS.items():
         needed = {"train", "validation"} if name in fine_tuned else {"validation"} if task.is_squad else set()
+        needed |= {"validation_mismatched"} if name == "mnli" and mismatched else set()
         there = source.splits(name)
         if missing := {task.splits[role] for role in needed} - set(there):
             raise UserError(f"{folder}: no {task.folder}/{min(missing)}.parquet, which the study {study.name} needs")

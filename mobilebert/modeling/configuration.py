@@ -5,7 +5,7 @@ from dataclasses import fields
 from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, allowed, shown
 from mobilebert.modeling.presets import check, preset
 
 
@@ -92,7 +92,7 @@ class MobileBertConfig(PreTrainedConfig):
         """
         rows = paper.models()
         if name not in rows:
-            raise UserError(f"row {name!r} is unknown: choose one of {', '.join(rows)}")
+            raise UserError(f"row {shown(name)} is unknown; {allowed(rows, name)}")
         return cls.from_preset(rows[name].preset, **{**rows[name].overrides, **overrides})
 
     @classmethod

@@ -76,7 +76,7 @@ def test_rows_become_configurations():
             for key, value in preset(row.preset, **row.overrides).items():
                 assert getattr(config, key) == value
     assert MobileBertConfig.from_row("search-192", num_attention_heads=3).num_attention_heads == 3
-    with pytest.raises(UserError, match=r"row 'search-z' is unknown: choose one of .*search-a"):
+    with pytest.raises(UserError, match=r"row 'search-z' is unknown; allowed: .*search-a"):
         MobileBertConfig.from_row("search-z")
     with pytest.raises(UserError, match=r"transformers\.BertConfig"):
         MobileBertConfig.from_row("bert-base")

@@ -144,13 +144,15 @@ def test_a_program_checks_what_snakemake_does_before_any_work(prepared, study_on
         preflight.before_work(config.load(study), tmp_path, graph, graph)
 
 
-ODD = ["-x", "~/x", "a{x}", "a}", "a?", "a#b", "a%20b", "a\nb", "a\tb", "a\u2028b", "file", "file/below", "x" * 300]
+ODD = ["-x", "~/x", "a{x}", "a}", "a?", "a#b", "a%20b", "a\nb", "a\tb", "a\u2028b", "file", "file/below", "taken", "x" * 300]
 
 
 @pytest.mark.parametrize("results", ODD)
 @pytest.mark.parametrize("command", [["latency"], ["table", "7"], ["report"]])
 def test_a_results_path_that_a_program_would_misread_is_refused(workflow, tmp_path, monkeypatch, capsys, results, command):
-    (tmp_path / "file").write_text("")
+    for file in ("file", "taken/mini"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("")
     (tmp_path / "mini.yaml").write_text(workflow.mini.read_text())
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--study", "mini.yaml", f"--results={results}"]) == 2
@@ -158,12 +160,12 @@ def test_a_results_path_that_a_program_would_misread_is_refused(workflow, tmp_pa
     assert err.startswith("mobilebert: --results: ")
     assert err.count("\n") == 1
     assert len(err) < 300
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "mini.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mini.yaml", "taken"}
 
 
 def test_a_results_path_of_plain_letters_spaces_and_quotes_is_taken(tmp_path):
     for results in ("results", "a b", "it's", "a/b.c_d-e", "ä", ".", "..", "$HOME", tmp_path):
-        preflight.check_results(Path(results))
+        preflight.check_results(Path(results), "mini")
 
 
 def test_good_data_passes(prepared, study_on):
@@ -179,6 +181,21 @@ def test_missing_folder_stops_snakemake(workflow, study_on, tmp_path):
 
 def test_other_data_than_the_study_was_written_for(prepared, study_on):
     assert "data.sums" in refused(study_on(prepared, sums="0" * 64))
+
+
+def test_an_expectation_on_a_set_that_the_folder_lacks(prepared, study_on, tmp_path):
+    """MNLI's second set may be absent; then nothing would be there to judge after the run."""
+    folder = copy(prepared, tmp_path)
+    content = yaml.safe_load(study_on(folder).read_text())
+    content["run"]["mobilebert"] = ["mnli", "sst2"]
+    content["expect"][0]["metric"] = "finetune/mobilebert/mnli:mismatched_accuracy"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    preflight.check(config.load(tmp_path / "mine.yaml"), prepared=False)
+    (folder / "glue/mnli/validation_mismatched.parquet").unlink()
+    sign(folder)
+    content["data"]["sums"] = sha256(folder / "SHA256SUMS")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    assert "no glue/mnli/validation_mismatched.parquet, which the study mine needs" in refused(tmp_path / "mine.yaml")
 
 
 def test_one_flipped_byte(prepared, study_on, tmp_path):

@@ -27,18 +27,18 @@ try:
     STUDY = studies.load(STUDY_FILE)
     GRAPH = jobs.build(STUDY)
     RESULTS = Path(config.get("results", "results"))
-    preflight.check_results(RESULTS)
-except UserError as error:
+    preflight.check_results(RESULTS, STUDY.name)
+    OUT = RESULTS / STUDY.name
+    CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
+    jobs.finish(STUDY, GRAPH, CURRENT)
+    STATES = {key: records.state_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
+    # An input newer than all there is: Snakemake's own reason to make things again, in a dry run too. It lies outside the results.
+    NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
+    TIMES = [path.stat().st_mtime + 1 for folder in (*GRAPH, "tables") for path in (OUT / folder).glob("*") if path.is_file()]
+    os.utime(NEWER.name, (max([time.time(), *TIMES]),) * 2)
+except (UserError, OSError) as error:  # OSError: a folder that cannot be read, a full disk
     refuse(error)
 
-OUT = RESULTS / STUDY.name
-CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
-jobs.finish(STUDY, GRAPH, CURRENT)
-STATES = {key: records.state_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
-# An input newer than all there is: Snakemake's own reason to make things again, in a dry run too. It lies outside the results.
-NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
-TIMES = [path.stat().st_mtime + 1 for folder in (*GRAPH, "tables") for path in (OUT / folder).glob("*") if path.is_file()]
-os.utime(NEWER.name, (max([time.time(), *TIMES]),) * 2)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"
@@ -57,7 +57,7 @@ onstart:
     try:
         HELD.enter_context(locks.lock(OUT / ".lock", f"{OUT}: in use by a live run"))
         preflight.before_work(STUDY, RESULTS, GRAPH, GRAPH)
-    except UserError as error:
+    except (UserError, OSError) as error:
         refuse(error)
 
 
