@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -53,9 +54,10 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {', '.join(twice)}", node.start_mark)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        most = max(counts, key=counts.get, default="")
+        if counts[most] > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key given twice: {most}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -85,7 +87,9 @@ def read(file: Path) -> dict:
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())[:200]}") from None
+        mark, text = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise UserError(f"{file}: not YAML: {line}{' '.join(text.split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: a mapping of keys is allowed, not {type(values).__name__}")
     _check_integers(file, values, "")

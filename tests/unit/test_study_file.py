@@ -15,11 +15,11 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
 
 
 def refused(file) -> str:
-    """The line of `plan`, which ends within two seconds with exit code 2."""
-    start = time.monotonic()
+    """Return the line with which the file is refused, within two seconds of the processor."""
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         config.load(file)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     line = str(caught.value)
     assert line.isprintable()
     assert len(line) < 300 + len(str(file))
