@@ -41,24 +41,12 @@ MAX_PREDICTIONS = {"paper": None, "released": 20}
 # Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
 CARRIERS = frozenset(
     f"mobilebert{name}"
-    for name in (
-        "",
-        ".config",
-        ".settings",
-        ".jobs",
-        ".records",
-        ".locks",
-        ".errors",
-        ".paper",
-        ".architecture",
-        ".progress",
-        ".machine",
-    )
+    for name in ("", ".config", ".settings", ".jobs", ".records", ".locks", ".errors", ".paper", ".architecture", ".progress")
 )
 
 
 # Modules that reach no result of a training: what is looked at before it, and the FLOPs behind its speed, which a report prints.
-BOOKKEEPING = frozenset({"mobilebert.preflight", "mobilebert.modeling.cost", "mobilebert.distillation.budget"})
+BOOKKEEPING = frozenset(f"mobilebert.{name}" for name in ("preflight", "machine", "modeling.cost", "distillation.budget"))
 
 
 @dataclass(frozen=True)

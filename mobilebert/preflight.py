@@ -57,7 +57,7 @@ def check(study: Study, prepared: bool) -> None:
 
     source.vocab()
     source.files("corpus")
-    fine_tuned = {task for model in study.run for task in study.tasks_of(model)}
+    fine_tuned = {task for model in study.models for task in (*study.tasks_of(model), *study.quantized_tasks_of(model))}
     sides = [str(side) for item in study.expect for side in (item.metric, item.above, item.below)]
     mismatched = any(":mismatched_" in side for side in sides)
     for name, task in TASKS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Set
 from typing import Annotated, Literal
@@ -41,18 +42,15 @@ class Data(Strict):
     @field_validator("source")
     @classmethod
     def known_source(cls, value: str) -> str:
-        if value not in ("synthetic", "hub") and not re.fullmatch(r"local:.+", value):
+        if value not in ("synthetic", "hub") and not (re.fullmatch(r"local:.+", value) and value.isprintable()):
             raise ValueError("synthetic, hub or local:<folder> is allowed")
-        if unprintable := [letter for letter in value if not letter.isprintable()]:
-            raise ValueError(f"a folder's path holds no {unprintable[0]!r}")
         return value
 
     @model_validator(mode="after")
     def documents_suffice(self):
-        if self.documents is not None and self.documents < LEAST_DOCUMENTS:
-            raise ValueError(f"documents {self.documents}: at least {LEAST_DOCUMENTS} are needed")
-        if self.source == "synthetic" and (self.documents or 0) > MOST_GENERATED:
-            raise ValueError(f"documents {self.documents}: source synthetic makes at most {MOST_GENERATED:,}")
+        most = MOST_GENERATED if self.source == "synthetic" else math.inf
+        if self.documents is not None and not LEAST_DOCUMENTS <= self.documents <= most:
+            raise ValueError(f"documents {self.documents}: {LEAST_DOCUMENTS} to {most:,} are allowed")
         return self
 
     @model_validator(mode="after")
@@ -192,13 +190,6 @@ class TaskSetting(Strict):
     train_rows: Positive | None = None
     eval_rows: Positive | None = None
 
-    @field_validator("batch_size")
-    @classmethod
-    def fits(cls, value):
-        if value is not None and value > LARGEST_BATCH:
-            raise ValueError(f"at most {LARGEST_BATCH:,} is allowed, not {value}")
-        return value
-
 
 class Finetune(Strict):
     """The paper's search, or one setting a task: the released code's defaults (5e-5, 3 epochs, batch 32, length 128) and for
@@ -271,9 +262,11 @@ class Finetune(Strict):
     @field_validator("tasks")
     @classmethod
     def known_tasks(cls, value):
-        for name in value:
+        for name, setting in value.items():
             if name not in TASKS:
                 raise ValueError(f"unknown task {shown(name)}; {allowed(TASKS)}")
+            if (setting.batch_size or 0) > LARGEST_BATCH:
+                raise ValueError(f"{name}.batch_size: at most {LARGEST_BATCH:,} is allowed, not {setting.batch_size}")
         return value
 
     @model_validator(mode="after")

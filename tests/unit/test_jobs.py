@@ -198,7 +198,7 @@ def test_a_statement_changes_the_stages_that_use_it(package):
     assert after["latency"] == before["latency"]
 
 
-@pytest.mark.parametrize("file", ["modeling/cost.py", "distillation/budget.py", "preflight.py", "progress.py"])
+@pytest.mark.parametrize("file", ["modeling/cost.py", "distillation/budget.py", "preflight.py", "machine.py", "progress.py"])
 def test_what_only_counts_flops_or_looks_ahead_runs_no_training_again(package, file):
     before = {stage: jobs.code_hash(stage) for stage in jobs.STAGES}
     after = package(file, "\n\ndef ", "\n\nEXTRA = 1\n\n\ndef ")
