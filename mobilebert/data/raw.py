@@ -128,7 +128,7 @@ def _squad(path: Path) -> pd.DataFrame:
                     raise UserError(f"{inside}.qas[{turn}]: answers must be objects with text and answer_start")
                 columns = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start")}
                 rows.append((question.get("id"), title, paragraph.get("context"), question.get("question"), columns))
-    return pd.DataFrame(rows, columns=["id", "title", "context", "question", "answers"], dtype=object)
+    return pd.DataFrame(rows, columns=["id", "title", "context", "question", "answers"])
 
 
 def _list(value, key: str, where: str) -> list:

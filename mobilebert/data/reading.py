@@ -152,9 +152,9 @@ ALLOWED = {
 def parquet(path: Path, columns: Mapping[str, str], limit: int = LARGEST_TABLE) -> pd.DataFrame:
     """Return those of the named columns that the file has, whatever an index or metadata beside them says.
 
-    columns: name -> kind, see ALLOWED, or "answers" (any type). Integers and numbers (NaN for a missing one) become arrays of
-    their type, other values Python objects. Raises UserError for a file that is no parquet table, a column that is there twice
-    or of another kind, a missing integer, text that is not UTF-8, and for more than `limit` bytes.
+    columns: name -> kind, see ALLOWED, or "answers" (any type). Integers, numbers (NaN for a missing one) and text become
+    columns of their type, other values Python objects. Raises UserError for a file that is no parquet table, a column that is
+    there twice or of another kind, a missing integer, text that is not UTF-8, and for more than `limit` bytes.
     """
     what = "not a readable parquet file"
     if not path.exists():
@@ -215,7 +215,7 @@ def _column(column: pa.ChunkedArray, kind: str, name: str, path: Path) -> pd.Ser
                     row = column.is_null().index(True).as_py()
                     raise UserError(f"{path}: column {name} has no value in row {row}; allowed: {ALLOWED[kind]}")
                 return pd.Series(column.to_numpy())
-            return pd.Series(column.to_pylist(), dtype=object)
+            return pd.Series(column.to_pylist(), dtype="str" if kind == "text" else object)
         for row, value in enumerate(column.cast(pa.large_binary()) if kind != "answers" else ()):
             try:
                 (value.as_py() or b"").decode()
