@@ -177,8 +177,8 @@ def plain_answers(answers, where: str) -> dict[str, list]:
 
     Raises UserError, in one line that begins with `where`, for anything else.
     """
-    texts, starts = (answers.get(name) if isinstance(answers, Mapping) else None for name in ("text", "answer_start"))
-    if not all(isinstance(values, list | tuple) or getattr(values, "ndim", None) == 1 for values in (texts, starts)):
+    texts, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
+    if not all(isinstance(values, list) or getattr(values, "ndim", None) == 1 for values in (texts, starts)):
         raise UserError(f"{where} must hold the lists text and answer_start")
     texts, starts = list(texts), list(starts)
     if len(texts) != len(starts):
@@ -186,7 +186,7 @@ def plain_answers(answers, where: str) -> dict[str, list]:
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where} hold a text that is no text")
     for start in starts:
-        if isinstance(start, bool) or not isinstance(start, Integral):
+        if type(start) is not int and (isinstance(start, bool) or not isinstance(start, Integral)):  # the first test is fast
             raise UserError(f"{where} hold the answer_start {start!r:.40}; allowed: integers")
     return {"text": texts, "answer_start": [int(start) for start in starts]}
 
