@@ -16,6 +16,7 @@ from outside import ROWS, one_line_of, table
 
 from mobilebert.data import cache, documents, reading
 from mobilebert.data.glue import TASKS
+from mobilebert.data.pairs import Pairs
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer, vocab_hash
 from mobilebert.errors import UserError
@@ -292,3 +293,12 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*a\.txt"), reading.writing(tmp_path / "a.txt"):
         full()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_token_file_that_was_cut_short_is_named(tmp_path):
+    for name in ("tokens", "sentences", "documents"):
+        np.save(tmp_path / f"train.{name}.npy", np.zeros(100, np.int64))
+    path = tmp_path / "train.sentences.npy"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r"train\.sentences\.npy: not a whole token file"):
+        Pairs(tmp_path, "train", length=16, tokenizer=None, seed=0)
