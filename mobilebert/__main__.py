@@ -88,7 +88,7 @@ def _scoring(commands) -> None:
     for one in (score, evaluate, predict):
         one.add_argument("--task", required=True, help="cola, sst2, ..., squad_v1.1 or squad_v2.0")
     for one in (score, evaluate, submission):
-        one.add_argument("--data", required=True, help="a data folder, hub, or (not for a submission) one parquet file")
+        one.add_argument("--data", required=True, help="a data folder, hub, or (not for a submission) one of its files")
     for one in (score, evaluate):
         one.add_argument("--split", help="the split (default validation; for MNLI both sets)")
     score.add_argument("--predictions", type=Path, required=True, help="JSON[.gz] for SQuAD, TSV for GLUE, or parquet")

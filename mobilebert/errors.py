@@ -38,3 +38,14 @@ def allowed(names: Iterable[str], given: object = None) -> str:
     while len(near) > 1 and len(", ".join(near)) > WIDEST:
         near.pop()
     return f"allowed: {', '.join(near)}, ... ({len(names)} in all)"
+
+
+def one_line(error: BaseException) -> str:
+    """Return the type and the message of an error on one line, cut to 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def shown_key(key) -> str:
+    """Return a row's key as an error names it: as it is, or the start of its `repr` if it is long or does not print."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 80 else f"{text!r:.80}"

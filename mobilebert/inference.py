@@ -14,9 +14,9 @@ import pandas as pd
 from mobilebert.data import squad
 from mobilebert.data.features import encode, encode_squad
 from mobilebert.data.glue import STSB_RANGE, TASKS, Task
-from mobilebert.data.sources import check_task, offline_unless_reachable, one_line
+from mobilebert.data.sources import check_task, offline_unless_reachable
 from mobilebert.data.tokenizer import load_tokenizer
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, one_line
 from mobilebert.evaluation import files, rows
 from mobilebert.evaluation.scoring import Forward, outputs, padded
 from mobilebert.progress import bar
@@ -275,7 +275,7 @@ def predict(
     files.check_output(out, task)
     if file is not None and any(text is not None for text in texts.values()):
         raise UserError(f"{file}: rows come from the file or from the command line, not from both")
-    frame = _rows(_one_row(texts, task) if file is None else rows.read_rows(file), task, str(file or "text"))
+    frame = _rows(_one_row(texts, task) if file is None else rows.read_rows(file, _columns(task)), task, str(file or "text"))
     found = load(source, task, threads).predict(frame, task.name)
     if not task.is_squad:
         found.insert(0, "idx", frame["idx"])
@@ -287,6 +287,10 @@ def predict(
         sys.stdout.write(files.json_lines(found))
     else:
         files.write(out, task, found)
+
+
+def _columns(task: Task) -> tuple[str, ...]:
+    return (*task.text_columns, *(("id",) if task.is_squad else ("idx", "index")))
 
 
 def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:

@@ -44,13 +44,15 @@ def check(study: Study, prepared: bool) -> None:
     kind, _, path = study.data.source.partition(":")
     if kind != "local" or prepared:
         return
+    from mobilebert.data.reading import reading
     from mobilebert.data.sources import open_source
 
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"{study.name}: data.source: no folder {path}")
     source = open_source(study.data.source)
-    found = sha256(folder / "SHA256SUMS")
+    with reading(folder / "SHA256SUMS"):
+        found = sha256(folder / "SHA256SUMS")
     if found != study.data.sums:
         raise UserError(f"{study.name}: data.sums: {folder / 'SHA256SUMS'} has sha256 {found}, the study names {study.data.sums}")
     from mobilebert.data.glue import TASKS

@@ -278,7 +278,7 @@ class Run:
         """Take up the curves that an earlier process left; of training `name` the points before step `start`."""
         path, kept = self.state / "curves.jsonl", []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8").split("\n"):
                 with contextlib.suppress(json.JSONDecodeError):  # a line cut short by the kill
                     point = json.loads(line)
                     if name and point["step"] >= start:  # a line may hold points of several runs, of which others have ended

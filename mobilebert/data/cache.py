@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mobilebert.data.reading import writing
 from mobilebert.jobs import digest, syntax_hash
 
 MAKERS = ("mobilebert.data.features", "mobilebert.data.squad", "mobilebert.data.glue")  # another code makes other arrays
@@ -64,11 +65,13 @@ def _write(place: Path, made: dict[str, np.ndarray]) -> None:
     part.mkdir(parents=True, exist_ok=True)
     try:
         for name, array in made.items():
-            with (part / f"{name}.npy").open("wb") as stream:
+            file = part / f"{name}.npy"
+            with writing(file), file.open("wb") as stream:
                 np.save(stream, array, allow_pickle=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-        (part / NAMES).write_text(json.dumps(sorted(made)), encoding="utf-8")
+        with writing(part / NAMES):
+            (part / NAMES).write_text(json.dumps(sorted(made)), encoding="utf-8")
         with contextlib.suppress(OSError):  # it is there now, and a folder that holds files is not replaced
             part.rename(place)
     finally:

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 
 from mobilebert.data import encoding, paragraphs
 from mobilebert.data.paragraphs import Paragraphs, sentences
+from mobilebert.data.reading import writing
 from mobilebert.data.sources import Source
 from mobilebert.errors import UserError
 
@@ -195,7 +196,7 @@ def _save(path: Path, batch: _Batch) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with writing(path), temporary.open("wb") as file:
             np.savez(file, **batch._asdict())
             file.flush()
             os.fsync(file.fileno())
@@ -253,18 +254,21 @@ class _Array:
         npy.write_array_header_1_0(self.file, header)
 
     def append(self, values: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(values, self.dtype).data)
+        with writing(self.path):
+            self.file.write(np.ascontiguousarray(values, self.dtype).data)
         self.length += len(values)
 
     def finish(self) -> None:
-        self.file.seek(0)
-        self._header()
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with writing(self.path):
+            self.file.seek(0)
+            self._header()
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def commit(self) -> None:
-        self.file.close()
-        self.temporary.replace(self.path)
+        with writing(self.path):
+            self.file.close()
+            self.temporary.replace(self.path)
 
     def discard(self) -> None:
         with contextlib.suppress(OSError):  # what a full disk did not take

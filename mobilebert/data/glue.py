@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, shown_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +147,7 @@ def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None
     key = "id" if task.is_squad else "idx"
     repeated = frame[key].duplicated()
     if repeated.any():
-        first = frame[key][repeated].iloc[0]
+        first = shown_key(frame[key][repeated].iloc[0])
         raise UserError(f"{where}: {int(repeated.sum())} rows repeat the {key} of another row, first {key} {first}")
     if task.is_squad:
         _check_answers(frame, task, where)
@@ -171,17 +172,30 @@ def _check_labels(frame: pd.DataFrame, task: Task, split: str, where: str) -> No
         )
 
 
+def plain_answers(answers, where: str) -> dict[str, list]:
+    """Return {"text": list[str], "answer_start": list[int]}, whatever kind of lists the values of `answers` are.
+
+    Raises UserError, in one line that begins with `where`, for anything else.
+    """
+    texts, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
+    if not all(isinstance(values, list) or getattr(values, "ndim", None) == 1 for values in (texts, starts)):
+        raise UserError(f"{where} must hold the lists text and answer_start")
+    texts, starts = list(texts), list(starts)
+    if len(texts) != len(starts):
+        raise UserError(f"{where} hold {len(texts)} text but {len(starts)} answer_start")
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where} hold a text that is no text")
+    for start in starts:
+        if type(start) is not int and (isinstance(start, bool) or not isinstance(start, Integral)):  # the first test is fast
+            raise UserError(f"{where} hold the answer_start {start!r:.40}; allowed: integers")
+    return {"text": texts, "answer_start": [int(start) for start in starts]}
+
+
 def _check_answers(frame: pd.DataFrame, task: Task, where: str) -> None:
     misplaced, unanswered = [], []
-    for key, context, answers in zip(frame["id"], frame["context"], frame["answers"]):
-        try:
-            texts, starts = list(answers["text"]), [int(start) for start in answers["answer_start"]]
-        except (KeyError, TypeError, IndexError, ValueError):
-            raise UserError(f"{where}: answers of id {key} must hold the lists text and answer_start") from None
-        if len(texts) != len(starts):
-            raise UserError(f"{where}: answers of id {key} hold {len(texts)} text but {len(starts)} answer_start")
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{where}: answers of id {key} hold a text that is no text")
+    for row, (key, context, answers) in enumerate(zip(frame["id"], frame["context"], frame["answers"])):
+        answers = plain_answers(answers, f"{where}: row {row}: answers of id {shown_key(key)}")
+        texts, starts = answers["text"], answers["answer_start"]
         if not texts:
             unanswered.append(key)
         if any(start < 0 or not text or not context.startswith(text, start) for text, start in zip(texts, starts)):
@@ -189,10 +203,10 @@ def _check_answers(frame: pd.DataFrame, task: Task, where: str) -> None:
     if misplaced:
         raise UserError(
             f"{where}: {len(misplaced)} questions have an answer that is not in the context at its answer_start, "
-            f"first id {misplaced[0]}"
+            f"first id {shown_key(misplaced[0])}"
         )
     if unanswered and task.name == "squad_v1.1":
         raise UserError(
-            f"{where}: {len(unanswered)} questions have no answer, first id {unanswered[0]}; squad_v1.1 has none such "
+            f"{where}: {len(unanswered)} questions have no answer, first id {shown_key(unanswered[0])}; squad_v1.1 has none such "
             f"(squad_v2.0 has)"
         )

@@ -6,6 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mobilebert.data.corpus import token_type
+from mobilebert.data.reading import reading
 from mobilebert.data.tokenizer import CLS, MASK, PAD, SEP
 from mobilebert.errors import UserError
 
@@ -197,4 +198,5 @@ def _skip(generator: np.random.Generator, draws: int) -> None:
 def _load(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: missing; the corpus has to be prepared first")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    with reading(path, "not a whole token file; prepare the corpus again"):
+        return np.load(path, mmap_mode="r", allow_pickle=False)

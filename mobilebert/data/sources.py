@@ -14,11 +14,12 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
+from mobilebert.data import tables
 from mobilebert.data.documents import SUFFIXES, read_documents
-from mobilebert.data.glue import TASKS, check_table
-from mobilebert.errors import UserError
+from mobilebert.data.glue import TASKS
+from mobilebert.data.reading import reading
+from mobilebert.errors import UserError, one_line
 
 # Rows of every split of nyu-mll/glue, rajpurkar/squad and rajpurkar/squad_v2.
 OFFICIAL_ROWS: dict[str, dict[str, int]] = {
@@ -86,8 +87,8 @@ class Source:
 
 class LocalSource(Source):
     """A folder with corpus/* (see `mobilebert.data.documents`), glue/<task>/<split>.parquet,
-    squad/<version>/<split>.parquet, vocab.txt and the SHA256SUMS that pins them; a file is hashed before it is first
-    read."""
+    squad/<version>/<split>.parquet or the benchmarks' own files (see `mobilebert.data.raw`), vocab.txt and the SHA256SUMS
+    that pins them; a file is hashed before it is first read."""
 
     def __init__(self, folder: Path, documents: int | None = None) -> None:
         self.spec = f"local:{folder}"
@@ -98,12 +99,10 @@ class LocalSource(Source):
         sums = folder / "SHA256SUMS"
         if not sums.is_file():
             raise UserError(f"{sums}: missing; a local data folder is pinned by the SHA256SUMS that `sha256sum` writes")
-        self.pinned: dict[str, str] = {}
-        for line in sums.read_text(encoding="utf-8").splitlines():
-            digest, _, name = line.partition(" ")
-            self.pinned[name.strip().removeprefix("*").removeprefix("./")] = digest.lower()
+        self.pinned = tables.sums(sums)
         self._checked: set[str] = set()
         self._read: dict[Path, float] = {}
+        self._rows: dict[str, int] = {}
 
     def _path(self, name: str) -> Path:
         """The file of that name, its hash checked once."""
@@ -114,7 +113,7 @@ class LocalSource(Source):
             raise UserError(f"{path}: missing")
         if name not in self.pinned:
             raise UserError(f"{path}: not listed in {self.folder / 'SHA256SUMS'}")
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.pinned[name]:
             raise UserError(f"{path}: sha256 is {found}, SHA256SUMS says {self.pinned[name]}")
@@ -131,7 +130,7 @@ class LocalSource(Source):
     def _table(self, task: str, split: str) -> str:
         if split not in self.splits(task):
             raise UserError(f"{self.folder / TASKS[task].folder}: no split {split}; there: {', '.join(self.splits(task))}")
-        return f"{TASKS[task].folder}/{split}.parquet"
+        return next(name for name in tables.names(TASKS[task], split) if name in self.pinned)
 
     def documents(self) -> Iterator[str]:
         paths = [self._path(name) for name in self._corpus()]
@@ -149,20 +148,21 @@ class LocalSource(Source):
         return max(read, super().share_read(documents) or 0.0)
 
     def table(self, task: str, split: str) -> pd.DataFrame:
-        path = self._path(self._table(task, split))
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a readable parquet file ({one_line(error)})") from error
-        return _checked(frame, task, split, str(path))
+        name = self._table(task, split)
+        path, known = self._path(name), TASKS[task]
+        frame = tables.checked(tables.read(path, known), known, _role(task, split), str(path))
+        self._rows[name] = len(frame)
+        return frame
 
     def rows(self, task: str, split: str) -> int:
-        return pq.read_metadata(self._path(self._table(task, split))).num_rows
+        name = self._table(task, split)
+        if name not in self._rows:
+            self.table(task, split)
+        return self._rows[name]
 
     def splits(self, task: str) -> list[str]:
-        prefix = TASKS[check_task(task)].folder + "/"
-        stems = {name.removeprefix(prefix).removesuffix(".parquet") for name in self.pinned if name.startswith(prefix)}
-        return [split for split in TASKS[task].splits.values() if split in stems]
+        known = TASKS[check_task(task)]
+        return [split for split in known.splits.values() if not self.pinned.keys().isdisjoint(tables.names(known, split))]
 
     def vocab(self) -> Path:
         return self._path("vocab.txt")
@@ -202,7 +202,7 @@ class HubSource(Source):
             raise UserError(f"hub: {task} has no split {split}; there: {', '.join(self.splits(task))}")
         if (task, split) not in self._tables:
             frame = self._load(*_hub_name(task), split).to_pandas()
-            self._tables[task, split] = _checked(frame, task, split, f"hub: {task}/{split}")
+            self._tables[task, split] = tables.checked(frame, TASKS[task], _role(task, split), f"hub: {task}/{split}")
         return self._tables[task, split]
 
     def splits(self, task: str) -> list[str]:
@@ -299,24 +299,13 @@ def check_task(task: str) -> str:
     return task
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def _hub_name(task: str) -> tuple[str, str | None]:
     squad = {"squad_v1.1": "rajpurkar/squad", "squad_v2.0": "rajpurkar/squad_v2"}
     return (squad[task], None) if task in squad else ("nyu-mll/glue", task)
 
 
-def _checked(frame: pd.DataFrame, task: str, split: str, where: str) -> pd.DataFrame:
-    """The checked table, `answers` as plain lists: pyarrow reads a nested list as an array, scorers take lists."""
-    if TASKS[task].is_squad and "answers" in frame:
-        frame["answers"] = [
-            {"text": list(row["text"]), "answer_start": [int(start) for start in row["answer_start"]]} for row in frame["answers"]
-        ]
-    role = next(role for role, stem in TASKS[task].splits.items() if stem == split)
-    check_table(frame, TASKS[task], role, where)
-    return frame
+def _role(task: str, split: str) -> str:
+    return next(role for role, stem in TASKS[task].splits.items() if stem == split)
 
 
 def _unreachable(name: str, error: Exception) -> UserError:

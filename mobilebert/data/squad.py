@@ -171,14 +171,13 @@ def _cuts(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 def _max_context(cuts: list[tuple[int, int]]) -> list[np.ndarray]:
     """For each piece, which of its tokens have there the most of the smaller of left and right context, plus 0.01 of
     the piece's size (the released `_check_is_max_context`); the earlier piece wins a tie."""
-    if len(cuts) == 1:
-        return [np.ones(cuts[0][1], dtype=bool)]
-    token = np.arange(cuts[-1][0] + cuts[-1][1])
-    context = []
-    for start, size in cuts:
-        margin = np.minimum(token - start, start + size - 1 - token)
-        context.append(np.where(margin >= 0, margin + 0.01 * size, -np.inf))
-    best = np.argmax(context, axis=0)
+    tokens = cuts[-1][0] + cuts[-1][1]
+    most, best = np.full(tokens, -np.inf), np.zeros(tokens, np.int64)
+    for piece, (start, size) in enumerate(cuts):  # memory is that of one context, however many pieces it has
+        place = np.arange(size)
+        context, part = np.minimum(place, size - 1 - place) + 0.01 * size, slice(start, start + size)
+        better = context > most[part]
+        most[part][better], best[part][better] = context[better], piece
     return [best[start : start + size] == piece for piece, (start, size) in enumerate(cuts)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from mobilebert.data.reading import BYTE_ORDER_MARK, lines, reading, text, writing
 from mobilebert.data.sources import Source
 from mobilebert.errors import UserError
 from mobilebert.records import Run
@@ -29,7 +30,7 @@ def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokeni
     if path is None:
         vocab = _train(source, vocab_size)
     else:
-        vocab = path.read_text(encoding="utf-8").splitlines()
+        vocab = read_vocabulary(path)
         if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
             raise UserError(f"{path}: no token {', '.join(missing)}")
         if vocab_size not in (None, len(vocab)):
@@ -48,9 +49,26 @@ def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokeni
     return tokenizer
 
 
-def vocab_hash(text: str) -> str:
-    """sha256 of a vocabulary, a token a line, as `build_tokenizer` writes it: whatever ends its lines."""
-    return hashlib.sha256("".join(f"{token}\n" for token in text.splitlines()).encode()).hexdigest()
+def read_vocabulary(path: Path) -> list[str]:
+    """Return the tokens of a vocab.txt, one a line; a token's number is its line's, from 0.
+
+    A line ends with a line feed, or a carriage return and a line feed, as in transformers and tokenizers. Raises UserError
+    for a file that is not UTF-8 or begins with a byte order mark, and for a token that is there twice.
+    """
+    content = text(path, "not a vocabulary", keep_mark=True)
+    if content.startswith(BYTE_ORDER_MARK):
+        raise UserError(f"{path}: begins with a byte order mark (U+FEFF), which is no part of a token; save it without one")
+    vocab = lines(content)
+    first: dict[str, int] = {}
+    for number, token in enumerate(vocab, 1):
+        if (before := first.setdefault(token, number)) != number:
+            raise UserError(f"{path}: line {number} repeats the token {token!r:.80} of line {before}")
+    return vocab
+
+
+def vocab_hash(content: str) -> str:
+    """Return the sha256 of a vocabulary as `build_tokenizer` writes it: a token a line, a line feed after each."""
+    return hashlib.sha256("".join(f"{token}\n" for token in lines(content)).encode()).hexdigest()
 
 
 def check_vocabulary(run: Run) -> None:
@@ -77,10 +95,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: missing")
-    try:
+    with reading(path, "not a tokenizer file"):
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises the bare Exception for a malformed file
-        raise UserError(f"{path}: not a tokenizer file ({' '.join(str(error).split())[:120]})") from error
 
 
 def _normalizer() -> normalizers.Normalizer:
@@ -89,9 +105,6 @@ def _normalizer() -> normalizers.Normalizer:
 
 def _bert(vocab: list[str]) -> Tokenizer:
     ids = {token: index for index, token in enumerate(vocab)}
-    if len(ids) != len(vocab):
-        repeated = [token for token, count in Counter(vocab).items() if count > 1]
-        raise UserError(f"vocab.txt: {', '.join(repeated[:3])} listed more than once")
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.normalizer = _normalizer()
@@ -116,8 +129,8 @@ def _train(source: Source, vocab_size: int | None) -> list[str]:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
     for document in source.documents():
-        text = tokenizer.normalizer.normalize_str(document)
-        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+        cleaned = tokenizer.normalizer.normalize_str(document)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(cleaned))
     characters = sorted({character for word in counts for character in word} | set(string.ascii_lowercase))
     fixed = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     size = vocab_size or BERT_VOCAB_SIZE
@@ -131,7 +144,8 @@ def _train(source: Source, vocab_size: int | None) -> list[str]:
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str) -> None:
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        temporary.write_bytes(content.encode())
+        temporary.replace(path)

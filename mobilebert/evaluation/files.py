@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,14 +22,17 @@ import numpy as np
 import pandas as pd
 
 from mobilebert.data.glue import TASKS, Task
-from mobilebert.data.sources import check_task, label, one_line
+from mobilebert.data.reading import LARGEST_PREDICTIONS, json_file, parquet
+from mobilebert.data.sources import check_task, label
 from mobilebert.data.squad import references
-from mobilebert.errors import UserError
+from mobilebert.errors import UserError, shown_key
 from mobilebert.evaluation import glue, rows, squad
 from mobilebert.records import write_atomically
 
 NAMED_BY_SERVER = ("mnli", "qnli", "rte", "ax")  # their classes are names in a submission, all others numbers
 SPLITS = ("train", "validation", "validation_mismatched", "test", "test_mismatched", "ax")  # roles, and AX beside MNLI
+INTEGER = re.compile(r"-?[0-9]{1,18}")
+NUMBER = re.compile(r" *[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)? *")
 FORMATS = (".parquet", ".jsonl", ".tsv", ".json")
 
 
@@ -40,7 +44,10 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
 
     Raises UserError for a file that is no such table, repeated idx and values that are no prediction of the task.
     """
-    frame = rows.parquet(path) if path.suffix == ".parquet" else rows.tsv(path)
+    if path.suffix == ".parquet":
+        frame = parquet(path, dict.fromkeys(("idx", "index", "prediction", "split"), "scalar"), LARGEST_PREDICTIONS)
+    else:
+        frame = rows.tsv(path, LARGEST_PREDICTIONS)
     if {"index", "idx"} <= set(frame):
         raise UserError(f"{path}: has both idx and index; one of them is allowed")
     frame = frame.rename(columns={"index": "idx"})
@@ -49,14 +56,9 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
         raise UserError(f"{path}: no column {', '.join(missing)}; needed are idx (or index) and prediction, tab-separated")
     if not len(frame):
         raise UserError(f"{path}: no predictions")
-    try:
-        idx = [int(value) for value in frame["idx"]]
-        if idx != [float(value) for value in frame["idx"]]:
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{path}: column idx holds something else than integers") from None
+    idx = [_integer(value, f"{path}: row {row}") for row, value in enumerate(frame["idx"])]
     if "split" in frame and (unknown := [value for value in frame["split"] if not (isinstance(value, str) and value in SPLITS)]):
-        raise UserError(f"{path}: column split holds {unknown[0]!r}; allowed: {', '.join(SPLITS)}")
+        raise UserError(f"{path}: column split holds {unknown[0]!r:.80}; allowed: {', '.join(SPLITS)}")
     convert = _value if task.is_regression else _class
     values = [convert(value, task, f"{path}: idx {key}") for key, value in zip(idx, frame["prediction"])]
     found = frame[["split"]].copy() if "split" in frame else pd.DataFrame(index=frame.index)
@@ -67,13 +69,20 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
     return found
 
 
+def _integer(value, where: str) -> int:
+    if isinstance(value, str) and INTEGER.fullmatch(value):
+        return int(value)
+    if isinstance(value, int | float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    raise UserError(f"{where}: column idx holds {value!r:.80}; allowed: integers")
+
+
 def _value(value, task: Task, where: str) -> float:
-    try:
+    number = math.nan
+    if isinstance(value, int | float) or (isinstance(value, str) and NUMBER.fullmatch(value)):
         number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: prediction {value!r} is not a finite number")
+        raise UserError(f"{where}: prediction {value!r:.80} is not a finite number")
     return number
 
 
@@ -82,7 +91,7 @@ def _class(value, task: Task, where: str) -> int:
     for code, name in enumerate(task.labels):
         if text in (str(code), name):
             return code
-    raise UserError(f"{where}: prediction {text!r} is no class of {task.name}; allowed: {_classes(task)}")
+    raise UserError(f"{where}: prediction {text!r:.80} is no class of {task.name}; allowed: {_classes(task)}")
 
 
 def _classes(task: Task) -> str:
@@ -99,7 +108,8 @@ def _check_ids(where: Path, kind: str, given, wanted) -> None:
     given, wanted = set(given), set(wanted)
     for problem, ids in (("lacks", wanted - given), ("holds unknown", given - wanted)):
         if ids:
-            raise UserError(f"{where}: {problem} {kind} {min(ids, key=str)} ({len(ids)} such; the table has {len(wanted)} rows)")
+            first = shown_key(min(ids, key=str))
+            raise UserError(f"{where}: {problem} {kind} {first} ({len(ids)} such; the table has {len(wanted)} rows)")
 
 
 # --- predictions of SQuAD
@@ -113,16 +123,10 @@ def read_json(path: Path) -> dict:
         if len(found) < len(pairs):
             seen: set = set()
             first = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise UserError(f"{path}: {len(pairs) - len(found)} ids are there twice, first {first}")
+            raise UserError(f"{path}: {len(pairs) - len(found)} ids are there twice, first {shown_key(first)}")
         return found
 
-    text = rows.text(path, "not JSON")
-    if not text.strip():
-        raise UserError(f"{path}: is empty")
-    try:
-        found = json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError, and so is what a number too long raises
-        raise UserError(f"{path}: not JSON ({one_line(error)})") from None
+    found = json_file(path, once, LARGEST_PREDICTIONS)
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds a JSON {type(found).__name__}; allowed: one object, question id to prediction")
     return found
@@ -132,15 +136,18 @@ def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
     """id -> text, and id -> null odds where the file is a parquet table that has them."""
     odds = None
     if path.suffix == ".parquet":
-        frame = rows.parquet(path)
+        frame = parquet(path, {"id": "text", "prediction": "text", "null_odds": "number"}, LARGEST_PREDICTIONS)
         missing = [name for name in ("id", "prediction") if name not in frame]
         if missing:
             raise UserError(f"{path}: no column {', '.join(missing)}; needed are id and prediction, for squad_v2.0 null_odds")
+        for row, key in enumerate(frame["id"]):
+            if not isinstance(key, str):
+                raise UserError(f"{path}: row {row}: column id holds something else than text")
         repeated = frame["id"].duplicated()
         if repeated.any():
-            raise UserError(f"{path}: {int(repeated.sum())} ids are there twice, first {frame['id'][repeated].iloc[0]}")
-        if not all(isinstance(key, str) for key in frame["id"]):
-            raise UserError(f"{path}: column id holds something else than text")
+            raise UserError(
+                f"{path}: {int(repeated.sum())} ids are there twice, first {shown_key(frame['id'][repeated].iloc[0])}"
+            )
         texts = dict(zip(frame["id"], frame["prediction"]))
         if "null_odds" in frame:
             odds = _odds(dict(zip(frame["id"], frame["null_odds"])), path)
@@ -148,7 +155,7 @@ def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
         texts = read_json(path)
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise UserError(f"{path}: the prediction of id {key} is not text but {type(text).__name__}")
+            raise UserError(f"{path}: the prediction of id {shown_key(key)} is not text but {type(text).__name__}")
     return texts, odds
 
 
@@ -156,7 +163,7 @@ def _odds(values: dict, path: Path) -> dict[str, float]:
     for key, value in values.items():
         # Compared, for an integer of 309 digits and more overflows on its way to a float.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-            raise UserError(f"{path}: the null odds of id {key} are {value!r:.40}; allowed: finite numbers")
+            raise UserError(f"{path}: the null odds of id {shown_key(key)} are {value!r:.40}; allowed: finite numbers")
     return {key: float(value) for key, value in values.items()}
 
 

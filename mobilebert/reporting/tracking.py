@@ -226,8 +226,8 @@ class _Store:
 
     def _nest(self, run_id: str, path: Path) -> None:
         """A run below `run_id` for every line of a job's runs.jsonl that has none yet, or one that was not finished."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in map(json.loads, lines):
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        for line in map(json.loads, filter(None, lines)):
             below, started = self.nested.get((run_id, line["run"])), _milliseconds(line["started"])
             if below and below.info.status != "RUNNING":
                 continue

@@ -9,6 +9,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from mobilebert.config import Study
+from mobilebert.data.reading import lines
 from mobilebert.data.tokenizer import vocab_hash
 from mobilebert.errors import UserError
 from mobilebert.modeling.loading import check_finite
@@ -53,7 +54,7 @@ def vocabulary(source: str, revision: str) -> str | None:
     """The tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json; None: neither."""
     for name in ("vocab.txt", "tokenizer.json"):
         try:
-            text = Path(cached_file(source, name, revision=revision)).read_text(encoding="utf-8")
+            text = Path(cached_file(source, name, revision=revision)).read_bytes().decode()
             if name == "vocab.txt":
                 return text
             ids = json.loads(text)["model"]["vocab"]
@@ -86,6 +87,6 @@ def run(run: Run, study: Study) -> None:
         if found != wanted[field]:
             raise UserError(f"checkpoints.{run.job.name}: {source} has {field} {found}, the row needs {wanted[field]}")
     if vocab := vocabulary(source, weights.revision):
-        run.details |= {"vocab": vocab_hash(vocab), "vocab_size": len(vocab.splitlines())}
+        run.details |= {"vocab": vocab_hash(vocab), "vocab_size": len(lines(vocab))}
     pretraining.save_model(run, model)
     run.label(study.labels("checkpoint"))

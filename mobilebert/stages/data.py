@@ -8,6 +8,7 @@ from mobilebert.config import Study
 from mobilebert.data.corpus import prepare_corpus
 from mobilebert.data.features import table_file
 from mobilebert.data.glue import TASKS
+from mobilebert.data.reading import writing
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
 from mobilebert.machine import cores
@@ -27,7 +28,8 @@ def run(run: Run, study: Study) -> None:
             frame = source.table(task, split)
             path = table_file(run.folder, task, role)
             path.parent.mkdir(parents=True, exist_ok=True)
-            frame.to_parquet(path, index=False)
+            with writing(path):
+                frame.to_parquet(path, index=False)
             rows.setdefault(task, {})[role] = len(frame)
             if label := source.label(task, split):
                 labels.setdefault(task, {})[role] = label

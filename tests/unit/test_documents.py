@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path):
     refused("c.txt.gz", FILES["a.txt.gz"][:-9], r"c\.txt\.gz: cannot be read")
     damaged = bytearray(gzip.compress(bytes(range(256)) * 9))
     damaged[10:20] = b"\xff" * 10  # of the first block, behind a header of 10 bytes
-    refused("i.txt.gz", bytes(damaged), r"i\.txt\.gz: cannot be read \(Error -3 while decompressing")
+    refused("i.txt.gz", bytes(damaged), r"i\.txt\.gz: cannot be read \(error: Error -3 while decompressing")
     refused("j.jsonl", ROWS + b'{"text": "\\ud800"}\n', r"j\.jsonl: row 4 has half of a surrogate pair")
     refused("d.txt.xz", b"no xz", r"d\.txt\.xz: cannot be read")
     refused("e.txt", b"caf\xe9", r"e\.txt: cannot be read .*utf-8")

@@ -296,7 +296,11 @@ def test_predictions_that_are_refused(case, data, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["p.tsv", "p.jsonl", "p.json"])
 def test_a_folder_in_place_of_a_file_is_refused(name, tmp_path):
     (tmp_path / name).mkdir()
-    read = {"p.tsv": lambda path: files.read_glue(path, TASKS["rte"]), "p.jsonl": rows.read_rows, "p.json": files.read_json}
+    read = {
+        "p.tsv": lambda path: files.read_glue(path, TASKS["rte"]),
+        "p.jsonl": lambda path: rows.read_rows(path, ()),
+        "p.json": files.read_json,
+    }
     with pytest.raises(UserError, match="cannot be read"):
         read[name](tmp_path / name)
 

@@ -1,5 +1,8 @@
 """SQuAD windows against the tokenizers library's own overflow and BERT's definitions; answers against plain loops."""
 
+import math
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -262,3 +265,15 @@ def test_every_real_training_answer_maps_back_to_its_text(version, rows, unanswe
         begins, ends = begins + inside_first, ends + inside_last
     assert len(mapped) == rows - unanswerable
     assert (exact, begins, ends) == (11_944, 10, 23)  # windows; 11,977 are labelled, and none both begins and ends so
+
+
+def test_memory_of_a_long_context_grows_with_its_length_alone():
+    """A table of pieces by tokens would take 500 times as much."""
+    cuts = squad._cuts(64_000, 381, 128)
+    assert len(cuts) == 1 + math.ceil((64_000 - 381) / 128)
+    tracemalloc.start()
+    shown = squad._max_context(cuts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(part.sum() for part in shown) == 64_000  # one piece a token
+    assert peak < 64_000 * 8 * 4
