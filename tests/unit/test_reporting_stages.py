@@ -60,7 +60,7 @@ def test_check_fails_what_is_void_and_counts_nothing_that_is_only_shown(graph, t
     )
     monkeypatch.setattr(f"{__name__}.STUDY", STUDY.model_copy(update={"expect": expect}))
     record = execute(check, graph, tmp_path)
-    assert record.metrics == {"passed": 1, "failed": 2}
+    assert record.metrics == {"passed": 1, "failed": 2, "failed_scores": 0}
     assert [item["outcome"] for item in record.details["verdicts"]] == ["pass", "fail", "void", "shown"]
     assert record.details["lines"][2] == "void: void (fail: is quantized)"
     execute(report, graph, tmp_path)
@@ -69,7 +69,7 @@ def test_check_fails_what_is_void_and_counts_nothing_that_is_only_shown(graph, t
 
 def test_check_counts_and_names_what_failed(graph, tmp_path):
     record = execute(check, graph, tmp_path)
-    assert record.metrics == {"passed": 1, "failed": 1}
+    assert record.metrics == {"passed": 1, "failed": 1, "failed_scores": 0}
     assert [item["outcome"] for item in record.details["verdicts"]] == ["pass", "fail"]
     assert record.details["lines"][1] == ("fail: is quantized (missing: no current record of quantize/mobilebert/qnli)")
     assert json.loads((tmp_path / "study" / "check" / "result.json").read_text())["status"] == "ok"
