@@ -22,6 +22,11 @@ def number(value) -> float:
         return math.nan
 
 
+def is_number(value) -> bool:
+    """Return whether the value is a finite number."""
+    return not math.isnan(number(value))
+
+
 def fraction_in_percent(value) -> float:
     """Return 100 times a finite number; NaN for everything else."""
     return number(100 * number(value))
@@ -127,7 +132,12 @@ def shares(record: Record) -> dict[str, list[float]]:
 
 def seconds(record: Record) -> float:
     """Return how long the run took; 0 if that is no time."""
-    return min(max(number(record.seconds), 0.0), LATEST) if not math.isnan(number(record.seconds)) else 0.0
+    return duration(record.seconds)
+
+
+def duration(value) -> float:
+    """Return a number of seconds; 0 if the value is none."""
+    return min(max(number(value), 0.0), LATEST) if is_number(value) else 0.0
 
 
 def started(moment: str) -> int:

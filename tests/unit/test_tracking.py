@@ -11,8 +11,8 @@ import pytest
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job
-from mobilebert.records import file, read
-from mobilebert.reporting import tracking
+from mobilebert.records import file, read, sealed
+from mobilebert.reporting import experiment, tracking
 
 STUDY = Study(schema=1, description="a study of three jobs")  # its name is "study"
 
@@ -44,7 +44,7 @@ def write_record(results, item, status="ok", **fields):
         "seconds": 2.5,
         **fields,
     }
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(sealed(record)))
     return read(path)
 
 
@@ -77,6 +77,7 @@ def runs_of(results):
 PRETRAIN = job("pretrain", "teacher", "aaaaaaaa", steps=10, architecture={"hidden_size": 64}, seeds=[0, 1])
 FINETUNE = job("finetune", "student/sst2", "bbbbbbbb", epochs=3)
 LATENCY = job("latency", "", "cccccccc")
+REASONS = {"ok": "the reason", "void": "the reason; measure again: snakemake --forcerun latency"}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
     record = write_record(results, FINETUNE, metrics={"accuracy": 0.75})
     diverged = {"run": "seed1", "seed": 1, "status": "diverged", "reason": "loss nan", "metrics": {}}
     (file(results, "study", FINETUNE).parent / "runs.jsonl").write_text(lines_of_runs(**diverged))
-    graph, found, log, calls = graph_of(FINETUNE), {FINETUNE.id: record}, tracking._Store._log, []
+    graph, found, log, calls = graph_of(FINETUNE), {FINETUNE.id: record}, experiment.Experiment._log, []
 
     def killed_at_the_third(*arguments):
         calls.append(arguments)
@@ -184,7 +185,7 @@ def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
         return log(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking._Store, "_log", killed_at_the_third)
+        patch.setattr(experiment.Experiment, "_log", killed_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             tracking.ingest(results, STUDY, graph, found)
     assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 1, "there": 0}
@@ -213,7 +214,7 @@ def test_small_artefacts_are_stored_and_large_ones_are_not(results):
     folder.mkdir(parents=True)
     (folder / "predictions.json").write_text("[]")
     (folder / "model.safetensors").write_bytes(b"0")
-    artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": tracking.SMALL_ARTEFACT + 1}}
+    artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": experiment.SMALL_ARTEFACT + 1}}
     record = write_record(results, FINETUNE, artefacts=artefacts)
     tracking.ingest(results, STUDY, graph_of(FINETUNE), {FINETUNE.id: record})
     run = runs_of(results)[1][FINETUNE.id][0]
@@ -231,7 +232,7 @@ def test_a_bad_end_shows(results, status, expected):
     found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
     tracking.ingest(results, STUDY, graph_of(LATENCY), found)
     run = runs_of(results)[1][LATENCY.id][0]
-    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (expected, status, "the reason")
+    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (expected, status, REASONS.get(status, "the reason"))
 
 
 def test_a_record_under_another_configuration_is_tagged_reused(results):

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mobilebert import config as studies, jobs, locks, preflight, records
+from mobilebert import config as studies, freshness, jobs, locks, preflight, records
 from mobilebert.errors import UserError
 
 
@@ -32,6 +32,9 @@ OUT = RESULTS / STUDY.name
 CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
 jobs.finish(STUDY, GRAPH, CURRENT)
 STATES = {key: records.state_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
+if workflow.is_main_process:  # not in the processes that Snakemake starts for single jobs
+    for LINE in freshness.lines(RESULTS, STUDY.name, GRAPH):
+        print(f"mobilebert: stale: {LINE}", file=sys.stderr)
 # An input newer than all there is: Snakemake's own reason to make things again, in a dry run too. It lies outside the results.
 NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
 TIMES = [path.stat().st_mtime + 1 for folder in (*GRAPH, "tables") for path in (OUT / folder).glob("*") if path.is_file()]
