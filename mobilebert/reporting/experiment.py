@@ -80,10 +80,10 @@ class Experiment:
         self._log(run.info.run_id, [], self.study.model_dump(mode="json"), {})
         return run.info.run_id
 
-    def close(self, status: str, cells: Mapping[str, int]) -> None:
+    def close(self, status: str, cells: Callable[[], Mapping[str, int]]) -> None:
         if self.changed or status != self.ended_as:
             now = int(time.time() * 1000)
-            self._log(self.parent, [(f"cells/{key}", value, now, 0) for key, value in cells.items()], {}, {})
+            self._log(self.parent, [(f"cells/{key}", value, now, 0) for key, value in cells().items()], {}, {})
             self.client.set_terminated(self.parent, status)
 
     def end_the_abandoned(self) -> None:

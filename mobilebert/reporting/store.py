@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from mobilebert.errors import UserError
-from mobilebert.reporting.text import cut
+from mobilebert.reporting.text import cut, one_line
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 ARTEFACTS = "mlartifacts"  # beside mlflow.db
@@ -60,7 +60,8 @@ def in_one_line(what: str, hint: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, _troubles()):
             raise
-        raise UserError(f"{what}: {cut(str(error), 200).rstrip('.')}{hint}") from None
+        first_sentence = one_line(str(error)).partition(". ")[0]
+        raise UserError(f"{what}: {cut(first_sentence, 200)}{hint}") from None
 
 
 def _troubles() -> tuple[type[Exception], ...]:

@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from mobilebert import records
@@ -39,15 +39,16 @@ def ingest(
     study: Study,
     graph: Graph,
     found: Mapping[str, Record],
-    cells: Mapping[str, int] | None = None,
+    cells: Callable[[], Mapping[str, int]] = dict,
     edited: Collection[str] = (),
     say: Say = _silent,
 ) -> dict[str, int]:
     """Bring the store up to the records `found` (job id -> current record) and to the runs that were killed.
 
     Returns how many child runs were added, completed (a run that was followed or killed before) or were there already.
-    cells: counts of the tables' cells (`tables.counts`), metrics of the parent run. edited: ids of records changed by hand,
-    which are left out. say: takes a line for everything that is left out. Raises UserError for trouble with the store.
+    cells: returns the counts of the tables' cells (`tables.counts`), metrics of the parent run. edited: ids of records
+    changed by hand, which are left out. say: takes a line for everything that is left out. Raises UserError for trouble
+    with the store.
     """
     counts = {"added": 0, "completed": 0, "there": 0}
     for key in edited:
@@ -61,7 +62,7 @@ def ingest(
             if state.job not in found and not state.alive and not state.has_record:
                 counts[store.add_killed(state)] += 1
         store.end_the_abandoned()
-        store.close("FAILED" if has_failed(found) else "FINISHED", cells or {})
+        store.close("FAILED" if has_failed(found) else "FINISHED", cells)
     return counts
 
 

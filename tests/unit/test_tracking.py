@@ -232,7 +232,11 @@ def test_a_bad_end_shows(results, status, expected):
     found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
     tracking.ingest(results, STUDY, graph_of(LATENCY), found)
     run = runs_of(results)[1][LATENCY.id][0]
-    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (expected, status, REASONS.get(status, "the reason"))
+    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (
+        expected,
+        status,
+        REASONS.get(status, "the reason"),
+    )
 
 
 def test_a_record_under_another_configuration_is_tagged_reused(results):
