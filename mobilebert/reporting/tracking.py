@@ -105,8 +105,11 @@ def follow(
                 points += followed[key].stream(store, state, say)
             for key in [key for key in followed if key not in alive]:
                 say(followed.pop(key).end(store))
-        if stop.is_set() or time.monotonic() - last_seen >= patience:
-            return points
+            if stop.is_set() or time.monotonic() - last_seen >= patience:
+                if not alive:  # what is under way still, the next `ingest` completes
+                    failed = has_failed(records.current(results, study.name, graph))
+                    store.close("FAILED" if failed else "FINISHED", dict)
+                return points
         stop.wait(interval)
 
 
