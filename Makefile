@@ -1,4 +1,4 @@
-# make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study and print its tables
+# make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study; print its verdicts and where its page is
 # make test                                            what CI runs
 # make test-slurm                                      the Slurm profile against a Slurm of one node (root; apt install slurm-wlm munge)
 # make test-long                                       50 kills of each training program, two processes against one: minutes
@@ -16,7 +16,9 @@ export PATH := $(BIN):$(PATH)
 
 reproduce: $(READY)
 	@snakemake --cores $(CORES) $(ARGS) --config study=$(STUDY); code=$$?; \
-	cat results/$(notdir $(basename $(STUDY)))/report/tables.md 2>/dev/null; exit $$code
+	out=results/$(notdir $(basename $(STUDY))); \
+	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
+	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
 test: $(READY)
 	ruff check .

@@ -14,6 +14,7 @@ rule all:
         f"{OUT}/check/passed",
         f"{OUT}/report/index.html",
         f"{OUT}/report/tables.md",
+        f"{OUT}/track/result.json",
 
 
 include: "workflows/rules/data.smk"

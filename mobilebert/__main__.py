@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -221,15 +222,17 @@ def _stage(options, study) -> int:
     if options.command == "table":
         from mobilebert.reporting.tables import fill, markdown
 
-        print(markdown([table for table in fill(study, found) if table.number == options.number]), end="")
+        tables = fill(study, found, records.edited(options.results, study.name, graph))
+        print(markdown([table for table in tables if table.number == options.number]), end="")
         return 0
     if options.command in ("report", "track", "check"):
         jobs.finish(study, graph, found)
     if options.command == "track" and options.live:
         from mobilebert.reporting.tracking import follow
 
+        print(f"following {options.results / study.name}, until no stage has run for 30 seconds", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            follow(options.results, study, graph)
+            follow(options.results, study, graph, say=functools.partial(print, flush=True))
         return 0
     job = jobs.find(graph, options.command, getattr(options, "name", ""))
     if job.stage not in records.VIEWS:
@@ -252,10 +255,21 @@ def _stage(options, study) -> int:
         for line in record.details.get("lines", []):
             print(line)
         return 1 if record.metrics.get("failed") else 0
-    facts = {key: round(value, 4) for key, value in record.metrics.items() if value is not None}
-    status = f"{record.status} ({record.reason})" if record.reason else record.status
-    print(f"{record.id}: {status} in {record.seconds:.1f} s {json.dumps(facts)}")
+    print(_line(record, found.get(job.id) if job.stage not in records.VIEWS else None))
     return 0
+
+
+def _line(record, before) -> str:
+    """What a stage prints at its end. before: the current record that there was when the command began."""
+    from mobilebert.reporting import reading
+    from mobilebert.reporting.text import one_line
+
+    why = reading.reason(record)
+    status = f"{reading.status(record)} ({why})" if why else reading.status(record)
+    when = f"already done (made {record.started})" if record == before else f"in {record.seconds:.1f} s"
+    facts = {key: round(value, 4) for key, value in record.metrics.items() if value is not None}
+    summary = record.details.get("summary") if record.stage == "report" else None
+    return one_line(f"{record.id}: {status}{', ' if record == before else ' '}{when} {summary or json.dumps(facts)}")
 
 
 if __name__ == "__main__":

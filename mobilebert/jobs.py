@@ -337,7 +337,7 @@ def finish(study: Study, graph: Graph, extra=()) -> Graph:
     sizes = {model: architecture(study, model, full_size=True) for model in paper.models()}
     graph.add("report", "", {**view, "tables": digest(printed), "architectures": digest(sizes)}, inputs)
     graph.add("track", "", {"study": study.name, "expect": expect}, inputs)
-    graph.add("check", "", {"expect": expect}, [*inputs, "report", "track"])
+    graph.add("check", "", {"expect": expect}, [*inputs, "report"])  # a store that is out of order hides no verdict
     return graph
 
 

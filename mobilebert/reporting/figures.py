@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from mobilebert.records import Record
 
 INK = "#808080"  # legible on a light and on a dark page
+LARGEST = 1e30  # of a curve's numbers: matplotlib fails on the largest floats
 LINES = ("-", "--", ":", "-.")  # after ten colours the style changes, so no line is told by its colour alone
 
 
@@ -37,7 +38,11 @@ def loss_curves(records: Mapping[str, Record]) -> dict[str, str]:
 def _named(curves: Mapping[str, list], name: str) -> list[list[tuple[int, float]]]:
     """The curves called `name` (`train_loss`, `seed0_loss`, ...), without points that are not finite."""
     lines = [points for key, points in sorted(curves.items()) if key == name or key.endswith(f"_{name}")]
-    return [[(step, value) for step, value in points if value is not None and math.isfinite(value)] for points in lines]
+    return [[point for point in points if _can_be_drawn(*point)] for points in lines]
+
+
+def _can_be_drawn(step: int, value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and max(abs(step), abs(value)) < LARGEST
 
 
 def _draw(title: str, panels: Mapping[str, Mapping[str, list]]) -> str:
@@ -53,6 +58,7 @@ def _draw(title: str, panels: Mapping[str, Mapping[str, list]]) -> str:
     style = {
         "svg.hashsalt": title,
         "svg.fonttype": "none",  # text stays text
+        "text.parse_math": False,  # a name may hold a $
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mobilebert.config import Study
 from mobilebert.data import glue
 from mobilebert.jobs import Graph, final_job
 from mobilebert.records import Record
+from mobilebert.reporting import reading
 from mobilebert.reporting.figures import loss_curves
-from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable, failed_labels
+from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable, counts, in_words
 from mobilebert.reporting.verdicts import Outcome
 from mobilebert.settings import TASKS
 
 CONTROLS = ("bag-of-embeddings", "control-fresh-student", "control-shuffled-teacher")
 SUBJECT = "mobilebert"  # what the controls are held against
+EDITED = {
+    "reason": "changed after it was written; delete its result.json to make it again",
+    **dict.fromkeys(("time", "seeds", "shares", "labels", "fingerprint"), ""),
+}
 
 
-def render(study: Study, graph: Graph, records: Mapping[str, Record], tables: list[FilledTable], outcomes: list[Outcome]) -> str:
-    """The page's text. records: job id -> current record."""
+def render(
+    study: Study,
+    graph: Graph,
+    records: Mapping[str, Record],
+    tables: list[FilledTable],
+    outcomes: list[Outcome],
+    edited: Collection[str] = (),
+) -> str:
+    """The page's text. records: job id -> current record. edited: ids of the records changed by hand."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -33,7 +45,7 @@ def render(study: Study, graph: Graph, records: Mapping[str, Record], tables: li
     )
     return environment.get_template("page.html.j2").render(
         study=study,
-        summary=_summary(study, graph, records),
+        summary=_summary(study, graph, records, edited) | {"Cells of the tables": in_words(counts(tables))},
         outcomes=outcomes,
         held=sum(item.outcome == "pass" for item in outcomes),
         judged=sum(item.outcome != "shown" for item in outcomes),
@@ -42,13 +54,16 @@ def render(study: Study, graph: Graph, records: Mapping[str, Record], tables: li
         figures={title: Markup(svg) for title, svg in loss_curves(records).items()},  # matplotlib escapes its texts
         control_heads=[SUBJECT, "majority class", *CONTROLS],
         controls=controls(study, records),
-        rows=[_row(record) for record in records.values()],
+        rows=[*({"id": key, "status": "edited", **EDITED} for key in edited), *map(_row, records.values())],
         environments=_environments(records),
     )
 
 
-def _summary(study: Study, graph: Graph, records: Mapping[str, Record]) -> dict[str, str]:
-    done = sum(record.status == "ok" for record in records.values())
+def _summary(study: Study, graph: Graph, records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:
+    said = [reading.status(record) for record in records.values()] + ["edited"] * len(edited)
+    kinds = ", ".join(
+        f"{said.count(kind)} {kind}" for kind in ("ok", "failed", "diverged", "void", "refused", "edited") if kind in said
+    )
     return {
         "Study": study.name,
         "Recipe": study.recipe,
@@ -56,8 +71,8 @@ def _summary(study: Study, graph: Graph, records: Mapping[str, Record]) -> dict[
         "Scale": f"widths / {study.scale.width_divisor}, layers / {study.scale.layer_divisor}",
         "Checkpoints": ", ".join(f"{model}: {source}" for model, source in study.checkpoints.items()) or "none",
         "Seeds of fine-tuning": ", ".join(map(str, study.finetune.seeds)),
-        "Records": f"{len(records)} current, {done} of them ok; the graph has {len(graph)} jobs",
-        "Computing time": duration(sum(record.seconds for record in records.values())),
+        "Records": f"{len(records)} current" + (f" ({kinds})" if kinds else "") + f"; the graph has {len(graph)} jobs",
+        "Computing time": duration(sum(reading.seconds(record) for record in records.values())),
     }
 
 
@@ -66,10 +81,12 @@ def controls(study: Study, records: Mapping[str, Record]) -> list[tuple[str, lis
     rows = []
     for task in TASKS:
         headline = glue.TASKS[task].metrics[0]
-        values = [_metric(records, f"finetune/{model}/{task}", headline) for model in (SUBJECT, *CONTROLS)]
-        majority = _metric(records, f"finetune/{SUBJECT}/{task}", "majority") if headline == "accuracy" else None
+        keys = [f"finetune/{model}/{task}" for model in (SUBJECT, *CONTROLS)]
+        values = [_metric(records, key, headline) for key in keys]
+        majority = _metric(records, keys[0], "majority") if headline == "accuracy" else None
         if majority is not None or any(value is not None for value in values[1:]):
-            rows.append((f"{task} {headline} (%)", [_percent(value) for value in (values[0], majority, *values[1:])]))
+            shown = [_percent(value, records.get(key)) for key, value in zip(keys, values, strict=True)]
+            rows.append((f"{task} {headline} (%)", [shown[0], _percent(majority), *shown[1:]]))
     finals = [final_job(study, model) for model in (SUBJECT, *CONTROLS)]
     losses = [_metric(records, key, "heldout_mlm_loss") for key in finals]
     if any(value is not None for value in losses[1:]):
@@ -80,26 +97,28 @@ def controls(study: Study, records: Mapping[str, Record]) -> list[tuple[str, lis
 
 def _metric(records: Mapping[str, Record], key: str | None, name: str) -> float | None:
     record = records.get(key)
-    value = record.metrics.get(name) if record and record.status == "ok" else None
-    return value if value is not None and math.isfinite(value) else None
+    value = reading.number(record.metrics.get(name)) if record and record.status == "ok" else math.nan
+    return None if math.isnan(value) else value
 
 
-def _percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:.1f}"
+def _percent(value: float | None, record: Record | None = None) -> str:
+    """A share in percent; `failed` beside that of a record whose runs have not learnt."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.1f}" + (" (failed)" if record and reading.status(record) == "failed" else "")
 
 
 def _row(record: Record) -> dict[str, str]:
-    shares = record.details.get("shares", {})
     return {
         "id": record.id,
-        "status": record.status,
-        "reason": record.reason or "",
-        "time": duration(record.seconds),
-        "seeds": ", ".join(map(str, record.config.get("seeds", [record.config["seed"]] if "seed" in record.config else []))),
+        "status": reading.status(record),
+        "reason": reading.reason(record),
+        "time": duration(reading.seconds(record)),
+        "seeds": ", ".join(reading.seeds(record)),
         "shares": "; ".join(
-            f"{split}: {' / '.join(f'{share:.0%}' for share in values)}" for split, values in shares.items() if values
+            f"{split}: {' / '.join(f'{share:.0%}' for share in values)}" for split, values in reading.shares(record).items()
         ),
-        "labels": ", ".join((*record.labels, *failed_labels(record))),
+        "labels": ", ".join((*reading.labels(record), *reading.failed_labels(record))),
         "fingerprint": record.fingerprint[:12],
     }
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mobilebert import paper
@@ -15,8 +14,9 @@ from mobilebert.errors import UserError
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
 from mobilebert.jobs import cell_job
 from mobilebert.records import Record
-from mobilebert.reporting import verdicts
+from mobilebert.reporting import reading, verdicts
 from mobilebert.reporting.facts import facts
+from mobilebert.reporting.text import markdown as escaped
 
 NOTHING = "–"  # the paper prints no value, or the model has no such part
 
@@ -40,7 +40,7 @@ class Cell:
     @property
     def measured_text(self) -> str:
         """The value with its spread; what became of it where there is none."""
-        if self.verdict in ("not run", "diverged", "refused", "void"):
+        if self.verdict in ("not run", "diverged", "refused", "void", "edited"):
             return self.verdict
         text = show(self.measured, self.unit)
         if self.spread is not None:
@@ -106,19 +106,46 @@ class FilledTable:
         return self.labels.index(cell.labels) + 1 if cell.labels else None
 
 
-def fill(study: Study, records: Mapping[str, Record]) -> list[FilledTable]:
-    """Tables 1 to 9 with the cells of `records` (job id -> current record)."""
-    return [fill_table(paper.table(number), study, records) for number in range(1, 10)]
+def fill(study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> list[FilledTable]:
+    """Return Tables 1 to 9 with the cells of `records` (job id -> current record). edited: ids of the records changed by hand."""
+    return [fill_table(paper.table(number), study, records, edited) for number in range(1, 10)]
 
 
-def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record]) -> FilledTable:
+def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> FilledTable:
     rows = []
     for row in table.rows:
-        rows.append(FilledRow(row, tuple(_cell(study, row, column, records) for column in table.columns)))
+        rows.append(FilledRow(row, tuple(_cell(study, row, column, records, edited) for column in table.columns)))
     return FilledTable(table, tuple(rows))
 
 
-def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
+def counts(tables: list[FilledTable]) -> dict[str, int]:
+    """Return how many cells have a value from a record (`measured`), are computed from a configuration (`computed`), or have
+    no record (`not_run`), and the verdicts of the first two (`measured_match`, `computed_match`, ...)."""
+    found = {"measured": 0, "not_run": 0, "computed": 0}
+    for table in tables:
+        for row in table.rows:
+            for column, cell in zip(table.table.columns, row.cells, strict=True):
+                if cell.verdict == "not run":
+                    found["not_run"] += 1
+                elif cell.verdict:
+                    kind = "computed" if column.source in ("architecture", "cost") else "measured"
+                    name = f"{kind}_{cell.verdict.replace(' ', '_')}"
+                    found[kind] += 1
+                    found[name] = found.get(name, 0) + 1
+    return found
+
+
+def in_words(numbers: Mapping[str, int]) -> str:
+    """Return `counts` as a line for people."""
+    parts = []
+    for kind in ("measured", "computed"):
+        kinds = {name.removeprefix(f"{kind}_"): count for name, count in numbers.items() if name.startswith(f"{kind}_")}
+        shown = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(kinds.items()))
+        parts.append(f"{numbers[kind]} {kind}" + (f" ({shown})" if shown else ""))
+    return f"{parts[0]}, {numbers['not_run']} not run; {parts[1]} from the configurations alone"
+
+
+def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[str, Record], edited: Collection[str]) -> Cell:
     published = row.published.get(column.key)
     if row.model is None or column.source == "text":
         return Cell(published, None, None, column.unit)
@@ -130,9 +157,13 @@ def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[s
             return Cell(None, None, None, column.unit)
         verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
         return Cell(published, measured, verdict, column.unit, labels=labels)
+    keys = [f"finetune/{row.model}/{task}" for task in LEADERBOARD] if column.source == "glue" else [cell_job(row, column)]
+    if changed := [key for key in keys if key in edited]:
+        note = f"edited: {', '.join(changed)}: changed after it was written; delete its result.json to make it again"
+        return Cell(published, None, "edited", column.unit, labels=(note,))
     if column.source == "glue":
         return _glue_cell(row, column, records)
-    record = records.get(cell_job(row, column))
+    record = records.get(keys[0])
     if column.source == "latency":
         return _latency_cell(row, column, record)
     return _score_cell(row, column, record)
@@ -142,77 +173,71 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
     published = row.published.get(column.key)
     if record is None or (record.status == "ok" and column.metric not in record.metrics):
         return Cell(published, None, "not run", column.unit)
-    measured, labels = _percent(record.metrics.get(column.metric)), record.labels
-    verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
-    finite, diverged = _seeds(record, column.metric)
-    spread = statistics.stdev(finite) if len(finite) > 1 else None
-    labels += diverged
-    if record.status != "ok":
-        return Cell(published, None, verdict, column.unit, labels=labels)
-    if row.precision == "int8" and len(record.config.get("seeds", ())) > 1:  # not the median, as the float row above it
-        (before,) = record.samples[f"float_{column.metric}"]
-        labels += (f"of the best of {len(record.config['seeds'])} seeds, {show(_percent(before), '%')} in float",)
-    labels += failed_labels(record, column.metric)
-    return Cell(published, measured, verdict, column.unit, spread, max(1, len(finite)), labels)
+    measured, labels = reading.fraction_in_percent(record.metrics.get(column.metric)), reading.labels(record)
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, reading.status(record), column.relative)
+    labels += reading.diverged_labels(record, column.metric)
+    if math.isnan(measured) or record.status != "ok":
+        return Cell(published, None, "diverged" if verdict == "failed" else verdict, column.unit, labels=labels)
+    values = reading.samples(record, column.metric)
+    if row.precision == "int8":
+        labels += _best_seed(record, column.metric)
+    labels += reading.failed_labels(record, column.metric)
+    count = max(1, sum(map(math.isfinite, values)))
+    return Cell(published, measured, verdict, column.unit, reading.spread(values), count, labels)
 
 
-def _seeds(record: Record, metric: str) -> tuple[list[float], tuple[str, ...]]:
-    """A metric of the seeds that ended, in percent, and what to say of those that diverged."""
-    samples = [_percent(value) for value in record.samples.get(metric, [])]
-    finite = [value for value in samples if math.isfinite(value)]
-    missing = len(samples) - len(finite)
-    return finite, (f"{missing} of {len(samples)} seeds diverged",) if missing else ()
-
-
-def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
-    """What to say of runs that ended without having learnt (`training.runs.failure`), and the median of the others."""
-    statuses = record.details.get("statuses", [])
-    failed = statuses.count("failed")
-    if not failed:
+def _best_seed(record: Record, metric: str) -> tuple[str, ...]:
+    """Return what a footnote says of an int8 score over several seeds: it is not of their median, as the float row above it."""
+    before, seeds = reading.samples(record, f"float_{metric}"), reading.seeds(record)
+    if len(seeds) < 2 or len(before) != 1:
         return ()
-    text = f"{failed} of {len(statuses)} runs failed"
-    figures = record.details.get("summary", {}).get(metric)
-    if figures and figures["n_ok"]:
-        text += f", the median of the other {figures['n_ok']} is {show(_percent(figures['median_ok']), '%')}"
-    return (text,)
+    return (f"of the best of {len(seeds)} seeds, {show(before[0], '%')} in float",)
 
 
 def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
-    """The leaderboard's formula over the row's own development scores; fewer than nine tasks give no score."""
+    """The leaderboard's formula over the row's own development scores; fewer than nine tasks give no score.
+
+    A score in which a task failed has failed, but for WNLI: all models of the paper's time answer its majority class.
+    """
     published = row.published.get(column.key)
-    mine = {task: records.get(f"finetune/{row.model}/{task}") for task in LEADERBOARD}
-    there = [record for record in mine.values() if record]
+    mine = {task: record for task in LEADERBOARD if (record := records.get(f"finetune/{row.model}/{task}"))}
     for status in ("diverged", "refused", "void"):
-        if any(record.status == status for record in there):
+        if any(record.status == status for record in mine.values()):
             return Cell(published, None, status, column.unit)
-    scores: dict[str, Mapping] = {task: record.metrics for task, record in mine.items() if record}
+    scores: dict[str, Mapping] = {task: record.metrics for task, record in mine.items()}
     if "mismatched_accuracy" in scores.get("mnli", {}):
         scores["mnli_mismatched"] = {"accuracy": scores["mnli"]["mismatched_accuracy"]}
     if any(value is None for metrics in scores.values() for value in metrics.values()):
         return Cell(published, None, "diverged", column.unit)
     try:
-        measured = _percent(glue_score(scores))
+        measured = reading.fraction_in_percent(glue_score(scores))
     except UserError:
         return Cell(published, None, "not run", column.unit)
-    labels = tuple(dict.fromkeys(label for record in there for label in record.labels))
-    verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
-    seeds = {task: _seeds(record, TASKS[task].metrics[0]) for task, record in mine.items()}
-    labels += tuple(f"{task}: {text}" for task, record in mine.items() for text in (*seeds[task][1], *failed_labels(record)))
-    count = min(max(1, len(finite)) for finite, _ in seeds.values())
-    return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
+    labels = tuple(dict.fromkeys(label for record in mine.values() for label in reading.labels(record)))
+    failed = any(reading.status(record) == "failed" for task, record in mine.items() if task != "wnli")
+    verdict = verdicts.cell(published, measured, column.tolerance, labels, "failed" if failed else "ok", column.relative)
+    ended = []
+    for task, record in mine.items():
+        metric = TASKS[task].metrics[0]
+        notes = (*reading.diverged_labels(record, metric), *reading.failed_labels(record))
+        labels += tuple(f"{task}: {text}" for text in notes)
+        ended.append(max(1, sum(map(math.isfinite, reading.samples(record, metric)))))
+    return Cell(published, measured, verdict, column.unit, count=min(ended), labels=labels)
 
 
 def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
     """The first engine's figure: metric `<model>/<engine>:p50_ms`, every round's samples under `<model>/<engine>`."""
     published = row.published.get(column.key)
-    engine = record.config["engines"][0] if record else None
+    engines = record.config.get("engines") if record else None
+    engine = engines[0] if isinstance(engines, list) and engines else None
     key = f"{row.model}/{engine}:{column.metric}"
     if record is None or (record.status == "ok" and key not in record.metrics):
         return Cell(published, None, "not run", column.unit)
-    setting = f"{engine}, {record.config['threads']} threads, length {record.config['length']}, median of rounds"
-    labels = (*record.labels, setting)
-    measured = record.metrics.get(key)
-    measured = math.nan if measured is None else measured
+    setting = [f"{record.config.get('threads')} threads", f"length {record.config.get('length')}", "median of rounds"]
+    labels = (*reading.labels(record), ", ".join([str(engine), *setting]))
+    if record.status != "ok":
+        labels += (f"{record.status}: {reading.reason(record)}",)
+    measured = reading.number(record.metrics.get(key))
     verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
     count = len(record.samples.get(f"{row.model}/{engine}", [])) or None
     return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
@@ -220,10 +245,6 @@ def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _percent(fraction: float | None) -> float:
-    return math.nan if fraction is None else 100 * fraction
 
 
 def show(value, unit: str = "", measured: bool = True) -> str:
@@ -242,8 +263,8 @@ def show(value, unit: str = "", measured: bool = True) -> str:
 LEGEND = (
     "A row's first line is published (Sun et al., ACL 2020), its second what this study measured: the median over n "
     "seeds ± their standard deviation, and the verdict on the published value. A run that predicts one class, is not above "
-    "guessing by one standard error, or whose training loss did not fall has failed: it counts, and a footnote says so. "
-    "Shapes, parameters and FLOPs are "
+    "guessing by one standard error, or whose training loss did not fall has failed: it counts, and a footnote says so; a cell "
+    "of which at least half of the seeds failed or diverged says failed and is not judged. Shapes, parameters and FLOPs are "
     "computed from the configurations at the paper's widths. A row without a second line is not run by this suite."
 )
 
@@ -260,10 +281,10 @@ def _markdown_table(filled: FilledTable) -> str:
         lines.append(_line([_plain(row.label), "published", *[_plain(cell.published_text) for cell in row.cells]]))
         if row.row.model is not None:
             lines.append(_line([_plain(row.label), "measured", *[_measured(filled, cell) for cell in row.cells]]))
-    notes = [f"[{number}] {', '.join(labels)}" for number, labels in enumerate(filled.labels, 1)]
-    notes += filled.notes
+    notes = [f"[{number}] {escaped(', '.join(labels))}" for number, labels in enumerate(filled.labels, 1)]
+    notes += [_plain(note) for note in filled.notes]
     if notes:
-        lines += ["", *[f"- {_plain(note)}" for note in notes]]
+        lines += ["", *[f"- {note}" for note in notes]]
     return "\n".join(lines)
 
 
@@ -282,7 +303,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return a text of this suite's own (a row's label, a note) that Markdown shows as it is."""
     for sign in "\\|*_<":
         text = text.replace(sign, f"\\{sign}")
     return text

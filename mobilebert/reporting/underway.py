@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from mobilebert import locks, records
@@ -28,20 +29,30 @@ class State:
         return locks.is_live(self.folder)
 
     @property
+    def record(self) -> records.Record | None:
+        """Return the record that the run has left; None if there is none, or one of another run or edited by hand."""
+        stage, _, name = self.job.partition("/")
+        with contextlib.suppress(UserError):
+            found = records.read(self.results / self.study / stage / name / "result.json")
+            if found.fingerprint == self.fingerprint and found.seal != "edited":
+                return found
+        return None
+
+    @property
     def has_record(self) -> bool:
         """Whether the run ended after all: a refused one leaves its state for the next attempt."""
-        stage, _, name = self.job.partition("/")
-        path = self.results / self.study / stage / name / "result.json"
-        with contextlib.suppress(UserError):
-            return records.read(path).fingerprint == self.fingerprint
-        return False
+        return self.record is not None
 
     @property
     def ended(self) -> int:
-        return int(max(path.stat().st_mtime for path in self.folder.iterdir()) * 1000)
+        """Return when its last file was written, in milliseconds since 1970."""
+        moments = [self.started / 1000]
+        with contextlib.suppress(FileNotFoundError):  # it goes on, or ends, this moment
+            moments += [path.stat().st_mtime for path in self.folder.iterdir()]
+        return int(max(moments) * 1000)
 
     def points(self, offset: int = 0) -> tuple[list[dict], int]:
-        """Complete lines of curves.jsonl from `offset` on, and the offset after them."""
+        """Complete lines of curves.jsonl from `offset` on, and the offset after them. A damaged line is left out."""
         path = self.folder / "curves.jsonl"
         if not path.exists():
             return [], 0
@@ -49,4 +60,12 @@ class State:
             stream.seek(offset if offset <= path.stat().st_size else 0)  # a shorter file is another run's
             text = stream.read()
             complete = text.rfind(b"\n") + 1
-            return [json.loads(line) for line in text[:complete].splitlines()], stream.tell() - len(text) + complete
+            return list(_points(text[:complete])), stream.tell() - len(text) + complete
+
+
+def _points(text: bytes) -> Iterator[dict]:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            point = json.loads(line)
+            if isinstance(point, dict) and type(point.get("step")) is int:
+                yield point

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from mobilebert.records import Record
 from mobilebert.settings import Expectation
 
-Verdict = Literal["match", "near", "differs", "not judged", "not run", "diverged", "refused", "void"]
+Verdict = Literal["match", "near", "differs", "not judged", "not run", "failed", "diverged", "refused", "void", "edited"]
 
-# What a footnote names and is judged all the same: a corpus that stands in for one no longer to be had, what a study changes of
-# the recipe at the paper's scale (a precision, a rate), and how the setting was chosen: without the paper's search a score that
-# matches says more, and one that falls short may lack no more than that.
-NAMED = ("corpus:", "changed:", "search:")
+# Labels that a footnote names and that do not stop the judgement: a corpus that stands in for one no longer to be had, what a
+# study changes of the recipe at the paper's scale (a precision, a rate), how the setting was chosen (without the paper's search
+# a score that matches says more, and one that falls short may lack no more than that), over how many processes and micro-batches
+# a batch was split (dropout draws other masks), and a record without a checksum.
+NAMED = ("corpus:", "changed:", "search:", "split:", "record:")
 NEAR = 1.5  # a value within this multiple of the tolerance is `near`
 _ROUNDING = 1e-9  # 84.5 - 83.5 must not exceed a tolerance of 1.0 by a float's last digit
 
@@ -26,7 +27,7 @@ def cell(published, measured, tolerance: float | None, labels=(), status: str | 
     published, measured: numbers in one unit, or text and lists, which either are equal or not; `tolerance` is in that
     unit, or a share of the published value where `relative`; None judges nothing. labels: why the value does not stand
     for the paper's setting (scaled, a subset); with one there is no judgement, unless it begins as one of `NAMED`. status: of
-    the record, None without one.
+    the record (`reading.status`: a failed one is never judged), None without one.
     """
     if status is None:
         return "not run"
@@ -66,23 +67,24 @@ class Outcome:
     reason: str  # why the study expects it
 
 
-def expectations(expect: Iterable[Expectation], records: Mapping[str, Record]) -> list[Outcome]:
-    """One outcome for every expectation. A record that is missing or did not end well, and a metric that is missing or
-    null, fail it: what was not shown does not hold. Neither does what stands on another expectation that does not."""
+def expectations(expect: Iterable[Expectation], records: Mapping[str, Record], edited: Collection[str] = ()) -> list[Outcome]:
+    """One outcome for every expectation. A record that is missing, edited (ids in `edited`) or did not end well, and a metric
+    that is missing or null, fail it: what was not shown does not hold. Neither does what stands on another expectation that
+    does not."""
     found: list[Outcome] = []
     for item in expect:
         condition = next((one for one in found if one.what == item.void_unless), None)
-        found.append(_expectation(item, records, condition))
+        found.append(_expectation(item, records, edited, condition))
     return found
 
 
-def _expectation(item: Expectation, records: Mapping[str, Record], condition: Outcome | None) -> Outcome:
+def _expectation(item: Expectation, records: Mapping[str, Record], edited: Collection[str], condition: Outcome | None) -> Outcome:
     side = "above" if item.above is not None else "below"
     bound = item.above if item.above is not None else item.below
     margin = f" by {item.by:g}" if item.by else ""
     comparison = f"{item.metric} {side} {bound}{margin}"
-    left, problem = _values(item.metric, records)
-    right, other = _values(bound, records)
+    left, problem = _values(item.metric, records, edited)
+    right, other = _values(bound, records, edited)
     problem = problem or other
     means = [sum(values) / len(values) if values else None for values in (left, right)]
     outcome = "fail" if problem else "pass"
@@ -107,13 +109,15 @@ def _spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} [{', '.join(f'{value:.4f}' for value in values)}]"
 
 
-def _values(source: str | float, records: Mapping[str, Record]) -> tuple[list[float], str | None]:
+def _values(source: str | float, records: Mapping[str, Record], edited: Collection[str]) -> tuple[list[float], str | None]:
     """The numbers that `source` names, or why there is one missing."""
     if not isinstance(source, str):
         return [float(source)], None
     metric, values = source.partition(":")[2], []  # metrics may hold a colon, record ids never do
     for key in Expectation.records(source):
         record = records.get(key)
+        if key in edited:
+            return [], f"edited: the record of {key} was changed after it was written"
         if record is None:
             return [], f"missing: no current record of {key}"
         if record.status != "ok":

@@ -1,14 +1,16 @@
 """Filled tables: what is printed for records made by hand, golden lines worked out by hand."""
 
 import math
+from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt as Markdown
 
 from mobilebert import paper
 from mobilebert.config import Study
 from mobilebert.records import Record
 from mobilebert.reporting.facts import facts
-from mobilebert.reporting.tables import fill, fill_table, markdown
+from mobilebert.reporting.tables import counts, fill, fill_table, markdown
 from mobilebert.settings import Scale
 
 STUDY = Study(schema=1, description="the paper")
@@ -16,10 +18,12 @@ STUDY = Study(schema=1, description="the paper")
 
 def record(key, status="ok", labels=(), samples=None, config=None, **metrics):
     stage, _, name = key.partition("/")
-    return Record(
+    made = Record(
         schema=1, study="study", stage=stage, name=name, status=status, fingerprint="f", config=config or {}, inputs={},
         labels=labels, metrics=metrics, samples=samples or {},
     )  # fmt: skip
+    made._seal = "sealed"
+    return made
 
 
 def of(*items):
@@ -77,6 +81,7 @@ def test_an_int8_row_says_of_which_seed_it_is_and_that_it_failed():
     assert "- [1] of the best of 3 seeds, 84.5 in float" in lines(6, of(item))
     item.details["statuses"] = ["failed"]
     assert "- [1] of the best of 3 seeds, 84.5 in float, 1 of 1 runs failed" in lines(6, of(item))
+    assert line(6, "MobileBERT + quantization", of(item))[1] == "84.0 (n=1), failed [1]"
 
 
 def test_a_null_metric_is_a_divergence_and_a_missing_one_was_not_run():
@@ -117,8 +122,90 @@ def test_failed_runs_are_marked_with_the_median_of_the_others():
     assert "- [1] 1 of 3 runs failed, the median of the other 2 is 80.0" in lines(8, of(item))
     item.details.update(statuses=["failed"] * 3, summary={"accuracy": {"median_ok": None, "n_ok": 0}})
     assert "- [1] 3 of 3 runs failed" in lines(8, of(item))
+    assert line(8, "PKT", of(item))[1] == "70.0 ± 20.0 (n=3), failed [1]"
     item.details.update(statuses=["ok"] * 3)
     assert line(8, "PKT", of(item))[1] == "70.0 ± 20.0 (n=3), differs"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "verdict"),
+    [
+        (["ok", "failed", "ok"], "match"),
+        (["failed", "ok"], "failed"),  # the median is the mean of both
+        (["failed", "ok", "diverged"], "failed"),
+        (["failed"], "failed"),
+        (["ok", "ok", "ok"], "match"),
+    ],
+)
+def test_a_cell_has_failed_if_at_least_half_of_its_seeds_have_not_learnt(statuses, verdict):
+    """91.0 is what the paper prints for QNLI: a cell that failed never matches it, whatever its value."""
+    item = record("finetune/mobilebert/qnli", accuracy=0.91)
+    item.details["statuses"] = statuses
+    assert line(8, "PKT", of(item))[1].startswith(f"91.0 (n=1), {verdict}")
+    assert line(8, "PKT", of(record("finetune/mobilebert/qnli", accuracy=0.91, failed_share=0.5)))[1] == "91.0 (n=1), failed"
+    assert line(8, "PKT", of(record("finetune/mobilebert/qnli", accuracy=0.91, failed_share=0.4)))[1] == "91.0 (n=1), match"
+
+
+@pytest.mark.parametrize(("task", "verdict"), [("wnli", "not judged"), ("rte", "failed")])
+def test_a_glue_score_has_failed_with_any_task_but_wnli(task, verdict):
+    records = of(*(record(f"finetune/mobilebert/{name}", **scores) for name, scores in NINE.items()))
+    records[f"finetune/mobilebert/{task}"].details["statuses"] = ["failed"]
+    assert line(4, "MobileBERT", records)[-1] == f"77.1 (n=1), {verdict} [{2 if task == 'rte' else 1}] |"
+
+
+def test_an_edited_record_is_named_in_its_cells_and_in_the_score_of_nine():
+    records = of(*(record(f"finetune/mobilebert/{name}", **scores) for name, scores in NINE.items()))
+    del records["finetune/mobilebert/rte"]
+    text = markdown([fill_table(paper.table(4), STUDY, records, ["finetune/mobilebert/rte"])])
+    (row,) = [line for line in text.splitlines() if line.startswith("| MobileBERT | measured")]
+    assert row.count("edited [1]") == 2
+    assert "- [1] edited: finetune/mobilebert/rte: changed after it was written; delete its result.json" in text
+
+
+def test_a_record_without_a_checksum_is_judged_and_says_so():
+    item = record("finetune/mobilebert/qnli", accuracy=0.91)
+    item._seal = "unsealed"
+    assert line(8, "PKT", of(item))[1] == "91.0 (n=1), match [1]"
+    assert "- [1] record: written before records had a checksum" in lines(8, of(item))
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["split: 2 processes", "<script>alert(1)</script>", "a|b", "[x](javascript:alert(1))", "`code`\n# heading", "\x1b[31mred"],
+)
+def test_any_label_is_shown_as_the_text_that_it_is(label):
+    """Read with a Markdown parser: one item of text, no HTML, link, code or table cell."""
+    records = of(record("finetune/mobilebert/qnli", accuracy=0.91, labels=(label,)))
+    html = Markdown("commonmark").enable("table").render("\n".join(lines(8, records)))
+    reader = Reader()
+    reader.feed(html)
+    assert set(reader.tags) <= {"h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+    shown = " ".join("".join(sign if sign.isprintable() else " " for sign in label).split())
+    assert f"[1] {shown}" in reader.text
+    assert reader.tags.count("h2") == 1
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_measured_and_computed_cells_are_counted_apart():
+    numbers = counts(fill(STUDY, {}))
+    assert numbers["measured"] == 0
+    assert not any(name.startswith("measured_") for name in numbers)
+    assert numbers["computed"] == sum(count for name, count in numbers.items() if name.startswith("computed_")) > 100
+    item = record("finetune/mobilebert/qnli", accuracy=0.91)  # a cell of Table 4, 6 and 8 each
+    more = counts(fill(STUDY, of(item)))
+    assert more["measured"] == numbers["not_run"] - more["not_run"] == 3
+    assert more["computed"] == numbers["computed"]
 
 
 def test_glue_column_is_the_leaderboards_mean_of_nine():
@@ -166,8 +253,11 @@ def test_latency_is_the_first_engines_median_with_its_setting():
     assert line(7, "NoNorm, relu", records)[-1] == "62.0 (n=3), not judged [1] |"
     assert line(7, "NoNorm, gelu", records)[-1] == "not run |"
     assert "- [1] pytorch, 4 threads, length 128, median of rounds" in lines(7, records)
-    void = of(record("latency", status="void", config=config, **metrics))
+    void = of(record("latency", status="void", config=config, **metrics).model_copy(update={"reason": "others used 0.5 cores"}))
     assert line(7, "NoNorm, relu", void)[-1] == "void [1] |"
+    assert any(
+        text.endswith("void: others used 0.5 cores; measure again: snakemake --forcerun latency") for text in lines(7, void)
+    )
 
 
 def test_architecture_columns_do_not_depend_on_the_studys_scale():

@@ -11,8 +11,8 @@ import pytest
 from mobilebert.config import Study
 from mobilebert.errors import UserError
 from mobilebert.jobs import Graph, Job
-from mobilebert.records import file, read
-from mobilebert.reporting import tracking
+from mobilebert.records import file, read, sealed
+from mobilebert.reporting import experiment, tracking
 
 STUDY = Study(schema=1, description="a study of three jobs")  # its name is "study"
 
@@ -44,7 +44,7 @@ def write_record(results, item, status="ok", **fields):
         "seconds": 2.5,
         **fields,
     }
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(sealed(record)))
     return read(path)
 
 
@@ -77,6 +77,7 @@ def runs_of(results):
 PRETRAIN = job("pretrain", "teacher", "aaaaaaaa", steps=10, architecture={"hidden_size": 64}, seeds=[0, 1])
 FINETUNE = job("finetune", "student/sst2", "bbbbbbbb", epochs=3)
 LATENCY = job("latency", "", "cccccccc")
+REASONS = {"ok": "the reason", "void": "the reason; measure again: snakemake --forcerun latency"}
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
     record = write_record(results, FINETUNE, metrics={"accuracy": 0.75})
     diverged = {"run": "seed1", "seed": 1, "status": "diverged", "reason": "loss nan", "metrics": {}}
     (file(results, "study", FINETUNE).parent / "runs.jsonl").write_text(lines_of_runs(**diverged))
-    graph, found, log, calls = graph_of(FINETUNE), {FINETUNE.id: record}, tracking._Store._log, []
+    graph, found, log, calls = graph_of(FINETUNE), {FINETUNE.id: record}, experiment.Experiment._log, []
 
     def killed_at_the_third(*arguments):
         calls.append(arguments)
@@ -184,7 +185,7 @@ def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
         return log(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking._Store, "_log", killed_at_the_third)
+        patch.setattr(experiment.Experiment, "_log", killed_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             tracking.ingest(results, STUDY, graph, found)
     assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 1, "there": 0}
@@ -213,7 +214,7 @@ def test_small_artefacts_are_stored_and_large_ones_are_not(results):
     folder.mkdir(parents=True)
     (folder / "predictions.json").write_text("[]")
     (folder / "model.safetensors").write_bytes(b"0")
-    artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": tracking.SMALL_ARTEFACT + 1}}
+    artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": experiment.SMALL_ARTEFACT + 1}}
     record = write_record(results, FINETUNE, artefacts=artefacts)
     tracking.ingest(results, STUDY, graph_of(FINETUNE), {FINETUNE.id: record})
     run = runs_of(results)[1][FINETUNE.id][0]
@@ -231,7 +232,114 @@ def test_a_bad_end_shows(results, status, expected):
     found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
     tracking.ingest(results, STUDY, graph_of(LATENCY), found)
     run = runs_of(results)[1][LATENCY.id][0]
-    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (expected, status, "the reason")
+    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (
+        expected,
+        status,
+        REASONS.get(status, "the reason"),
+    )
+
+
+MOBILE = job("finetune", "mobilebert/sst2", "dddddddd")
+WNLI = job("finetune", "mobilebert/wnli", "eeeeeeee")
+BASELINE = job("finetune", "bag-of-embeddings/sst2", "ffffffff")
+
+
+@pytest.mark.parametrize(
+    ("failed", "parent"),
+    [((MOBILE,), "FAILED"), ((WNLI,), "FINISHED"), ((BASELINE,), "FINISHED"), ((MOBILE, WNLI, BASELINE), "FAILED")],
+)
+def test_a_score_that_was_not_learnt_is_a_failed_run_and_the_headline_fails_the_study(results, failed, parent):
+    found = {}
+    for item in (MOBILE, WNLI, BASELINE):
+        details = {"statuses": ["failed" if item in failed else "ok"]}
+        found[item.id] = write_record(results, item, metrics={"accuracy": 0.5}, details=details)
+    tracking.ingest(results, STUDY, graph_of(MOBILE, WNLI, BASELINE), found, lambda: {"measured_failed": len(failed)})
+    parents, children = runs_of(results)
+    assert [run.info.status for run in parents] == [parent]
+    assert parents[0].data.metrics == {"cells/measured_failed": len(failed)}
+    for item in (MOBILE, WNLI, BASELINE):
+        (run,) = children[item.id]
+        wanted = ("FAILED", "failed", "1 of 1 runs failed") if item in failed else ("FINISHED", "ok", None)
+        assert (run.info.status, run.data.tags["status"], run.data.tags.get("reason")) == wanted
+
+
+def test_only_headline_failures_decide_unless_nothing_was_learnt(results):
+    other = {BASELINE.id: write_record(results, BASELINE, details={"statuses": ["failed"]})}
+    assert tracking.has_failed(other)
+    assert not tracking.has_failed(other | {MOBILE.id: write_record(results, MOBILE)})
+    assert not tracking.has_failed({PRETRAIN.id: write_record(results, PRETRAIN)})
+
+
+def test_a_store_that_called_a_failed_score_finished_is_mended(results):
+    graph, record = graph_of(MOBILE), write_record(results, MOBILE, details={"statuses": ["failed"]})
+    tracking.ingest(results, STUDY, graph, {MOBILE.id: record})
+    client, (run,) = client_of(results), runs_of(results)[1][MOBILE.id]
+    client.set_tag(run.info.run_id, "status", "ok")
+    client.set_terminated(run.info.run_id, "FINISHED")
+    assert tracking.ingest(results, STUDY, graph, {MOBILE.id: record})["completed"] == 1
+    (run,) = runs_of(results)[1][MOBILE.id]
+    assert (run.info.status, run.data.tags["status"]) == ("FAILED", "failed")
+
+
+def test_a_record_edited_by_hand_is_named_and_left_out(results):
+    said = []
+    counts = tracking.ingest(results, STUDY, graph_of(PRETRAIN), {}, edited=[PRETRAIN.id], say=said.append)
+    assert counts == {"added": 0, "completed": 0, "there": 0}
+    assert said == [f"{PRETRAIN.id}: edited after it was written; left out of MLflow"]
+
+
+def test_what_was_followed_and_is_gone_does_not_stay_under_way(results):
+    """Its study was edited meanwhile: no state and no record of it is there any more."""
+    state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
+    stop = threading.Event()
+    stop.set()
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tracking.follow(results, STUDY, graph_of(PRETRAIN), stop)
+        tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+        assert runs_of(results)[1][PRETRAIN.id][0].info.status == "RUNNING"
+    shutil.rmtree(state)
+    tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+    (run,) = runs_of(results)[1][PRETRAIN.id]
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "killed")
+
+
+@pytest.mark.parametrize(("end", "status"), [("record", "FINISHED"), ("kill", "KILLED")])
+def test_a_followed_run_ends_in_the_store_when_its_stage_ends(results, end, status):
+    state, said, stop = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}]), [], threading.Event()
+    thread = threading.Thread(
+        target=tracking.follow, args=(results, STUDY, graph_of(PRETRAIN), stop), kwargs={"interval": 0.05, "say": said.append}
+    )
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread.start()
+        wait_for(lambda: live_steps(results) == [1])
+        if end == "record":
+            write_record(results, PRETRAIN, metrics={"loss": 2.0}, curves={"loss": [[1, 3.0], [2, 2.0]]})
+            shutil.rmtree(state)
+    wait_for(lambda: len(said) == 2)
+    stop.set()
+    thread.join(10)
+    (parent,), children = runs_of(results)
+    (run,) = children[PRETRAIN.id]
+    assert (run.info.status, parent.info.status) == (status, "FINISHED")
+    assert said[0] == f"{PRETRAIN.id}: under way"
+    assert said[1] == f"{PRETRAIN.id}: {'ok' if end == 'record' else 'killed'}, 1 points streamed"
+    assert live_steps(results) == ([1, 2] if end == "record" else [1])
+
+
+def test_points_of_a_followed_run_are_told_now_and_then(results, monkeypatch):
+    monkeypatch.setattr(tracking, "PROGRESS_S", 0)
+    state, said, stop = (
+        write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]),
+        [],
+        threading.Event(),
+    )
+    stop.set()
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tracking.follow(results, STUDY, graph_of(PRETRAIN), stop, say=said.append)
+    assert said == [f"{PRETRAIN.id}: under way", f"{PRETRAIN.id}: step 2, loss 2.5; 2 points"]
 
 
 def test_a_record_under_another_configuration_is_tagged_reused(results):

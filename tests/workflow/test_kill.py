@@ -112,6 +112,28 @@ def test_a_record_that_a_killed_snakemake_has_not_noted_stands(workflow, whole, 
     assert "rule data" not in run.stdout + run.stderr
 
 
+def test_a_store_out_of_order_fails_and_hides_no_verdict(workflow, whole, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    (results / "mini/mlflow.db").write_text("no database")
+    for file in ("track/result.json", "check/passed", "check/result.json"):
+        (results / "mini" / file).unlink()
+    run = workflow.run(workflow.mini, results)
+    assert run.returncode == 1
+    assert "mlflow.db: file is not a database; delete mlflow.db" in run.stdout + run.stderr
+    assert (results / "mini/check/passed").exists()
+    assert workflow.scheduled(workflow.mini, results) == {"track"}
+
+
+def test_a_stale_record_says_why(workflow, whole, tmp_path):
+    study = tmp_path / "mini.yaml"
+    study.write_text(workflow.mini.read_text().replace("learning_rate: 1e-3", "learning_rate: 2e-3"))
+    run = workflow.run(study, whole, "--dry-run")
+    assert "mobilebert: stale: finetune/mobilebert/sst2: config.learning_rate: 0.002, was 0.001\n" in run.stderr
+    assert "mobilebert: stale: quantize/mobilebert/sst2: config.learning_rate: 0.002, was 0.001; input" in run.stderr
+    assert "stale: distill" not in run.stderr
+
+
 def test_a_folder_in_use_is_refused(workflow, whole, tmp_path):
     (whole / "mini/check/passed").unlink()
     with locks.lock(whole / "mini/.lock", "held"):

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mobilebert import config as studies, jobs, locks, preflight, records
+from mobilebert import config as studies, freshness, jobs, locks, preflight, records
 from mobilebert.errors import UserError
 
 
@@ -39,6 +39,9 @@ try:
 except (UserError, OSError) as error:  # OSError: a folder that cannot be read, a full disk
     refuse(error)
 
+if workflow.is_main_process:  # not in the processes that Snakemake starts for single jobs
+    for LINE in freshness.lines(RESULTS, STUDY.name, GRAPH):
+        print(f"mobilebert: stale: {LINE}", file=sys.stderr)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"

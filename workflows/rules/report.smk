@@ -1,4 +1,5 @@
-# Records -> tables, page, MLflow and verdicts. `check` comes last, so that a failed expectation still has its report.
+# Records -> tables, page, verdicts and MLflow. `check` and `track` come after the report, neither after the other: a failed
+# expectation still has its page, and an MLflow store that is out of order hides no verdict.
 rule report:
     input:
         needs("report"),
@@ -14,19 +15,6 @@ rule report:
         program("report")
 
 
-rule track:
-    input:
-        needs("track"),
-    output:
-        f"{OUT}/track/result.json",
-    log:
-        f"{OUT}/logs/track.log",
-    conda:
-        ENVIRONMENT
-    shell:
-        program("track")
-
-
 rule check:
     input:
         needs("check"),
@@ -36,8 +24,23 @@ rule check:
         f"{OUT}/logs/check.log",
     conda:
         ENVIRONMENT
+    priority: 1  # on one core before track
     shell:
         program("check")
+
+
+rule track:
+    input:
+        needs("track"),
+        lambda wildcards: [] if rests("track") else record("report"),
+    output:
+        f"{OUT}/track/result.json",
+    log:
+        f"{OUT}/logs/track.log",
+    conda:
+        ENVIRONMENT
+    shell:
+        program("track")
 
 
 # One target a table: everything that its measured cells need, then the table alone.

@@ -1,0 +1,277 @@
+"""A study's experiment in the MLflow store: a parent run for one configuration, a child run for a record, its trials below."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from mobilebert import locks, records
+from mobilebert.config import Study
+from mobilebert.jobs import Graph, canonical, digest
+from mobilebert.records import VIEWS, Record
+from mobilebert.reporting import reading
+from mobilebert.reporting.store import open_store
+from mobilebert.reporting.trials import trials
+from mobilebert.reporting.underway import State
+
+SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables go into the store, weights stay where they are
+STATUS = {"ok": "FINISHED", "void": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "refused": "FAILED"}
+# MLflow's limits on one batch and on texts.
+METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = (
+    850,
+    100,
+    6000,
+    5000,
+    250,
+)  # 1,000 entries a batch, with tags
+LAST_STEP = 1 << 53  # a step is a 64-bit integer in the store
+
+Say = Callable[[str], None]
+
+
+class Experiment:
+    """The study's experiment and, in it, the parent run of this configuration with its children."""
+
+    def __init__(self, results: Path, study: Study, graph: Graph, say: Say):
+        self.study, self.results, self.say = study, results, say
+        self.store = open_store((results / study.name).resolve(), study.name, say)
+        self.client, self.experiment = self.store.client, self.store.experiment
+        jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
+        self.configuration = digest(jobs)
+        self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps already there
+        self.read()
+        self.changed = self.parent is None
+        if self.parent is None:
+            self.parent, self.ended_as = self._create_parent(), "RUNNING"
+
+    def read(self) -> None:
+        """Find the parent run and all others of the experiment."""
+        self.children: dict[str, list] = {}  # fingerprint -> runs of this parent
+        self.nested: dict[tuple[str, str], object] = {}  # (child run, name) -> the run below it
+        self.elsewhere: set[str] = set()  # fingerprints of records under other parents
+        self.unfinished: list = []  # child runs of any parent that are under way as far as the store knows
+        self.parent, runs, token = None, [], None
+        while True:
+            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                break
+        for run in runs:
+            if run.data.tags.get("configuration") == self.configuration and "job" not in run.data.tags:
+                self.parent, self.ended_as = run.info.run_id, run.info.status
+        for run in runs:
+            tags = run.data.tags
+            if "job" in tags and "record" not in tags and run.info.status == "RUNNING":
+                self.unfinished.append(run)
+            if "job" in tags and tags.get("mlflow.parentRunId") == self.parent:
+                self.children.setdefault(tags["fingerprint"], []).append(run)
+            elif "record" in tags:
+                self.elsewhere.add(tags["fingerprint"])
+            elif "run" in tags:
+                self.nested[tags["mlflow.parentRunId"], tags["run"]] = run
+
+    def _create_parent(self) -> str:
+        tags = {"configuration": self.configuration, "study": self.study.name}
+        run = self.client.create_run(self.experiment, tags=tags, run_name=f"{self.study.name}-{self.configuration[:8]}")
+        self._log(run.info.run_id, [], self.study.model_dump(mode="json"), {})
+        return run.info.run_id
+
+    def close(self, status: str, cells: Callable[[], Mapping[str, int]]) -> None:
+        if self.changed or status != self.ended_as:
+            now = int(time.time() * 1000)
+            self._log(self.parent, [(f"cells/{key}", value, now, 0) for key, value in cells().items()], {}, {})
+            self.client.set_terminated(self.parent, status)
+
+    def end_the_abandoned(self) -> None:
+        """End what was followed, is under way no more and left no record of a job that the study still has. In a store of
+        several results folders it may be under way in another one."""
+        for run in self.unfinished if self.store.is_own else ():
+            job, fingerprint = run.data.tags["job"], run.data.tags["fingerprint"]
+            state = self.results / self.study.name / ".state" / f"{job.replace('/', '-')}-{fingerprint[:16]}"
+            now = self.client.get_run(run.info.run_id)
+            if now.info.status == "RUNNING" and not locks.is_live(state):
+                self._log(run.info.run_id, [], {}, {"status": "killed"})
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def add(self, record: Record) -> str:
+        """The child run of one record: added, completed where it was followed or killed before, or there already."""
+        path = records.folder(self.results, self.study.name, record)  # a record has the stage and name of its job
+        source = path / "result.json"
+        content = records.sha256(source) if source.is_file() else digest(record.model_dump(mode="json"))
+        mine = self.children.get(record.fingerprint, [])
+        status, labels = reading.status(record), ", ".join(reading.labels(record))
+        tags = {"status": status, "labels": labels, "record": content, "reason": reading.reason(record)}
+        for run in mine:
+            if run.data.tags.get("record") == content:
+                if run.data.tags.get("status") == status:
+                    return "there"
+                self._log(run.info.run_id, [], {}, tags)  # written before a view told what has not learnt
+                self.client.set_terminated(run.info.run_id, STATUS[status], run.info.end_time)
+                return "completed"
+        self.changed = True
+        begun = next((run for run in mine if "record" not in run.data.tags), None)
+        started = reading.started(record.started)
+        run_id = begun.info.run_id if begun else self._create(record.id, record.fingerprint, started)
+        # A history is ordered by time first: what completes a followed run must not come before its live points.
+        stamp = int(time.time() * 1000) if begun else started
+        points = _metrics(record, started) + self._new_points(run_id, record.curves, stamp, fresh=begun is None)
+        if record.fingerprint in self.elsewhere:
+            tags["reused"] = "true"
+        self._nest(run_id, record, path / "runs.jsonl")  # before the tag that says that all of this record is there
+        self._log(run_id, points, record.config, {key: value for key, value in tags.items() if value or key == "labels"})
+        if self.store.keeps_files:
+            self._keep(run_id, path, record)
+        self.client.set_terminated(run_id, STATUS[status], started + int(reading.seconds(record) * 1000))
+        return "completed" if begun else "added"
+
+    def _keep(self, run_id: str, path: Path, record: Record) -> None:
+        """Write the record and its small artefacts into the store."""
+        if (path / "result.json").is_file():
+            self.client.log_artifact(run_id, str(path / "result.json"))
+        for name, facts in record.artefacts.items():
+            with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+                file = (path / name).resolve()
+                size = reading.number(facts.get("bytes"))
+                if size <= SMALL_ARTEFACT and file.is_relative_to(path.resolve()) and file.is_file():
+                    below = file.relative_to(path.resolve()).parent.as_posix()
+                    self.client.log_artifact(run_id, str(file), below if below != "." else None)
+
+    def _nest(self, run_id: str, record: Record, path: Path) -> None:
+        """A run below `run_id` for every line of a job's runs.jsonl that has none yet, or one that was not finished."""
+        found, damaged = trials(path)
+        if damaged:
+            say = f"{record.id}: runs.jsonl: {damaged} lines are damaged; left out of MLflow"
+            self.say(say)
+        for trial in found:
+            below = self.nested.get((run_id, trial.name))
+            if below and below.info.status != "RUNNING":
+                continue
+            if below is None:
+                tags = {"mlflow.parentRunId": run_id, "study": self.study.name, "run": trial.name}
+                below = self.client.create_run(
+                    self.experiment, start_time=trial.started, tags=_tags(tags), run_name=trial.name[:KEY_LENGTH]
+                )
+            values = [(key, value, trial.started, 0) for key, value in trial.metrics.items()]
+            self._log(below.info.run_id, values, trial.params, trial.tags)
+            failed = trial.tags["status"] in ("failed", "diverged")
+            end = trial.started + int(trial.seconds * 1000)
+            self.client.set_terminated(below.info.run_id, "FAILED" if failed else "FINISHED", end)
+
+    def add_killed(self, state: State) -> str:
+        """The child run of a state folder that no process holds any more."""
+        begun = self._begun(state.fingerprint)
+        fresh = begun is None
+        if begun and begun.info.status == "KILLED" and begun.info.end_time == state.ended:
+            return "there"
+        self.changed = True
+        run_id = begun.info.run_id if begun else self._create(state.job, state.fingerprint, state.started)
+        points = self._new_points(run_id, _curves(state.points()[0]), state.started, fresh)
+        self._log(run_id, points, state.config, {"status": "killed"})
+        self.client.set_terminated(run_id, "KILLED", state.ended)
+        return "added" if fresh else "completed"
+
+    def stream(self, state: State, lines: list[dict]) -> int:
+        """New points of a run under way into its child run; returns how many."""
+        begun = self._begun(state.fingerprint)
+        if begun is None:
+            run_id = self._create(state.job, state.fingerprint, state.started)
+            self._log(run_id, [], state.config, {})
+        else:
+            run_id = begun.info.run_id
+            if begun.info.status != "RUNNING":  # it was killed before and goes on
+                self.client.update_run(run_id, status="RUNNING")
+                self._log(run_id, [], {}, {"status": "running"})
+                self.children[state.fingerprint].remove(begun)
+        if begun is None or begun.info.status != "RUNNING":
+            self.children.setdefault(state.fingerprint, []).append(self.client.get_run(run_id))
+        points = self._new_points(run_id, _curves(lines), int(time.time() * 1000), fresh=begun is None)
+        self._log(run_id, points, {}, {})
+        return len(points)
+
+    def _begun(self, fingerprint: str):
+        """The child run that was followed or killed and has no record yet."""
+        return next((run for run in self.children.get(fingerprint, []) if "record" not in run.data.tags), None)
+
+    def _create(self, job: str, fingerprint: str, started: int) -> str:
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            "job": job,
+            "stage": job.partition("/")[0],
+            "study": self.study.name,
+            "fingerprint": fingerprint,
+            "status": "running",
+        }
+        return self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=job).info.run_id
+
+    def _log(self, run_id: str, points: list[tuple[str, float, int, int]], config: dict, tags: dict[str, str]) -> None:
+        """Points (key, value, milliseconds, step), parameters and tags, in as few batches as MLflow's limits allow."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(_key(key), value, stamp, step) for key, value, stamp, step in points]
+        named = {_key(key): text[:PARAM_LENGTH] for key, text in flatten(config).items()}
+        params = [Param(key, text) for key, text in named.items()]
+        labels = [RunTag(key, value) for key, value in _tags(tags).items()]
+        while metrics or params or labels:
+            self.client.log_batch(run_id, metrics[:METRICS_A_BATCH], params[:PARAMS_A_BATCH], labels)
+            metrics, params, labels = metrics[METRICS_A_BATCH:], params[PARAMS_A_BATCH:], []
+
+    def _new_points(self, run_id: str, curves: Mapping[str, list], stamp: int, fresh: bool) -> list:
+        """Points whose step the run does not have yet: a resumed run repeats those after its last checkpoint."""
+        points, seen = [], self.seen.setdefault(run_id, {})
+        for name, values in curves.items():
+            key = _key(f"curves/{name}")
+            if key not in seen:
+                seen[key] = set() if fresh else {point.step for point in self.client.get_metric_history(run_id, key)}
+            for step, value in values:
+                if step not in seen[key] and reading.is_number(value) and abs(step) < LAST_STEP:
+                    seen[key].add(step)
+                    points.append((key, value, stamp, step))
+        return points
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as dotted keys; everything else as text."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def _text(value) -> str:
+    with contextlib.suppress(ValueError):  # NaN in a list is no JSON
+        return canonical(value) if isinstance(value, list | tuple) else str(value)
+    return str(value)
+
+
+def _key(name: str) -> str:
+    """A name of a metric or parameter as MLflow takes it: it could be a file's name."""
+    name = "/".join(part.strip(".") or "_" for part in re.sub(r"[^/\w.\- :]", "_", name).split("/"))
+    return name[:KEY_LENGTH].rstrip("/")
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value[:TAG_LENGTH] for key, value in tags.items()}
+
+
+def _metrics(record: Record, stamp: int) -> list[tuple[str, float, int, int]]:
+    """Final metrics, and the raw samples behind them with the sample's number as the step."""
+    points = [(key, value, stamp, 0) for key, value in record.metrics.items()]
+    for key, values in record.samples.items():
+        points += [(f"samples/{key}", value, stamp, index) for index, value in enumerate(values)]
+    return [point for point in points if reading.is_number(point[1])]
+
+
+def _curves(lines: Iterable[dict]) -> dict[str, list[tuple[int, float | None]]]:
+    curves: dict[str, list] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key != "step":
+                curves.setdefault(key, []).append((line["step"], value))
+    return curves

@@ -1,0 +1,148 @@
+"""What a record says of its runs. A record is data from elsewhere: a field that is missing or odd reads as nothing said."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from datetime import UTC, datetime
+
+from mobilebert.records import Record
+
+LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # seconds: no time of a record is later, no duration longer
+UNSEALED = "record: written before records had a checksum"
+
+
+def number(value) -> float:
+    """Return a finite number as a float; NaN for everything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # an integer that no float holds
+        return math.nan
+
+
+def is_number(value) -> bool:
+    """Return whether the value is a finite number."""
+    return not math.isnan(number(value))
+
+
+def fraction_in_percent(value) -> float:
+    """Return 100 times a finite number; NaN for everything else."""
+    return number(100 * number(value))
+
+
+def statuses(record: Record) -> list[str]:
+    """Return the status (ok, failed, diverged) of every seed that the record counts."""
+    found = record.details.get("statuses")
+    return [item for item in found if item in ("ok", "failed", "diverged")] if isinstance(found, list) else []
+
+
+def status(record: Record) -> str:
+    """Return what a view calls the record: its status, or `failed` for one that ended and whose model has not learnt.
+
+    The rule: a score has failed if at least half of its seeds failed or diverged. Their median is then, or lies
+    beside, the score of a run that has not learnt. Fewer of them are a footnote.
+    """
+    if record.status != "ok":
+        return record.status
+    found = statuses(record)
+    share = number(record.metrics.get("failed_share"))
+    if found:
+        share = sum(item != "ok" for item in found) / len(found)
+    return "failed" if share >= 0.5 else "ok"
+
+
+def is_score(record: Record) -> bool:
+    """Return whether the record scores a model on a task."""
+    return record.stage in ("finetune", "quantize")
+
+
+def reason(record: Record) -> str:
+    """Return why the record is no plain `ok`, in words; an empty text for one that is."""
+    if record.status == "void":
+        return f"{record.reason or 'no reason given'}; measure again: snakemake --forcerun {record.stage}"
+    if record.reason or status(record) != "failed":
+        return record.reason or ""
+    return ", ".join((*diverged_labels(record), *failed_labels(record))) or "most runs failed"
+
+
+def samples(record: Record, metric: str) -> list[float]:
+    """Return a metric of every seed, in percent; NaN for a seed without one."""
+    return [fraction_in_percent(value) for value in record.samples.get(metric, [])]
+
+
+def spread(values: list[float]) -> float | None:
+    """Return the standard deviation of the finite values; None for fewer than two."""
+    finite = [value for value in values if math.isfinite(value)]
+    try:
+        return statistics.stdev(finite) if len(finite) > 1 else None
+    except OverflowError:
+        return None
+
+
+def diverged_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
+    """Return what a footnote says of seeds that diverged: they are missing in the metric's samples."""
+    if metric is None:
+        missing, count = statuses(record).count("diverged"), len(statuses(record))
+    else:
+        values = samples(record, metric)
+        missing, count = sum(math.isnan(value) for value in values), len(values)
+    return (f"{missing} of {count} seeds diverged",) if missing else ()
+
+
+def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
+    """Return what a footnote says of runs that ended without having learnt (`training.runs.failure`), and the median of
+    the others."""
+    found = statuses(record)
+    failed = found.count("failed")
+    if not failed:
+        return ()
+    text = f"{failed} of {len(found)} runs failed"
+    summary = record.details.get("summary")
+    figures = summary.get(metric) if isinstance(summary, dict) else None
+    if isinstance(figures, dict):
+        median, count = fraction_in_percent(figures.get("median_ok")), number(figures.get("n_ok"))
+        if count >= 1 and not math.isnan(median):
+            text += f", the median of the other {count:.0f} is {median:.1f}"
+    return (text,)
+
+
+def labels(record: Record) -> tuple[str, ...]:
+    """Return the record's labels, and one that says that nothing shows whether it was edited."""
+    return (*record.labels, UNSEALED) if record.seal == "unsealed" else record.labels
+
+
+def seeds(record: Record) -> list[str]:
+    """Return the seeds that the record's configuration names."""
+    found = record.config.get("seeds")
+    if found is None and "seed" in record.config:
+        found = [record.config["seed"]]
+    return [str(seed) for seed in found] if isinstance(found, list) else []
+
+
+def shares(record: Record) -> dict[str, list[float]]:
+    """Return split -> share of every predicted class."""
+    found = record.details.get("shares")
+    if not isinstance(found, dict):
+        return {}
+    numbers = {split: [number(value) for value in values] for split, values in found.items() if isinstance(values, list)}
+    return {split: values for split, values in numbers.items() if values and not any(map(math.isnan, values))}
+
+
+def seconds(record: Record) -> float:
+    """Return how long the run took; 0 if that is no time."""
+    return duration(record.seconds)
+
+
+def duration(value) -> float:
+    """Return a number of seconds; 0 if the value is none."""
+    return min(max(number(value), 0.0), LATEST) if is_number(value) else 0.0
+
+
+def started(moment: str) -> int:
+    """Return a record's start in milliseconds since 1970; 0 if it is no time."""
+    try:
+        return max(0, int(datetime.fromisoformat(moment).timestamp() * 1000))
+    except (ValueError, TypeError, OverflowError):
+        return 0
