@@ -64,12 +64,12 @@ def products(model: onnx.ModelProto, folder: str = "") -> list[Product]:
     """Return the matrix products of a model, in the order of its nodes. folder: where its external tensors lie."""
     import onnx
 
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    graph = model.graph
     made_by = {name: node for node in graph.node for name in node.output}
-    values = [*graph.input, *graph.value_info, *graph.output]
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    types |= {name: tensor.data_type for name, tensor in constants.items()}
+    constants = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    constants |= {tensor.name: tensor for tensor in graph.initializer}
+    codes = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    codes |= {name: tensor.data_type for name, tensor in constants.items()}
 
     def source(name: str) -> str:
         while name in made_by and made_by[name].op_type in UNCHANGED:
@@ -77,23 +77,25 @@ def products(model: onnx.ModelProto, folder: str = "") -> list[Product]:
         return name
 
     def type_of(name: str, default: str) -> str:
-        code = types.get(name)
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)).name if code else default
+        node = made_by.get(name)
+        if node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):  # the former's zero has its type
+            return type_of(node.input[2], "uint8") if len(node.input) > 2 else "uint8"
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(codes[name])).name if codes.get(name) else default
 
     found = []
     for node in graph.node:
         if node.op_type not in FACTORS:
             continue
         left, right = (source(node.input[place]) for place in FACTORS[node.op_type])
-        # An activation whose type is not written, and one that the node itself quantizes, is uint8.
-        pair = (type_of(left, "uint8"), type_of(right, "int8"))
-        if node.op_type == "DynamicQuantizeMatMul":
+        unknown = ("float32", "float32") if node.op_type in FLOAT_PRODUCTS else ("uint8", "int8")
+        pair = (type_of(left, unknown[0]), type_of(right, unknown[1]))
+        if node.op_type == "DynamicQuantizeMatMul":  # the node itself quantizes its activations
             pair = ("uint8", pair[1])
-        if node.op_type in FLOAT_PRODUCTS and not set(pair) <= {"int8", "uint8"}:
-            found.append(Product(node, None, None))
-        else:
+        if set(pair) <= {"int8", "uint8"}:
             weights = onnx.numpy_helper.to_array(constants[right], folder) if right in constants else None
             found.append(Product(node, pair, weights))
+        else:
+            found.append(Product(node, None, None))
     return found
 
 

@@ -76,6 +76,7 @@ NUMBERS = {"s": np.float32(1), "z": np.uint8(0), "z8": np.int8(0)}
 MATMUL = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
 TURNED = helper.make_node("MatMulInteger", ["w", "x"], ["y"])
 LINEAR = helper.make_node("QLinearMatMul", ["x", "s", "z", "w", "s", "z8", "s", "z"], ["y"])
+HELD = helper.make_node("Constant", [], ["v"], value=numpy_helper.from_array(between(-3, 64)))
 FUSED = helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s"], ["y"], domain="com.microsoft")
 
 
@@ -91,6 +92,12 @@ FUSED = helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s"], ["y"], domain
         (one(TURNED, U8, FULL), ("int8", "uint8"), (0, 255), False),
         (one(LINEAR, U8, FULL, **NUMBERS), ("uint8", "int8"), (-127, 127), True),
         (one(FUSED, F32, FULL, **NUMBERS), ("uint8", "int8"), (-127, 127), True),
+        (
+            graph_of([HELD, helper.make_node("MatMulInteger", ["x", "v"], ["y"])], inputs=[("x", U8)]),
+            ("uint8", "int8"),
+            (-3, 64),
+            False,
+        ),
         (qdq(np.uint8), ("uint8", "int8"), (-127, 127), True),
         (qdq(np.int8), ("int8", "int8"), (-127, 127), False),
     ],
