@@ -143,9 +143,12 @@ def _tokenizer(folder: Path, of_study: bool):
 
 def _onnx(path: Path, task: Task, threads: int, of_study: bool):
     """(forward, configuration or None, tokenizer) of an ONNX file and what lies beside it."""
+    from mobilebert.deployment.int8 import dependence, processor
     from mobilebert.deployment.quantize import OnnxModel
 
     model = OnnxModel(path, threads)
+    if warning := dependence(path, processor()["isa"]):
+        print(f"mobilebert: {warning}", file=sys.stderr)
     wanted = ["start_logits", "end_logits"] if task.is_squad else ["logits"]
     if model.outputs != wanted:
         raise UserError(f"{path}: gives {', '.join(model.outputs)}; {task.name} needs {', '.join(wanted)}")

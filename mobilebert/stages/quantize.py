@@ -5,6 +5,7 @@ from __future__ import annotations
 from mobilebert.config import Study
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.deployment.export import export_onnx
+from mobilebert.deployment.int8 import describe
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
 from mobilebert.evaluation.scoring import evaluate
 from mobilebert.records import Record, Run
@@ -22,6 +23,7 @@ def run(run: Run, study: Study) -> None:
     float_file, int8_file = run.state / "model.onnx", run.folder / "model.int8.onnx"
     export_onnx(model, float_file, length=setting["length"])
     run.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
+    run.quantization = describe(float_file, int8_file, setting["length"])
     metrics, details = evaluate(OnnxModel(int8_file), load_tokenizer(data / "tokenizer"), data, setting, run.folder)
     run.metrics |= metrics
     best = source.details["seeds"].index(source.details["best_seed"])
