@@ -28,7 +28,7 @@ def trials(path: Path) -> tuple[list[Trial], int]:
     except OSError:
         return [], 0
     found, damaged = [], 0
-    for line in lines:
+    for line in filter(None, lines):
         try:
             found.append(_trial(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
