@@ -72,31 +72,46 @@ def checked(source: str | os.PathLike, revision: str = "main") -> Iterator[Files
     """Yield the files of a folder or hub name in a temporary folder of links; another file beside them is never opened.
 
     Weights that were saved through a wrapper (DataParallel, torch.compile) get their own names, and a hub's pytorch_model.bin
-    becomes safetensors: both are noted. Raises UserError, one line, for all that this module's functions refuse.
+    becomes safetensors: the first is noted. Raises UserError, one line, for all that this module's functions refuse.
     """
     source = str(source)
     with tempfile.TemporaryDirectory(prefix="mobilebert-") as temporary:
         folder, origin = Path(temporary), Path(source).expanduser()
         files = _local(origin, source) if origin.is_dir() else _of_hub(source, revision)
-        values = read_config(files[CONFIG], source)
-        if "tokenizer_config.json" in files:
-            check_values(read_json(files["tokenizer_config.json"], source), "tokenizer_config.json", source)
-        # The types of the weights are read from the weights.
-        kept = {key: value for key, value in values.items() if key not in ("dtype", "torch_dtype")}
-        (folder / CONFIG).write_text(json.dumps(kept), encoding="utf-8")
-        for name, path in files.items():
-            if name not in (CONFIG, PICKLE):
-                (folder / name).symlink_to(path.resolve())
+        values = _link(files, folder, source)
         notes = []
         if PICKLE in files:
             _from_pickle(files[PICKLE], folder / WEIGHTS, source)
         weights = weight_files(folder, source)
         tensors = read_tensors(weights, source)
+        check_counts(values, tensors, source)
         if note := unwrap(weights, tensors, folder, source):
             notes.append(note)
             tensors = read_tensors([folder / WEIGHTS], source)
-        check_counts(kept, tensors, source)
-        yield Files(source, folder, kept, tensors, notes)
+        yield Files(source, folder, values, tensors, notes)
+
+
+@contextlib.contextmanager
+def beside(origin: Path) -> Iterator[Path]:
+    """Yield a temporary folder of links to the checked configuration and tokenizer that lie in a local folder, if they do."""
+    with tempfile.TemporaryDirectory(prefix="mobilebert-") as temporary:
+        _link({name: origin / name for name in (CONFIG, *TOKENIZER) if (origin / name).is_file()}, Path(temporary), str(origin))
+        yield Path(temporary)
+
+
+def _link(files: Mapping[str, Path], folder: Path, source: str) -> dict:
+    """Link the files into `folder`, config.json as a copy without the type of the weights, and return its values."""
+    values = {}
+    if CONFIG in files:
+        values = read_config(files[CONFIG], source)
+        values = {key: value for key, value in values.items() if key not in ("dtype", "torch_dtype")}
+        (folder / CONFIG).write_text(json.dumps(values), encoding="utf-8")
+    if "tokenizer_config.json" in files:
+        check_values(read_json(files["tokenizer_config.json"], source), "tokenizer_config.json", source)
+    for name, path in files.items():
+        if name not in (CONFIG, PICKLE):
+            (folder / name).symlink_to(path.resolve())
+    return values
 
 
 def _local(origin: Path, source: str) -> dict[str, Path]:
@@ -105,6 +120,7 @@ def _local(origin: Path, source: str) -> dict[str, Path]:
     found = {name: origin / name for name in (CONFIG, *TOKENIZER) if (origin / name).is_file()}
     if CONFIG not in found:
         raise UserError(f"{source}: no {CONFIG}: not a checkpoint")
+    read_config(found[CONFIG], source)  # it says more of what is wrong than the weights do
     weights = weight_files(origin, source)
     if weights != [origin / WEIGHTS]:
         found[INDEX] = origin / INDEX
