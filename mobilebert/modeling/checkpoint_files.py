@@ -21,6 +21,7 @@ from mobilebert.errors import UserError
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 ADAPTER = "adapter_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MOST_CLASSES = 100_000  # transformers names each of them
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what can be loaded, as safetensors names it
 
 _CODE = "names Python code of its own, and mobilebert runs no code of a checkpoint"
@@ -84,10 +85,10 @@ def checked(source: str | os.PathLike, revision: str = "main") -> Iterator[Files
             _from_pickle(files[PICKLE], folder / WEIGHTS, source)
         weights = weight_files(folder, source)
         tensors = read_tensors(weights, source)
-        check_counts(values, tensors, source)
         if note := unwrap(weights, tensors, folder, source):
             notes.append(note)
             tensors = read_tensors([folder / WEIGHTS], source)
+        check_counts(values, tensors, source)
         yield Files(source, folder, values, tensors, notes)
 
 
@@ -221,7 +222,9 @@ def class_names(values: Mapping, source: str) -> list[str] | None:
     Raises UserError for maps that are not one to one, that contradict each other or that are not num_labels classes. A map of
     LABEL_0, LABEL_1, ... is a placeholder: the other map counts.
     """
-    found = []
+    found, count = [], values.get("num_labels")
+    if count is not None and (type(count) is not int or not 1 <= count <= MOST_CLASSES):
+        raise UserError(f"{source}: num_labels in {CONFIG} is {count!r:.60}; allowed: 1 to {MOST_CLASSES:,}")
     for key in ("id2label", "label2id"):
         if not values.get(key):
             continue
@@ -238,7 +241,6 @@ def class_names(values: Mapping, source: str) -> list[str] | None:
     named = [names for names in found if names != [f"LABEL_{code}" for code in range(len(names))]]
     if len({tuple(names) for names in named}) > 1 or len({len(names) for names in found}) > 1:
         raise UserError(f"{source}: id2label and label2id in {CONFIG} contradict each other: {found[0]} and {found[1]}")
-    count = values.get("num_labels")
     if found and count is not None and count != len(found[0]):
         raise UserError(f"{source}: num_labels in {CONFIG} is {count!r}, but {len(found[0])} classes have names")
     return (named or found or [None])[0]

@@ -7,7 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
 from mobilebert.errors import UserError
-from mobilebert.modeling.checkpoint_files import CONFIG, check_values, name_classes, read_json
+from mobilebert.modeling.checkpoint_files import CONFIG, FLOATS, check_values, name_classes, read_json
 from mobilebert.modeling.presets import check, preset
 
 
@@ -109,10 +109,13 @@ class MobileBertConfig(PreTrainedConfig):
         """As transformers. Raises UserError for a config.json of another family, and for what `checkpoint_files` refuses."""
         source, file = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path, CONFIG)
         if file.is_file() and not kwargs.get("subfolder"):
-            read_json(file, source)  # whatever is wrong with it, in one line
+            check_values(read_json(file, source), CONFIG, source)  # transformers may go on to a file that this one names
         values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         check_values(values, CONFIG, source)
         name_classes(values, source)
+        for key in ("dtype", "torch_dtype"):
+            if values.get(key) not in (None, *FLOATS.values()):
+                raise UserError(f"{source}: {key} in config.json is {values[key]!r:.60}; allowed: {', '.join(FLOATS.values())}")
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise UserError(f"{source}: model_type is {found!r} in config.json, not {cls.model_type!r}")

@@ -1,6 +1,7 @@
 """The block, the encoder and the bare model: transformers' interface, and what knowledge transfer asks beside it."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -125,7 +126,8 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
         with one_refusal(pretrained_model_name_or_path), readable(pretrained_model_name_or_path, **kwargs) as (place, tensors):
             if tensors:
-                check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
+                with one_refusal(pretrained_model_name_or_path, Path(place)):
+                    check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
             # True always: transformers then reports shapes that differ, and the refusal can name them.
             model, report = super().from_pretrained(
                 place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs

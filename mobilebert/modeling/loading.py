@@ -26,6 +26,7 @@ from mobilebert.modeling.checkpoint_files import (
     WEIGHTS,
     Files,
     Tensor,
+    check_counts,
     read_json,
     read_tensors,
     refuse_adapter,
@@ -91,7 +92,9 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
     refuse_adapter(folder, str(source))
     if (folder / CONFIG).is_file():
         read_json(folder / CONFIG, str(source))
-    if not any((folder / name).exists() for name in (WEIGHTS, INDEX)):  # transformers reads a pickle's weights alone, or says no
+    if not any(
+        os.path.lexists(folder / name) for name in (WEIGHTS, INDEX)
+    ):  # transformers reads a pickle's weights alone, or says no
         yield source, {}
         return
     files = weight_files(folder, str(source))
@@ -108,6 +111,7 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
 
 def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], source) -> None:
     """Raise UserError for a configuration of a far larger model than the weights are of, before it takes the memory and time."""
+    check_counts(config.to_dict(), tensors, source)
     with torch.device("meta"):
         model = kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
     wanted = sum(parameter.numel() for parameter in model.parameters())

@@ -15,6 +15,7 @@ from mobilebert.data.tokenizer import check_vocabulary
 from mobilebert.errors import UserError
 from mobilebert.records import sha256
 from mobilebert.reporting.plan import plan
+from mobilebert.settings import Checkpoint
 from mobilebert.stages import checkpoint
 from mobilebert.stages.checkpoint import load_baseline
 from mobilebert.training.finetuning import forward_of, inputs_of, new_model
@@ -124,6 +125,38 @@ def test_a_name_becomes_no_path(tmp_path):
     weights = {"../x": {"source": str(folder), "sha256": sha256(folder / "model.safetensors")}}
     with pytest.raises(UserError, match=r"'\.\./x': a baseline's name is of"):
         config.load(study(tmp_path, folder, checkpoints=weights, run={"../x": ["sst2"]}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "accepted"),
+    [
+        ({"source": ""}, False),
+        ({"source": " "}, False),
+        ({"source": "https://huggingface.co/a/b"}, False),
+        ({"source": "file:///tmp/x"}, False),
+        ({"source": "a/b/c"}, False),
+        ({"source": "a/../b"}, False),
+        ({"source": "owner/name\n"}, False),
+        ({"source": "owner/na me"}, False),
+        ({"source": "owner\\name"}, False),
+        ({"source": "owner/name"}, True),
+        ({"source": "distilbert-base_uncased.v1"}, True),
+        ({"source": "owner/name", "revision": "../../x"}, False),
+        ({"source": "owner/name", "revision": ""}, False),
+        ({"source": "owner/name", "revision": "/x"}, False),
+        ({"source": "owner/name", "revision": "refs/pr/1"}, True),
+        ({"source": "owner/name", "revision": "v1.0-beta_2"}, True),
+        ({"source": "./folder\0", "sha256": "0" * 64}, False),
+        ({"source": "../folder", "sha256": "0" * 64}, True),
+        ({"source": "~/folder", "sha256": "0" * 64}, True),
+    ],
+)
+def test_a_source_is_a_folder_or_a_hub_name(entry, accepted):
+    if accepted:
+        assert Checkpoint(**entry).source == entry["source"]
+    else:
+        with pytest.raises(ValueError, match="is allowed"):
+            Checkpoint(**entry)
 
 
 def test_another_vocabulary_is_refused(tmp_path, capsys):
