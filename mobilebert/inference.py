@@ -133,14 +133,18 @@ def _tokenizer(folder: Path, of_study: Path | None, source: str):
 
     of_study: where a study's model lies, below its `data`.
     """
-    if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
-        import transformers
+    try:
+        if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
+            import transformers
 
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
-    parents = of_study.resolve().parents if of_study else ()
-    for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
-        if (place / "tokenizer.json").is_file():
-            return load_tokenizer(place)
+            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+        parents = of_study.resolve().parents if of_study else ()
+        for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
+            if (place / "tokenizer.json").is_file():
+                return load_tokenizer(place)
+    except Exception as error:  # a broken file raises what its reader likes
+        line = str(error) if isinstance(error, UserError) else f"{source}: no tokenizer that can be read ({one_line(error)})"
+        raise UserError(line.replace(str(folder), source)) from None
     raise UserError(f"{source}: no tokenizer (tokenizer.json, or vocab.txt beside config.json) in this folder")
 
 

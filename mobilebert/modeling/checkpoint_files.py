@@ -141,18 +141,25 @@ def _of_hub(source: str, revision: str) -> dict[str, Path]:
     def fetch(name: str) -> Path | None:
         try:
             return Path(cached_file(source, name, revision=revision))
-        except OSError:  # not there
+        except (OSError, ValueError):  # not there
             return None
 
+    def must(name: str) -> Path:
+        try:
+            return Path(cached_file(source, name, revision=revision))
+        except (OSError, ValueError) as error:  # its messages have several lines, the first says it
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{source}: no checkpoint that can be loaded ({line}); a local folder works offline") from None
+
+    found = {CONFIG: must(CONFIG)}
     if path := fetch(ADAPTER):
         refuse_adapter(path.parent, source)
-    found = {CONFIG: Path(cached_file(source, CONFIG, revision=revision))}
     read_config(found[CONFIG], source)  # before gigabytes of weights come
     found |= {name: path for name in TOKENIZER if (path := fetch(name))}
     for name in (WEIGHTS, INDEX, PICKLE):
         if path := fetch(name):
             shards = _shards(path, source) if name == INDEX else []
-            return found | {name: path} | {shard: Path(cached_file(source, shard, revision=revision)) for shard in shards}
+            return found | {name: path} | {shard: must(shard) for shard in shards}
     raise UserError(f"{source}: neither {WEIGHTS} nor {PICKLE} there")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 
 from transformers import AutoModel, BertForPreTraining, PreTrainedConfig, PreTrainedModel
@@ -11,7 +9,7 @@ from transformers import AutoModel, BertForPreTraining, PreTrainedConfig, PreTra
 from mobilebert.config import Study
 from mobilebert.data.tokenizer import vocab_hash
 from mobilebert.errors import UserError
-from mobilebert.modeling.checkpoint_files import INDEX, WEIGHTS, checked
+from mobilebert.modeling.checkpoint_files import INDEX, WEIGHTS, Files, checked, read_json
 from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.modeling.loading import configuration, load
 from mobilebert.records import Run, sha256
@@ -54,17 +52,22 @@ def kind_of(model_type: str):
     return BertForPreTraining if model_type == "bert" else AutoModel
 
 
-def vocabulary(folder: Path) -> str | None:
+def vocabulary(files: Files) -> str | None:
     """Return the tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json.
 
-    Return None if there is neither, or a tokenizer of another kind.
+    Return None if there is neither, or a tokenizer of another kind. Raises UserError for a file that cannot be read.
     """
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return (folder / "vocab.txt").read_text(encoding="utf-8")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        ids = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        return "\n".join(sorted(ids, key=ids.__getitem__))
-    return None
+    text, rules = files.folder / "vocab.txt", files.folder / "tokenizer.json"
+    if text.is_file():
+        try:
+            return text.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{files.source}: vocab.txt is not UTF-8") from None
+    try:
+        ids = read_json(rules, files.source)["model"]["vocab"] if rules.is_file() else {}
+        return "\n".join(sorted(ids, key=ids.__getitem__)) or None
+    except (KeyError, TypeError, AttributeError):  # not a mapping, as other kinds of tokenizers have it
+        return None
 
 
 def run(run: Run, study: Study) -> None:
@@ -78,14 +81,14 @@ def run(run: Run, study: Study) -> None:
             check_form(configuration(files), wanted, f"{where}: {source}")
             model, _ = load(kind_of(wanted["model_type"]), files)
             run.weights_dtype[weights.source] = files.type
-            if vocab := vocabulary(files.folder):
-                run.details |= {"vocab": vocab_hash(vocab), "vocab_size": len(vocab.splitlines())}
+            if vocab := vocabulary(files):
+                size = len(vocab.splitlines())
+                if size > files.values.get("vocab_size", size):
+                    raise UserError(f"{source}: its tokenizer has {size} tokens, its model {files.values['vocab_size']}")
+                run.details |= {"vocab": vocab_hash(vocab), "vocab_size": size}
+            pretraining.save_model(run, model, files.folder)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-    except (OSError, ValueError) as error:  # a hub name that is not found
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"{where}: {source} cannot be loaded ({line}); a local folder works offline") from None
-    pretraining.save_model(run, model)
     run.label(study.labels("checkpoint"))
 
 
