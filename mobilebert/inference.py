@@ -201,17 +201,12 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
     register_auto_classes()
     torch.set_num_threads(threads)
     auto = transformers.AutoModelForQuestionAnswering if task.is_squad else transformers.AutoModelForSequenceClassification
-    try:
-        with checked(source) as files:
-            config = configuration(files)
-            if config.num_labels != task.num_labels:
-                raise UserError(f"{source}: its head has {config.num_labels} labels, {task.name} has {task.num_labels}")
-            tokenizer = _tokenizer(files.folder, folder if of_study else None, source)
-            model, info = load_model(auto, files, config)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file or name raises what its reader likes: tokenizers, the hub
-        raise UserError(f"{source}: no checkpoint that can be loaded for {task.name} ({one_line(error)})") from None
+    with checked(source) as files:
+        config = configuration(files)
+        if config.num_labels != task.num_labels:
+            raise UserError(f"{source}: its head has {config.num_labels} labels, {task.name} has {task.num_labels}")
+        tokenizer = _tokenizer(files.folder, folder if of_study else None, source)
+        model, info = load_model(auto, files, config)
     if absent := sorted(info["missing_keys"]):
         raise UserError(f"{source}: not fine-tuned for {task.name}: its checkpoint has no {', '.join(absent[:3])}")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -319,8 +319,7 @@ def unwrap(files: list[Path], tensors: Mapping[str, Tensor], folder: Path, sourc
     """Write weights that were saved through a wrapper to model.safetensors of `folder` under their own names, and return the line
     that says so; None, and nothing is written, if no name has a wrapper's prefix."""
     names = {key: _INNER.sub("", _LEADING.sub("", key)) for key in tensors}
-    changed = [key for key, name in names.items() if name != key]
-    if not changed:
+    if not (changed := [key for key, name in names.items() if name != key]):
         return None
     if len(set(names.values())) < len(names):
         raise UserError(f"{source}: {changed[0]} is there with and without a wrapper's prefix; which one counts is not known")

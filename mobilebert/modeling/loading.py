@@ -40,10 +40,10 @@ NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint
 def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
     """Return the float32 model of class `kind`, a model class or one of transformers' Auto classes, and its loading report.
 
-    config: None for that of `configuration`. Heads and a pooler that the checkpoint lacks are new. What was converted or
+    config: None for what `configuration` returns. Heads and a pooler that the checkpoint lacks are new. What was converted or
     renamed is said on standard error. Raises UserError, one line, for what cannot be loaded or does not run on a text.
     """
-    config = config or configuration(files)
+    config = config or configuration(files, kind)
     with one_refusal(files.source, files.folder):
         check_size(kind, config, files.tensors, files.source)
         # Every loading report is read: transformers only warns where it draws lost weights anew.
@@ -68,12 +68,15 @@ def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
     return model, report
 
 
-def configuration(files: Files):
-    """Return the configuration of checked files. Raises UserError for values of which none can be made."""
+def configuration(files: Files, kind=None) -> PreTrainedConfig:
+    """Return the configuration that the class `kind` reads. Raises UserError for values of which none can be made."""
     import transformers
 
+    reader = getattr(kind, "config_class", None) or transformers.AutoConfig
+    if (found := files.values["model_type"]) != getattr(reader, "model_type", found):
+        raise UserError(f"{files.source}: model_type is {found!r} in config.json, not {reader.model_type!r}")
     with one_refusal(files.source, files.folder):
-        config = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)
+        config = reader.from_pretrained(files.folder, trust_remote_code=False)
         config.return_dict = True  # a tuple does not say which output is which
         return config
 
