@@ -128,23 +128,31 @@ def _recorded(path: Path) -> dict | None:
     return None
 
 
-def _tokenizer(folder: Path, of_study: bool):
-    """The tokenizer in the folder; for a study's model the study's own, which lies in the stage `data`."""
-    if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
-        import transformers
+def _tokenizer(folder: Path, of_study: Path | None, source: str):
+    """The tokenizer in the folder of a checkpoint's files; for a study's model the study's own, which lies in the stage `data`.
 
-        return transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    parents = folder.resolve().parents if of_study else ()
-    for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
-        if (place / "tokenizer.json").is_file():
-            return load_tokenizer(place)
-    raise UserError(f"{folder}: no tokenizer (tokenizer.json, or vocab.txt beside config.json) in this folder")
+    of_study: where a study's model lies, below its `data`.
+    """
+    try:
+        if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
+            import transformers
+
+            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+        parents = of_study.resolve().parents if of_study else ()
+        for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
+            if (place / "tokenizer.json").is_file():
+                return load_tokenizer(place)
+    except Exception as error:  # a broken file raises what its reader likes
+        line = str(error) if isinstance(error, UserError) else f"{source}: no tokenizer that can be read ({one_line(error)})"
+        raise UserError(line.replace(str(folder), source)) from None
+    raise UserError(f"{source}: no tokenizer (tokenizer.json, or vocab.txt beside config.json) in this folder")
 
 
 def _onnx(path: Path, task: Task, threads: int, of_study: bool):
     """(forward, configuration or None, tokenizer) of an ONNX file and what lies beside it."""
     from mobilebert.deployment.int8 import dependence, processor
     from mobilebert.deployment.quantize import OnnxModel
+    from mobilebert.modeling.checkpoint_files import beside
 
     model = OnnxModel(path, threads)
     if warning := dependence(path, processor()["isa"]):
@@ -161,11 +169,12 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
             raise UserError(f"{path}: gives {name} of shape {found.shape} for 1 x 8 tokens; {task.name} needs {shape}")
     config = None
     try:
-        if (path.parent / "config.json").is_file():
-            import transformers
+        with beside(path.parent) as folder:
+            if (folder / "config.json").is_file():
+                import transformers
 
-            config = transformers.AutoConfig.from_pretrained(path.parent)
-        tokenizer = _tokenizer(path.parent, of_study)
+                config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = _tokenizer(folder, path.parent if of_study else None, str(path.parent))
     except UserError:
         raise
     except Exception as error:
@@ -188,25 +197,19 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
     import transformers
 
     from mobilebert.modeling import register_auto_classes
+    from mobilebert.modeling.checkpoint_files import checked
+    from mobilebert.modeling.loading import configuration
+    from mobilebert.modeling.loading import load as load_model
 
     register_auto_classes()
     torch.set_num_threads(threads)
     auto = transformers.AutoModelForQuestionAnswering if task.is_squad else transformers.AutoModelForSequenceClassification
-    try:
-        config = transformers.AutoConfig.from_pretrained(source)
+    with checked(source) as files:
+        config = configuration(files)
         if config.num_labels != task.num_labels:
             raise UserError(f"{source}: its head has {config.num_labels} labels, {task.name} has {task.num_labels}")
-        if folder.is_dir():
-            tokenizer = _tokenizer(folder, of_study)
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source).backend_tokenizer
-        model, info = auto.from_pretrained(
-            source, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except UserError:
-        raise
-    except Exception as error:  # a broken file or folder raises what its reader likes: safetensors, tokenizers, json, the hub
-        raise UserError(f"{source}: no checkpoint that can be loaded for {task.name} ({one_line(error)})") from None
+        tokenizer = _tokenizer(files.folder, folder if of_study else None, source)
+        model, info = load_model(auto, files, config)
     if absent := sorted(info["missing_keys"]):
         raise UserError(f"{source}: not fine-tuned for {task.name}: its checkpoint has no {', '.join(absent[:3])}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -224,16 +227,18 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
 def _order(config, task: Task, source: str) -> list[int]:
     """Columns of the logits by class: by the checkpoint's class names where those are the task's, else as they stand.
 
-    Published MNLI checkpoints disagree on the order of the three classes. Names of its own that are not the task's are said on
-    standard error: the checkpoint may be of another task with as many classes, or has another word for the same class.
+    Published MNLI checkpoints disagree on the order of the three classes. LABEL_2, or 2, is the name of the class number 2. Names
+    of its own that are not the task's are said on standard error: the checkpoint may be of another task with as many classes, or
+    has another word for the same class.
     """
     if task.labels and config.num_labels == task.num_labels:
         names = [str(config.id2label[code]).lower() for code in range(task.num_labels)]
-        if sorted(names) == sorted(task.labels):
-            return [names.index(name) for name in task.labels]
-        if names != [f"label_{code}" for code in range(task.num_labels)]:
-            here = f"taken in this order for {', '.join(task.labels)} of {task.name}"
-            print(f"mobilebert: {source}: its classes are {', '.join(names)}; {here}", file=sys.stderr)
+        numbers = [name.removeprefix("label_") for name in names]
+        for found, known in ((names, task.labels), (numbers, [str(code) for code in range(task.num_labels)])):
+            if sorted(found) == sorted(known):
+                return [found.index(name) for name in known]
+        here = f"taken in this order for {', '.join(task.labels)} of {task.name}"
+        print(f"mobilebert: {source}: its classes are {', '.join(names)}; {here}", file=sys.stderr)
     return list(range(task.num_labels))
 
 

@@ -173,6 +173,22 @@ class Checkpoint(Strict):
     def is_local(self) -> bool:
         return self.source.startswith((".", "/", "~"))
 
+    @field_validator("source")
+    @classmethod
+    def folder_or_hub_name(cls, value: str) -> str:
+        local = value.startswith((".", "/", "~"))
+        named = re.fullmatch(r"(?:\w[\w.-]*/)?\w[\w.-]*", value, re.ASCII) and ".." not in value and "--" not in value
+        if "\0" in value or not (local or named):
+            raise ValueError("a folder (./x, /x, ~/x) or a hub name (owner/name) is allowed, no address")
+        return value
+
+    @field_validator("revision")
+    @classmethod
+    def branch_tag_or_commit(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w][\w./-]*", value, re.ASCII) or ".." in value:
+            raise ValueError("a branch, tag or commit is allowed: letters, digits, '.', '_', '-' and '/', no '..'")
+        return value
+
     @model_validator(mode="after")
     def local_is_pinned(self):
         if self.is_local and not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import string
 from collections import Counter
 from pathlib import Path
@@ -11,12 +12,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from mobilebert.data.reading import BYTE_ORDER_MARK, lines, reading, text, writing
 from mobilebert.data.sources import Source
 from mobilebert.errors import UserError
+from mobilebert.modeling.checkpoint_files import TOKENIZER
 from mobilebert.records import Run
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
 # With vocab_size None the trainer takes as many pieces as it finds, up to the size of BERT's own vocabulary.
 BERT_VOCAB_SIZE = 30_522
+BERT_POSITIONS = 512
 
 
 def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokenizer:
@@ -40,11 +44,11 @@ def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokeni
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": True,
-        "model_max_length": 512,
+        "model_max_length": BERT_POSITIONS,
         **{f"{name}_token": token for name, token in zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS)},
     }
     _write(out / "vocab.txt", "".join(f"{token}\n" for token in vocab))
-    _write(out / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    _write(out / CONFIG, json.dumps(config, indent=2) + "\n")
     _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     return tokenizer
 
@@ -88,6 +92,22 @@ def check_vocabulary(run: Run) -> None:
         if model and data.metrics["vocab_size"] > model.config["architecture"]["vocab_size"]:
             size = model.config["architecture"]["vocab_size"]
             raise UserError(f"{key}: the tokenizer has {data.metrics['vocab_size']:.0f} entries, the model {size}")
+
+
+def copy_tokenizer(folder: Path, out: Path, longest: int) -> list[str]:
+    """Copy the tokenizer files of `folder` beside the model in `out`, and return their names.
+
+    longest: tokens that the model takes at most, which transformers reads as model_max_length.
+    """
+    names = [name for name in TOKENIZER if name != CONFIG and (folder / name).is_file()]
+    if not names:
+        return []
+    for name in names:
+        shutil.copyfile(folder / name, out / name)
+    config = folder / CONFIG
+    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    _write(out / CONFIG, json.dumps(values | {"model_max_length": longest}, indent=2) + "\n")
+    return [*names, CONFIG]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

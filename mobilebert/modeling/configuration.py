@@ -1,11 +1,13 @@
 """The configuration of every model of the MobileBERT family: student, teacher and what lies between."""
 
 from dataclasses import fields
+from pathlib import Path
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
 from mobilebert.errors import UserError, allowed, shown
+from mobilebert.modeling.checkpoint_files import CONFIG, FLOATS, check_values, name_classes, read_json
 from mobilebert.modeling.presets import check, preset
 
 
@@ -104,15 +106,17 @@ class MobileBertConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """As transformers; raises UserError for a config.json that holds no object, and for another model's, where that only
-        warns."""
-        try:
-            values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except (TypeError, AttributeError):  # of a number
-            values = None
-        if not isinstance(values, dict):
-            raise UserError(f"{pretrained_model_name_or_path}: config.json holds no JSON object")
+        """As transformers. Raises UserError for a config.json of another family, and for what `checkpoint_files` refuses."""
+        source, file = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path, CONFIG)
+        if file.is_file() and not kwargs.get("subfolder"):
+            check_values(read_json(file, source), CONFIG, source)  # transformers may go on to a file that this one names
+        values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_values(values, CONFIG, source)
+        name_classes(values, source)
+        for key in ("dtype", "torch_dtype"):
+            if values.get(key) not in (None, *FLOATS.values()):
+                raise UserError(f"{source}: {key} in config.json is {values[key]!r:.60}; allowed: {', '.join(FLOATS.values())}")
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
-            raise UserError(f"{pretrained_model_name_or_path}: model_type is {found!r} in config.json, not {cls.model_type!r}")
+            raise UserError(f"{source}: model_type is {found!r} in config.json, not {cls.model_type!r}")
         return values, rest

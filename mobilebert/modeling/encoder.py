@@ -1,9 +1,11 @@
 """The block, the encoder and the bare model: transformers' interface, and what knowledge transfer asks beside it."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -22,7 +24,7 @@ from mobilebert.modeling.layers import (
     MobileBertOutput,
     NoNorm,
 )
-from mobilebert.modeling.loading import check_loaded, one_refusal
+from mobilebert.modeling.loading import check_loaded, check_size, check_types, one_refusal, readable
 
 
 class MobileBertLayer(GradientCheckpointingLayer):
@@ -122,14 +124,25 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         """
         wants_report = kwargs.pop("output_loading_info", False)
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
-        # True always: transformers then reports shapes that differ, and the refusal can name them.
-        with one_refusal(pretrained_model_name_or_path):
+        with one_refusal(pretrained_model_name_or_path), readable(pretrained_model_name_or_path, **kwargs) as (place, tensors):
+            if tensors:
+                with one_refusal(pretrained_model_name_or_path, Path(place)):
+                    check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
+            # True always: transformers then reports shapes that differ, and the refusal can name them.
             model, report = super().from_pretrained(
-                pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+                place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
         layers = cls._layers_to_leave_out(pretrained_model_name_or_path, **kwargs)
         check_loaded(model, pretrained_model_name_or_path, report, ignore, layers)
+        check_types(model, tensors, pretrained_model_name_or_path)
         return (model, report) if wants_report else model
+
+    @classmethod
+    def _own_config(cls, source, config=None, **kwargs) -> MobileBertConfig:
+        """The configuration as it is before the keyword arguments change it."""
+        if isinstance(config, PreTrainedConfig):
+            return config
+        return cls.config_class.from_dict(cls.config_class.get_config_dict(config or source, **kwargs)[0])
 
     @classmethod
     def _layers_to_leave_out(cls, source, config=None, **kwargs) -> range:

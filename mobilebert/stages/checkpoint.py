@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from transformers import AutoModel, PreTrainedModel
-from transformers.utils import cached_file
+from transformers import AutoModel, BertForPreTraining, PreTrainedConfig, PreTrainedModel
 
 from mobilebert.config import Study
 from mobilebert.data.reading import lines
 from mobilebert.data.tokenizer import vocab_hash
 from mobilebert.errors import UserError
-from mobilebert.modeling.loading import check_finite
+from mobilebert.modeling.checkpoint_files import INDEX, WEIGHTS, Files, checked, read_json
+from mobilebert.modeling.heads import MobileBertForPreTraining
+from mobilebert.modeling.loading import configuration, load
 from mobilebert.records import Run, sha256
 from mobilebert.training import pretraining
 
@@ -38,55 +38,76 @@ SHAPES = {
 
 
 def load_baseline(source: str, revision: str) -> PreTrainedModel:
-    """The body of any model that transformers' Auto classes can load; heads are left behind, a pooler may be new.
+    """Return the float32 body of any model that transformers' Auto classes load. Heads are left behind, a pooler may be new.
 
-    Raises UserError for weights that the checkpoint lacks, of another shape or not finite.
+    Raises UserError as `loading.load` does.
     """
-    model, report = AutoModel.from_pretrained(source, revision=revision, ignore_mismatched_sizes=True, output_loading_info=True)
-    lost = {key for key in report["missing_keys"] if "pooler" not in key} | {key for key, *_ in report["mismatched_keys"]}
-    if lost:
-        raise UserError(f"{source}: {min(lost)} of {type(model).__name__} is not there, or of another shape")
-    check_finite(model, source)
-    return model
+    with checked(source, revision) as files:
+        return load(AutoModel, files)[0]
 
 
-def vocabulary(source: str, revision: str) -> str | None:
-    """The tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json; None: neither."""
-    for name in ("vocab.txt", "tokenizer.json"):
+def kind_of(model_type: str):
+    """Return the class that reads a row's weights: the pre-training model of the paper's rows, the body of a baseline."""
+    if model_type == "mobilebert":
+        return MobileBertForPreTraining
+    return BertForPreTraining if model_type == "bert" else AutoModel
+
+
+def vocabulary(files: Files) -> str | None:
+    """Return the tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json.
+
+    Return None if there is neither, or a tokenizer of another kind. Raises UserError for a file that cannot be read.
+    """
+    text, rules = files.folder / "vocab.txt", files.folder / "tokenizer.json"
+    if text.is_file():
         try:
-            text = Path(cached_file(source, name, revision=revision)).read_bytes().decode()
-            if name == "vocab.txt":
-                return text
-            ids = json.loads(text)["model"]["vocab"]
-            return "\n".join(sorted(ids, key=ids.__getitem__))
-        except (OSError, ValueError, KeyError, TypeError):  # not there; not a mapping, as other kinds of tokenizers have it
-            continue
-    return None
+            return text.read_bytes().decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{files.source}: vocab.txt is not UTF-8") from None
+    try:
+        ids = read_json(rules, files.source)["model"]["vocab"] if rules.is_file() else {}
+        return "\n".join(sorted(ids, key=ids.__getitem__)) or None
+    except (KeyError, TypeError, AttributeError):  # not a mapping, as other kinds of tokenizers have it
+        return None
 
 
 def run(run: Run, study: Study) -> None:
     weights, wanted = study.checkpoints[run.job.name], run.job.config["architecture"]
-    source = weights.source
+    where, source = f"checkpoints.{run.job.name}", weights.source
     if weights.is_local:
-        file = Path(source).expanduser() / "model.safetensors"
-        if not file.is_file():
-            raise UserError(f"checkpoints.{run.job.name}: no model.safetensors in {source}")
-        if sha256(file) != weights.sha256:
-            raise UserError(f"checkpoints.{run.job.name}: {file} has sha256 {sha256(file)}, the study names {weights.sha256}")
-        source = str(file.parent)
+        source = str(Path(source).expanduser())
+        check_pin(Path(source), weights.sha256, where)
     try:
-        if wanted["model_type"] == "auto":
-            model = load_baseline(source, weights.revision)
-        else:
-            model = pretraining.load_model(source, wanted, weights.revision)
-    except (OSError, ValueError) as error:  # not found; a model type that transformers does not know
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"checkpoints.{run.job.name}: {source} cannot be loaded ({line}); a local folder works offline") from None
-    for field in SHAPES & wanted.keys():
-        found = getattr(model.config, field, None)
-        if found != wanted[field]:
-            raise UserError(f"checkpoints.{run.job.name}: {source} has {field} {found}, the row needs {wanted[field]}")
-    if vocab := vocabulary(source, weights.revision):
-        run.details |= {"vocab": vocab_hash(vocab), "vocab_size": len(lines(vocab))}
-    pretraining.save_model(run, model)
+        with checked(source, weights.revision) as files:
+            kind = kind_of(wanted["model_type"])
+            config = configuration(files, kind)
+            check_form(config, wanted, f"{where}: {source}")
+            model, _ = load(kind, files, config)
+            run.weights_dtype[weights.source] = files.type
+            if vocab := vocabulary(files):
+                size = len(lines(vocab))
+                if size > files.values.get("vocab_size", size):
+                    raise UserError(f"{source}: its tokenizer has {size} tokens, its model {files.values['vocab_size']}")
+                run.details |= {"vocab": vocab_hash(vocab), "vocab_size": size}
+            pretraining.save_model(run, model, files.folder)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
     run.label(study.labels("checkpoint"))
+
+
+def check_pin(folder: Path, pinned: str, where: str) -> None:
+    """Raise UserError for a folder whose model.safetensors is not the one that the study names."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        hint = f'; {INDEX} is there: a study pins one file, so save the model again with max_shard_size="100GB"'
+        raise UserError(f"{where}: no {WEIGHTS} in {folder}{hint if (folder / INDEX).exists() else ''}")
+    if sha256(file) != pinned:
+        raise UserError(f"{where}: {file} has sha256 {sha256(file)}, the study names {pinned}")
+
+
+def check_form(config: PreTrainedConfig, wanted: dict, where: str) -> None:
+    """Raise UserError for a configuration that is not of the row's model."""
+    for field in sorted(SHAPES & wanted.keys()):
+        found = getattr(config, field, None)
+        if found != wanted[field]:
+            raise UserError(f"{where} has {field} {found}, the row needs {wanted[field]}")

@@ -23,7 +23,7 @@ from mobilebert.config import Study
 from mobilebert.data import cache, squad
 from mobilebert.data.features import Examples, encode, encode_squad, sample, table_file
 from mobilebert.data.glue import TASKS
-from mobilebert.data.tokenizer import check_vocabulary, load_tokenizer
+from mobilebert.data.tokenizer import check_vocabulary, copy_tokenizer, load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
 from mobilebert.evaluation.squad import score_v2
 from mobilebert.progress import bar
@@ -68,7 +68,8 @@ def run(run: Run, study: Study) -> None:
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
             if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
                 checkpoint.save_pretrained(model, out / "model")
-                shutil.copytree(data / "tokenizer", out / "model", dirs_exist_ok=True)  # a folder that stands alone
+                longest = getattr(model.config, "max_position_embeddings", setting["length"])
+                copy_tokenizer(data / "tokenizer", out / "model", longest)  # a folder that stands alone
             return metrics | constant, details
 
         def train(part: Run, trial: Trial, out: Path) -> tuple[dict, dict]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mobilebert.data.pairs import Pairs
-from mobilebert.data.tokenizer import load_tokenizer
+from mobilebert.data.tokenizer import BERT_POSITIONS, copy_tokenizer, load_tokenizer
 from mobilebert.modeling.loading import check_loaded
 from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
@@ -48,10 +48,16 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
     return MobileBertForPreTraining.from_pretrained(folder, revision=revision)
 
 
-def save_model(run: Run, model: nn.Module) -> None:
-    """Save the model in Hugging Face layout beside the record."""
-    checkpoint.save_pretrained(model, run.folder / "model")
-    run.artefacts += ["model/config.json", "model/model.safetensors"]
+def save_model(run: Run, model: nn.Module, tokenizer: Path | None = None) -> None:
+    """Save the model in Hugging Face layout beside the record, with the files of its tokenizer: a folder that stands alone.
+
+    tokenizer: the folder of these files. None takes the tokenizer of the job's data.
+    """
+    folder = run.folder / "model"
+    checkpoint.save_pretrained(model, folder)
+    tokenizer = tokenizer or run.artefact_of("data", "tokenizer/tokenizer.json").parent
+    copied = copy_tokenizer(tokenizer, folder, getattr(model.config, "max_position_embeddings", BERT_POSITIONS))
+    run.artefacts += [f"model/{name}" for name in ("config.json", "model.safetensors", *copied)]
 
 
 def input_model(run: Run, key: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from mobilebert import config, jobs, records
 from mobilebert.__main__ import main
-from mobilebert.data.tokenizer import check_vocabulary
+from mobilebert.data.tokenizer import SPECIAL_TOKENS, check_vocabulary
 from mobilebert.errors import UserError
 from mobilebert.records import sha256
 from mobilebert.reporting.plan import plan
+from mobilebert.settings import Checkpoint
 from mobilebert.stages import checkpoint
 from mobilebert.stages.checkpoint import load_baseline
 from mobilebert.training.finetuning import forward_of, inputs_of, new_model
@@ -74,6 +76,12 @@ def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
     record = json.loads((results / "finetune/distilbert/sst2/result.json").read_text())
     assert record["status"] == "ok"
     assert 0 <= record["metrics"]["accuracy"] <= 1
+    assert json.loads((results / "checkpoint/distilbert/result.json").read_text())["weights_dtype"] == {str(folder): "float32"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        shutil.copytree(results / "finetune/distilbert/sst2/model", tmp_path / "x")
+    )
+    assert tokenizer.model_max_length == 80
+    assert tokenizer.vocab_size == VOCABULARY
     tuned = load_file(results / "finetune/distilbert/sst2/model/model.safetensors")
     name = "transformer.layer.0.attention.q_lin.weight"
     assert not torch.equal(tuned[f"distilbert.{name}"], taken[name])
@@ -126,6 +134,38 @@ def test_a_name_becomes_no_path(tmp_path):
         config.load(study(tmp_path, folder, checkpoints=weights, run={"../x": ["sst2"]}))
 
 
+@pytest.mark.parametrize(
+    ("entry", "accepted"),
+    [
+        ({"source": ""}, False),
+        ({"source": " "}, False),
+        ({"source": "https://huggingface.co/a/b"}, False),
+        ({"source": "file:///tmp/x"}, False),
+        ({"source": "a/b/c"}, False),
+        ({"source": "a/../b"}, False),
+        ({"source": "owner/name\n"}, False),
+        ({"source": "owner/na me"}, False),
+        ({"source": "owner\\name"}, False),
+        ({"source": "owner/name"}, True),
+        ({"source": "distilbert-base_uncased.v1"}, True),
+        ({"source": "owner/name", "revision": "../../x"}, False),
+        ({"source": "owner/name", "revision": ""}, False),
+        ({"source": "owner/name", "revision": "/x"}, False),
+        ({"source": "owner/name", "revision": "refs/pr/1"}, True),
+        ({"source": "owner/name", "revision": "v1.0-beta_2"}, True),
+        ({"source": "./folder\0", "sha256": "0" * 64}, False),
+        ({"source": "../folder", "sha256": "0" * 64}, True),
+        ({"source": "~/folder", "sha256": "0" * 64}, True),
+    ],
+)
+def test_a_source_is_a_folder_or_a_hub_name(entry, accepted):
+    if accepted:
+        assert Checkpoint(**entry).source == entry["source"]
+    else:
+        with pytest.raises(ValueError, match="is allowed"):
+            Checkpoint(**entry)
+
+
 def test_another_vocabulary_is_refused(tmp_path, capsys):
     file = study(tmp_path, distilbert(tmp_path / "distilbert", vocab_size=599))
     assert main(["checkpoint", "distilbert", "--study", str(file), "--results", str(tmp_path / "results")]) == 2
@@ -173,6 +213,60 @@ def test_a_checkpoint_with_another_vocabulary_than_the_datas_is_refused(tmp_path
         data([*tokens, "more"])
         with pytest.raises(UserError, match=f"^{key}: the tokenizer has 601 entries, the model 600$"):
             check_vocabulary(tuned)
+
+
+def taken(folder, tmp_path):
+    """What the stage `checkpoint` makes of a folder: its exit code."""
+    command = ["checkpoint", "distilbert", "--study", str(study(tmp_path, folder)), "--results", str(tmp_path / "results")]
+    return main(command), tmp_path / "results/mine/checkpoint/distilbert"
+
+
+def test_a_checkpoint_in_half_precision_is_taken_as_float32_and_recorded(tmp_path, capsys):
+    folder = distilbert(tmp_path / "distilbert")
+    transformers.DistilBertModel.from_pretrained(folder).half().save_pretrained(folder)
+    tokens = [*SPECIAL_TOKENS, *(f"token{number}" for number in range(VOCABULARY - 5))]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+    code, made = taken(folder, tmp_path)
+    assert code == 0
+    assert f"mobilebert: {folder}: float16 weights are loaded as float32\n" in capsys.readouterr().err
+    record = json.loads((made / "result.json").read_text())
+    assert record["weights_dtype"] == {str(folder): "float16"}
+    half = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in half.values()} == {torch.float16}
+    alone = shutil.copytree(made / "model", tmp_path / "alone")
+    assert all(torch.equal(value, half[key].float()) for key, value in load_file(alone / "model.safetensors").items())
+    assert json.loads((alone / "config.json").read_text())["dtype"] == "float32"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(alone)
+    assert tokenizer.model_max_length == 80
+    assert tokenizer("token3 token7")["input_ids"] == [2, 8, 12, 3]
+    files = {str(file.relative_to(made)) for file in made.rglob("*") if file.is_file()} - {"result.json"}
+    assert record["artefacts"].keys() == files
+
+
+def test_files_that_the_stage_cannot_take_are_one_line(tmp_path, capsys):
+    folder = distilbert(tmp_path / "distilbert")
+    shard = shutil.copytree(folder, tmp_path / "shards")
+    transformers.DistilBertModel.from_pretrained(folder).save_pretrained(shard, max_shard_size="10KB")
+    (shard / "model.safetensors").unlink()
+
+    def line(source):
+        file = study(tmp_path, folder, checkpoints={"distilbert": {"source": str(source), "sha256": sha256(weights)}})
+        assert main(["checkpoint", "distilbert", "--study", str(file), "--results", str(tmp_path / "results")]) == 2
+        assert not (tmp_path / "results/mine/checkpoint/distilbert/model").exists()
+        return capsys.readouterr().err.splitlines()[-1]
+
+    weights = folder / "model.safetensors"
+    assert "model.safetensors.index.json is there: a study pins one file" in line(shard)
+    (folder / "vocab.txt").write_text("\n".join(f"token{number}" for number in range(VOCABULARY + 1)))
+    assert "its tokenizer has 601 tokens, its model 600" in line(folder)
+    (folder / "vocab.txt").write_bytes(b"\xff")
+    assert "vocab.txt is not UTF-8" in line(folder)
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").write_text("[")
+    assert "tokenizer.json is not JSON" in line(folder)
+    for content in (b"", weights.read_bytes()[:-1]):
+        weights.write_bytes(content)
+        assert "checkpoints.distilbert: " in line(folder)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

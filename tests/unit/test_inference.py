@@ -212,7 +212,7 @@ def test_what_lies_beside_an_onnx_file(checkpoints, tmp_path, capsys):
     named = json.loads(run(capsys, "predict", folder / "other.onnx", *rows))
     assert named["probability_entailment"] == pytest.approx(plain["probability_neutral"], abs=1e-5)
     (folder / "config.json").write_text("[]")
-    assert "no configuration or tokenizer that can be read" in refused(capsys, "predict", folder / "other.onnx", *rows)
+    assert "config.json holds no JSON object" in refused(capsys, "predict", folder / "other.onnx", *rows)
     (folder / "config.json").unlink()
     add_tokenizer(folder)
     long = ("--task", "mnli", "--text", "red " * 120, "--text-pair", "red")
@@ -272,10 +272,68 @@ def test_class_names_of_a_checkpoint_decide_their_order(data, checkpoints, tmp_p
     assert named["label"] == max(places, key=lambda name: named[f"probability_{name}"])
     assert TASKS["mnli"].labels[named["prediction"]] == named["label"]
     said = "its classes are sad, glad, so-so; taken in this order for entailment, neutral, contradiction of mnli"
+    del config["label2id"]
     for names, expected in ((config["id2label"], False), ({"0": "sad", "1": "glad", "2": "so-so"}, True)):
         (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
         assert main(["predict", str(folder), *rows]) == 0
         assert (said in capsys.readouterr().err) is expected
+
+
+NAMES = ["CONTRADICTION", "ENTAILMENT", "NEUTRAL"]
+PLACEHOLDERS = {f"LABEL_{code}": code for code in range(3)}
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        {"label2id": {name: code for code, name in enumerate(NAMES)}},
+        {"label2id": {name: code for code, name in enumerate(NAMES)}, "id2label": {v: k for k, v in PLACEHOLDERS.items()}},
+        {"id2label": dict(enumerate(NAMES)), "label2id": PLACEHOLDERS},
+        {"id2label": {0: "LABEL_2", 1: "LABEL_0", 2: "LABEL_1"}},
+        {"id2label": {0: "2", 1: "0", 2: "1"}},
+    ],
+)
+@pytest.mark.parametrize("kind", ["checkpoint", "onnx"])
+def test_either_map_of_class_names_decides_the_order(maps, kind, checkpoints, tmp_path, capsys):
+    folder = tmp_path / "model"
+    if kind == "onnx":
+        onnx_folder(checkpoints["mobilebert-3"], "mobilebert-3", folder)
+        (folder / "model.int8.onnx").unlink()
+        (folder / "other.onnx").rename(folder / "model.int8.onnx")
+        add_tokenizer(folder)
+    else:
+        shutil.copytree(checkpoints["mobilebert-3"], folder)
+    values = json.loads((checkpoints["mobilebert-3"] / "config.json").read_text())
+    values = {key: value for key, value in values.items() if key not in ("id2label", "label2id")}
+    rows = ("--task", "mnli", "--text", "red dog", "--text-pair", "green cat on mat")
+    plain = json.loads(run(capsys, "predict", checkpoints["mobilebert-3"], *rows))
+    (folder / "config.json").write_text(json.dumps(values | maps))
+    named = json.loads(run(capsys, "predict", folder, *rows))
+    places = {"contradiction": "entailment", "entailment": "neutral", "neutral": "contradiction"}
+    for name, place in places.items():  # the columns of the plain model are entailment, neutral, contradiction
+        assert named[f"probability_{name}"] == pytest.approx(plain[f"probability_{place}"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ({"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 1, "positive": 0}}, "contradict each other"),
+        ({"id2label": {0: "negative", 1: "positive"}, "label2id": {"sad": 0, "glad": 1}}, "contradict each other"),
+        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1, "c": 2}}, "contradict each other"),
+        ({"id2label": {0: "a", 2: "b"}}, "id2label in config.json does not number its classes 0 to 1"),
+        ({"id2label": {0: "a", 1: "a"}}, "gives two classes one name"),
+        ({"label2id": {"a": 0, "b": 0}}, "does not number its classes"),
+        ({"label2id": {"a": True, "b": 0}}, "does not number its classes"),
+        ({"label2id": ["a", "b"]}, "label2id in config.json is no object"),
+        ({"id2label": {0: "a", 1: "b"}, "num_labels": 3}, "num_labels in config.json is 3, but 2 classes have names"),
+    ],
+)
+def test_class_names_that_say_nothing_or_two_things_are_refused(maps, message, checkpoints, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints["mobilebert-2"], folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | maps))
+    assert message in refused(capsys, "predict", folder, "--task", "sst2", "--text", "red")
 
 
 @pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])
@@ -367,10 +425,10 @@ def test_checkpoints_that_are_refused(data, checkpoints, tmp_path, capsys):
     (bare / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "no safetensors file that can be read" in line(bare)
     (bare / "model.safetensors").unlink()
-    torch.save({}, bare / "pytorch_model.bin")  # a pickle is not read
-    assert "no checkpoint that can be loaded for sst2" in line(bare)
+    torch.save({}, bare / "pytorch_model.bin")
+    assert "no model.safetensors; pytorch_model.bin is a pickle, which is not read" in line(bare)
     (bare / "config.json").write_text("{")
-    assert "no checkpoint that can be loaded for sst2" in line(bare)
+    assert "config.json is not JSON" in line(bare)
 
 
 def test_a_vocabulary_without_unk_is_refused(checkpoints, tmp_path, capsys):

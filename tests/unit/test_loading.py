@@ -1,6 +1,8 @@
 """Saved models: exchanged with transformers, and refused in one line where they are not what they are read as."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import mobilebert
 from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertModel
+from mobilebert.data.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from mobilebert.errors import UserError
 from mobilebert.modeling.presets import MASK_VALUES, preset
 from mobilebert.training import pretraining
@@ -237,6 +240,29 @@ def test_a_bert_row_is_loaded_as_strictly(tmp_path):
     assert "holds NaN" in refusal(lambda: pretraining.load_model(file.parent, fields))
     MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path / "other")
     refusal(lambda: pretraining.load_model(tmp_path / "other", fields))
+
+
+# ---- what a study saves
+
+
+@pytest.mark.parametrize("model_type", ["mobilebert", "bert"])
+def test_a_pretrained_folder_stands_alone(tmp_path, model_type):
+    words = [*SPECIAL_TOKENS, *(f"word{number}" for number in range(SMALL["vocab_size"] - 5))]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    source = SimpleNamespace(vocab=lambda: tmp_path / "vocab.txt")
+    build_tokenizer(source, tmp_path / "data/tokenizer", None)
+    run = SimpleNamespace(folder=tmp_path / "run", artefacts=[], artefact_of=lambda key, name: tmp_path / key / name)
+    fields = {key: SMALL[key] for key in SMALL if model_type == "mobilebert" or hasattr(transformers.BertConfig(), key)}
+    saved = pretraining.new_model({"model_type": model_type, **fields})
+    pretraining.save_model(run, saved)
+    alone = shutil.move(tmp_path / "run", tmp_path / "elsewhere") / "model"
+    assert sorted(run.artefacts) == sorted(f"model/{file.name}" for file in alone.iterdir())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(alone)
+    assert tokenizer.model_max_length == SMALL["max_position_embeddings"]
+    assert tokenizer("Word3 word7")["input_ids"] == [2, 8, 12, 3]
+    kind = MobileBertForPreTraining if model_type == "mobilebert" else transformers.BertForPreTraining
+    loaded = kind.from_pretrained(alone).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in saved.state_dict().items())
 
 
 # ---- inputs, of every head

@@ -36,6 +36,23 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path, capsys, field, value)
     assert line == (f"mobilebert: checkpoints.mobilebert: {tmp_path}/weights has {field} {value}, the row needs {wanted[field]}")
 
 
+@pytest.mark.parametrize("row", ["mobilebert", "bert-base", "ib-bert-large"])
+@pytest.mark.parametrize("type_", [torch.float32, torch.float16])
+def test_a_rows_checkpoint_is_taken_whole_as_float32(tmp_path, capsys, row, type_):
+    wanted = architecture(load(MINI), row)
+    saved = pretraining.new_model(wanted).to(type_)
+    saved.save_pretrained(tmp_path / "weights")
+    weights = {"source": f"{tmp_path}/weights", "sha256": records.sha256(tmp_path / "weights/model.safetensors")}
+    study = tmp_path / "mine.yaml"
+    study.write_text(yaml.safe_dump(yaml.safe_load(MINI.read_text()) | {"checkpoints": {row: weights}}))
+    assert main(["checkpoint", row, "--study", str(study), "--results", str(tmp_path / "results")]) == 0, capsys.readouterr().err
+    (record,) = (tmp_path / "results").rglob("result.json")
+    assert records.read(record).weights_dtype == {weights["source"]: str(type_).removeprefix("torch.")}
+    found = pretraining.load_model(record.parent / "model", wanted).state_dict()
+    assert all(torch.equal(value.float(), found[key]) for key, value in saved.state_dict().items())
+    assert {value.dtype for value in found.values() if value.is_floating_point()} == {torch.float32}
+
+
 def test_a_full_gpu_is_one_line_and_keeps_the_state(tmp_path, capsys, monkeypatch):
     errors = [RuntimeError("a bug"), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")]
 
