@@ -14,8 +14,9 @@ Verdict = Literal["match", "near", "differs", "not judged", "not run", "diverged
 
 # What a footnote names and is judged all the same: a corpus that stands in for one no longer to be had, what a study changes of
 # the recipe at the paper's scale (a precision, a rate), and how the setting was chosen: without the paper's search a score that
-# matches says more, and one that falls short may lack no more than that.
-NAMED = ("corpus:", "changed:", "search:")
+# matches says more, and one that falls short may lack no more than that. Another split of a batch draws other dropout masks, as
+# another seed does, and the paper names neither.
+NAMED = ("corpus:", "changed:", "search:", "split:")
 NEAR = 1.5  # a value within this multiple of the tolerance is `near`
 _ROUNDING = 1e-9  # 84.5 - 83.5 must not exceed a tolerance of 1.0 by a float's last digit
 

@@ -286,7 +286,7 @@ def keep(run: Run, file: Path, name: str) -> None:
 def setting_labels(study: Study, setting: dict, others: list[str]) -> list[str]:
     """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
     result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
-    judged = all(text.startswith(("corpus:", "changed:")) for text in others)
+    judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
     if setting["search"] != "none":
         halved = ", by successive halving" if setting["halving"] else ""
         found = [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
