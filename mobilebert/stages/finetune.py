@@ -31,6 +31,7 @@ from mobilebert.records import Diverged, Run, json_safe, write_atomically
 from mobilebert.training import checkpoint, together
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
+from mobilebert.training.pretraining import weights_folder
 from mobilebert.training.runs import failure, summary
 from mobilebert.training.search import Trial, grid, search, stacks, total
 
@@ -48,7 +49,7 @@ def run(run: Run, study: Study) -> None:
     whole = pd.read_parquet(file)
     frame = sample(whole, setting["train_rows"], seed=0)
     pretrained = [key for key in run.job.inputs if key != "data"]
-    folder = run.artefact_of(pretrained[0], "model/model.safetensors").parent if pretrained else None
+    folder = weights_folder(run, pretrained[0]) if pretrained else None
     constant = constant_exact_match(data, setting) if task.is_squad else {}
 
     with cache.kept_in(run.results / run.study / ".cache"):
