@@ -181,8 +181,8 @@ def _science(settings) -> dict:
 
 
 def _dropout(settings, row: paper.Model) -> dict:
-    """With dropout the micro-batches are science: each draws its own. So do the processes of a data-parallel run; their number is
-    not known here, and stands in the record."""
+    """With dropout the micro-batches are science: on a GPU each draws its own. So do the processes of a data-parallel run; their
+    number is not known here, and is a label of the record."""
     return {"dropout": True, "accumulate": settings.accumulate} if row.dropout else {"dropout": False}
 
 

@@ -15,7 +15,7 @@ Verdict = Literal["match", "near", "differs", "not judged", "not run", "failed",
 # Labels that a footnote names and that do not stop the judgement: a corpus that stands in for one no longer to be had, what a
 # study changes of the recipe at the paper's scale (a precision, a rate), how the setting was chosen (without the paper's search
 # a score that matches says more, and one that falls short may lack no more than that), over how many processes and micro-batches
-# a batch was split (dropout draws other masks), and a record without a checksum.
+# a batch was split (dropout draws other masks, as another seed does), and a record without a checksum.
 NAMED = ("corpus:", "changed:", "search:", "split:", "record:")
 NEAR = 1.5  # a value within this multiple of the tolerance is `near`
 _ROUNDING = 1e-9  # 84.5 - 83.5 must not exceed a tolerance of 1.0 by a float's last digit

@@ -31,6 +31,7 @@ from mobilebert.records import Diverged, Run, json_safe, write_atomically
 from mobilebert.training import checkpoint, together
 from mobilebert.training.device import device_of
 from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
+from mobilebert.training.pretraining import weights_folder
 from mobilebert.training.runs import failure, summary
 from mobilebert.training.search import Trial, grid, search, stacks, total
 
@@ -48,7 +49,7 @@ def run(run: Run, study: Study) -> None:
     whole = pd.read_parquet(file)
     frame = sample(whole, setting["train_rows"], seed=0)
     pretrained = [key for key in run.job.inputs if key != "data"]
-    folder = run.artefact_of(pretrained[0], "model/model.safetensors").parent if pretrained else None
+    folder = weights_folder(run, pretrained[0]) if pretrained else None
     constant = constant_exact_match(data, setting) if task.is_squad else {}
 
     with cache.kept_in(run.results / run.study / ".cache"):
@@ -287,7 +288,7 @@ def keep(run: Run, file: Path, name: str) -> None:
 def setting_labels(study: Study, setting: dict, others: list[str]) -> list[str]:
     """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
     result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
-    judged = all(text.startswith(("corpus:", "changed:")) for text in others)
+    judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
     if setting["search"] != "none":
         halved = ", by successive halving" if setting["halving"] else ""
         found = [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]

@@ -37,7 +37,8 @@ def run(run: Run, study: Study) -> None:
     pretraining.heldout(run, model, corpus, config["length"], device)
     pretraining.save_model(run, model)
     schedule_labels = study.schedule_labels(models()[run.job.name].settings, config["steps"])
-    run.label(study.labels("pretrain") + schedule_labels + corpus_labels(run, study))
+    own_labels = corpus_labels(run, study) + split_labels(task, config["dropout"], run.details["train_split"])
+    run.label(study.labels("pretrain") + schedule_labels + own_labels)
 
 
 def corpus_labels(run: Run, study: Study) -> list[str]:
@@ -46,6 +47,13 @@ def corpus_labels(run: Run, study: Study) -> list[str]:
     if kind == "hub" and study.data.documents is None:
         return ["corpus: books of Project Gutenberg in place of BooksCorpus"]
     return [f"scaled: a corpus of {tokens:,.0f} tokens"]
+
+
+def split_labels(task: Task, dropout: bool, split: dict) -> list[str]:
+    """Return how a batch was split if that decided its dropout: the number of processes is in no fingerprint."""
+    if task.by_row or not dropout or split["processes"] * split["accumulate"] == 1:
+        return []
+    return [f"split: {split['processes']} processes x {split['accumulate']} micro-batches, each with a dropout of its own"]
 
 
 def corpus_of(run: Run):
@@ -83,6 +91,7 @@ def make_task(run: Run, study: Study, model, corpus) -> Task:
         precision=config["precision"],
         checkpoint_every=own.checkpoint_every,
         accumulate=own.accumulate,
+        by_row=study.device == "cpu" and not own.compile and not own.graph,
         compile=own.compile,
         graph=own.graph,
         predictions=int(predictions(config["length"], most=config["max_predictions"])),

@@ -10,6 +10,7 @@ from mobilebert.deployment.quantize import OnnxModel, quantize_int8
 from mobilebert.evaluation.scoring import evaluate
 from mobilebert.records import Record, Run
 from mobilebert.training.finetuning import new_model
+from mobilebert.training.pretraining import weights_folder
 from mobilebert.training.runs import failure
 
 
@@ -17,7 +18,7 @@ def run(run: Run, study: Study) -> None:
     setting = run.job.config
     tuned = f"finetune/{run.job.name}"
     data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
-    folder = run.artefact_of(tuned, "model/model.safetensors").parent
+    folder = weights_folder(run, tuned)
     source = run.record_of(tuned)
     model = new_model(setting["task"], source.config["architecture"], folder).eval()
     float_file, int8_file = run.state / "model.onnx", run.folder / "model.int8.onnx"

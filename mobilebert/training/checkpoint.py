@@ -6,9 +6,12 @@ name, synced and renamed: after a kill there is the last whole one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +21,32 @@ from torch import nn
 
 from mobilebert.errors import UserError
 from mobilebert.records import settle
+
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors names them
+LEAST_SECONDS = 3.0  # between two states
+SPACING = 50  # times what a state takes to write: 2 % of the time, at most
+
+
+class Pace:
+    """When a run saves itself beside its every so many steps: a kill costs it seconds, and saving next to nothing."""
+
+    def __init__(self):
+        self.last, self.cost = time.monotonic(), 0.0
+
+    def is_due(self) -> bool:
+        """Return whether LEAST_SECONDS and SPACING times the last state's cost have gone since it was written.
+
+        A process does not know the cost of its first state: that one is due after LEAST_SECONDS.
+        """
+        return time.monotonic() - self.last >= max(LEAST_SECONDS, SPACING * self.cost)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measure a state that is written inside."""
+        begin = time.monotonic()
+        yield
+        self.last = time.monotonic()
+        self.cost = self.last - begin
 
 
 def save(
@@ -98,6 +127,13 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(value.data_ptr())
             found[name] = value
     return found
+
+
+def weights_type(path: Path) -> str:
+    """Return the type of the float weights in a safetensors file, several with commas: "float32"."""
+    with safe_open(path, "pt") as stream:
+        found = {stream.get_slice(key).get_dtype() for key in stream.keys()}  # noqa: SIM118 - not a mapping
+    return ", ".join(sorted(TYPES[kind] for kind in found & TYPES.keys()))
 
 
 def weights_crc32(model: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import Batch, ahead, digest, fill_up, split
 from mobilebert.training.device import compile_blocks
+from mobilebert.training.dropout import RowDropout, row_seeds
 from mobilebert.training.graphs import Graphs
 from mobilebert.training.parallel import World, world
 from mobilebert.training.sharding import Shards
 
 Losses = dict[str, torch.Tensor]  # "loss" is what is minimised, the others are its parts
 CURVE_POINTS, EVALUATIONS = 200, 10  # of a run: enough to draw, few enough to keep and to pay for
+SAVES = "saves"  # beside the losses of several processes: 1 if the first one's clock says that a state is due
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Task:
     precision: str = "fp32"
     checkpoint_every: int = 1000
     accumulate: int = 1  # micro-batches that a process makes of its share of a batch
+    by_row: bool = False  # every row draws its own dropout (see `dropout`): on a CPU, in blocks that are not compiled
     compile: bool = False
     graph: bool = False  # steps from CUDA graphs: the loss is then a function of tensors alone, and of the stage
     stage: Callable[[int], int | None] = lambda step: None  # a graph serves one, speeds are told apart
@@ -88,7 +92,7 @@ def train(
     not begin with the same weights at the same step, or where more than one is to record graphs.
     """
     group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
-    if model.training:  # each part of a batch draws its own dropout: split in another way it would be another run
+    if model.training and not task.by_row:  # each part of a batch draws its own dropout: another split is another run
         fingerprint += f":{group.size}x{task.accumulate}"
     if task.graph and group.size > 1:
         raise UserError(f"graph: true is for one process, and torchrun started {group.size}; graph: false is allowed")
@@ -100,15 +104,14 @@ def train(
             f"{path}: the processes do not see the same results folder, or drew other weights: they begin at different steps or "
             "with different weights"
         )
-    saved = start
+    saved, pace = start, checkpoint.Pace()
     if group.leads:
         run.resume(name, start)
     if task.compile:
         compile_blocks(model)
     peaks = [item["lr"] for item in optimizer.param_groups]
-    work = Step(task, optimizer, shards, device)
-    if task.graph:
-        work = Graphs(work)
+    step_work = Step(task, optimizer, shards, device)
+    work = Graphs(step_work) if task.graph else step_work
     peak = peak_flops(device)
     speed = Speed(peak and peak * group.size)
     clock = _Clock(task, used, speed, group)
@@ -117,12 +120,14 @@ def train(
     def parts_of(step: int) -> tuple[Batch, int, list[Batch]]:
         """This process's rows of a step's batch, how many all processes have, and the parts that it learns from."""
         batch = task.batch(step)
-        own = split(batch, task.accumulate, group.size)
+        mine, rows = len(batch["input_ids"]), int(batch["whole"][0]) if group.size > 1 else len(batch["input_ids"])
+        seeds = {"row_seeds": row_seeds(task.seed, step, rows * group.rank // group.size, mine)} if task.by_row else {}
+        own = split(batch | seeds, task.accumulate, group.size)
         if task.graph:
             own = [fill_up(part, task.predictions) for part in own]
         if device == "cuda":  # only pinned memory is copied while the device computes
             own = [{key: value.pin_memory() for key, value in part.items()} for part in own]
-        return batch, int(batch["whole"][0]) if group.size > 1 else len(batch["input_ids"]), own
+        return batch, rows, own
 
     if start and clock.is_over(start - 1):
         steps = range(0)
@@ -132,14 +137,17 @@ def train(
     with bar(task.steps, f"{run.job.id} {name}", start, silent=not group.leads) as progress:
         for step, (batch, rows, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
             place = clock.place(step)
-            # A step's dropout depends on (seed, step) and on the process, not on the steps before it.
-            torch.manual_seed((task.seed * 1_000_003 + step + (group.rank << 40)) % 2**63)
+            # A step's dropout depends on (seed, step) and on the process, not on the steps before it. A CPU generator reads the
+            # lower 32 bits alone: the process must change them.
+            torch.manual_seed((task.seed * 1_000_003 + step + group.rank * 2_654_435_761) % 2**63)
             task.prepare(place)
             for item, rate in zip(optimizer.param_groups, peaks, strict=True):
                 item["lr"] = rate * task.rate(place)
+            step_work.saves = group.leads and pace.is_due()
             losses, values = work.gradients(own, rows, place)
             *points, norm = values.tolist()  # the one moment a step waits for the device
             points = dict(zip(losses, points, strict=True))
+            due = bool(points.pop(SAVES, step_work.saves))
             if not (math.isfinite(points["loss"]) and math.isfinite(norm)):
                 good = f"{saved} steps, {path}" if saved else "none"
                 raise Diverged(
@@ -160,8 +168,9 @@ def train(
                 if task.evaluate and (_passes(before, place, task.steps // EVALUATIONS) or over):
                     run.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
             # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
-            if task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0:
-                with shards.gathered(optimizer):
+            due = due or (task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0)
+            if due:
+                with pace.saving(), shards.gathered(optimizer):
                     if group.leads:
                         checkpoint.save(path, model, optimizer, step + 1, fingerprint, task.steps, clock.seconds)
                 saved = step + 1
@@ -183,6 +192,7 @@ class Step:
     optimizer: torch.optim.Optimizer
     shards: Shards
     device: str
+    saves: bool = False  # whether this process asks for a state after the step
 
     def gradients(self, parts: list[Batch], rows: int, place: int) -> tuple[list[str], torch.Tensor]:
         """Add up the gradients of `parts` of a batch of `rows` rows, of all processes, and clip them.
@@ -191,13 +201,16 @@ class Step:
         """
         total: Losses = {}
         for part in parts:
+            drawn = RowDropout(part["row_seeds"]) if self.task.by_row else contextlib.nullcontext()
             part = {key: value.to(self.device, non_blocking=True) for key, value in part.items()}
             share = len(part["input_ids"]) / rows
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.task.precision == "bf16"):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.task.precision == "bf16"), drawn:
                 losses = self.task.loss(part, place)
             (losses["loss"] * share if share < 1 else losses["loss"]).backward()
             for key, value in losses.items():
                 total[key] = total.get(key, 0) + value.detach().float() * share
+        if self.shards.group.size > 1:  # summed with the losses, so that all save at one step and no message is sent for it
+            total[SAVES] = torch.full((), float(self.saves), device=self.device)
         values = torch.stack(list(total.values()))
         norm = self.shards.sum(values)
         nn.utils.clip_grads_with_norm_(self.shards.parameters, self.task.clip_norm, norm, foreach=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,19 +34,19 @@ def new_model(architecture: dict) -> nn.Module:
 
 
 def load_model(folder: Path | str, architecture: dict, revision: str = "main") -> nn.Module:
-    """The pre-training model saved in a folder, or that of a hub name."""
+    """Return the float32 pre-training model saved in a folder, or that of a hub name, whatever type its weights have there."""
     if architecture["model_type"] == "bert":
         from transformers import BertForPreTraining
 
         # Every loading report is read: transformers only warns where it draws lost weights anew.
         model, report = BertForPreTraining.from_pretrained(
-            folder, revision=revision, ignore_mismatched_sizes=True, output_loading_info=True
+            folder, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         check_loaded(model, folder, report, ignore_mismatched_sizes=False)
         return model
     from mobilebert.modeling.heads import MobileBertForPreTraining
 
-    return MobileBertForPreTraining.from_pretrained(folder, revision=revision)
+    return MobileBertForPreTraining.from_pretrained(folder, revision=revision, dtype=torch.float32)
 
 
 def save_model(run: Run, model: nn.Module, tokenizer: Path | None = None) -> None:
@@ -63,8 +64,16 @@ def save_model(run: Run, model: nn.Module, tokenizer: Path | None = None) -> Non
 def input_model(run: Run, key: str) -> nn.Module:
     """The model that another job saved, hashes checked."""
     run.artefact_of(key, "model/config.json")
-    folder = run.artefact_of(key, "model/model.safetensors").parent
-    return load_model(folder, run.graph[key].config["architecture"])
+    return load_model(weights_folder(run, key), run.graph[key].config["architecture"])
+
+
+def weights_folder(run: Run, key: str) -> Path:
+    """Return the folder of the model that another job saved, its hash checked, and note the type of its weights."""
+    file = run.artefact_of(key, "model/model.safetensors")
+    run.weights_dtype[key] = kind = checkpoint.weights_type(file)
+    if kind != "float32":
+        print(f"mobilebert: {file.parent}: {kind} weights are loaded as float32", file=sys.stderr)
+    return file.parent
 
 
 def batches(

@@ -163,7 +163,7 @@ def train(run: Run, stack: Stack, members: Sequence[Member], task_name: str, wei
     start, used = checkpoint.load(path, stack, optimizer, fingerprint)
     for name in names:
         run.resume(name, start)
-    speed = Speed(peak_flops(device))
+    speed, pace = Speed(peak_flops(device)), checkpoint.Pace()
     going = (stack.ended[:, 0] < 0).tolist()
     with bar(first.steps, f"{run.job.id} {len(members)} runs", start) as progress:
         steps = range(start, first.steps) if any(going) else ()
@@ -197,8 +197,9 @@ def train(run: Run, stack: Stack, members: Sequence[Member], task_name: str, wei
                 run.log(step, **points)
                 progress.set_postfix_str(f"{len(points)} going on, {speed}", refresh=False)
             # After the last step of a short stack too: to score all of its runs takes long, and a kill costs each of them.
-            if over or (step + 1) % first.checkpoint_every == 0:
-                checkpoint.save(path, stack, optimizer, step + 1, fingerprint, first.steps, used + speed.seconds)
+            if over or (step + 1) % first.checkpoint_every == 0 or pace.is_due():
+                with pace.saving():
+                    checkpoint.save(path, stack, optimizer, step + 1, fingerprint, first.steps, used + speed.seconds)
             if over:
                 break
     for name, on in zip(names, going, strict=True):

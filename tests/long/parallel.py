@@ -80,10 +80,11 @@ def compare(folder: Path, key: str, optimizer: str, accumulate: int, with_kill: 
     return f"two processes differ from one by {whole:.1e}, in a matrix by at most {matrix:.1e}; killed and continued: the same"
 
 
-# Models without dropout: the loss of two processes is that of one.
 CASES = (
-    ("pretrain/mobilebert-bare", "adamw", 2),
+    ("pretrain/ib-bert-large", "adamw", 2),  # with dropout
     ("transfer/mobilebert", "lamb", 2),
+    ("pretrain/bert-base", "lamb", 1),  # with dropout
+    ("pretrain/mobilebert-bare", "adamw", 2),
     ("pretrain/mobilebert-bare", "lamb", 1),
     ("distill/mobilebert-akt", "lamb", 1),
 )

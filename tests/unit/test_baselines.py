@@ -19,9 +19,12 @@ from mobilebert.reporting.plan import plan
 from mobilebert.settings import Checkpoint
 from mobilebert.stages import checkpoint
 from mobilebert.stages.checkpoint import load_baseline
+from mobilebert.training import pretraining
+from mobilebert.training.checkpoint import weights_type
 from mobilebert.training.finetuning import forward_of, inputs_of, new_model
 
 VOCABULARY = 600
+TASKS = (None, "sst2", "squad_v1.1")  # None: the pre-training model
 
 
 def distilbert(folder, **fields):
@@ -88,6 +91,43 @@ def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
     quantized = json.loads((results / "quantize/distilbert/sst2/result.json").read_text())
     assert quantized["status"] == "ok"
     assert quantized["metrics"]["bytes_after"] < quantized["metrics"]["bytes_before"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"), [(kind, task) for kind in ("bert", "mobilebert", "auto") for task in TASKS[kind == "auto" :]]
+)
+def test_weights_of_half_precision_are_loaded_as_float32(tmp_path, kind, task):
+    """transformers keeps the type of the file."""
+    if kind == "auto":
+        model, architecture = transformers.DistilBertModel.from_pretrained(distilbert(tmp_path)), {"model_type": "auto"}
+    else:
+        architecture = {"model_type": kind, "vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2}
+        architecture |= {"num_hidden_layers": 1, "intermediate_size": 24, "max_position_embeddings": 16}
+        architecture |= {"intra_bottleneck_size": 8, "embedding_size": 8} if kind == "mobilebert" else {}
+        model = pretraining.new_model(architecture)
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = new_model(task, architecture, tmp_path) if task else pretraining.load_model(tmp_path, architecture)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    loaded.save_pretrained(tmp_path / "again")
+    assert weights_type(tmp_path / "again" / "model.safetensors") == "float32"
+    assert weights_type(tmp_path / "model.safetensors") == "bfloat16"
+
+
+def test_a_half_precision_input_is_noted_and_said(tmp_path, capsys):
+    graph = {"checkpoint/half": jobs.Job("checkpoint", "half", {}, (), "a" * 64)}
+    made = records.Run(graph["checkpoint/half"], "mine", tmp_path, graph)
+    made.folder.mkdir(parents=True)
+    made.state.mkdir(parents=True)
+    transformers.DistilBertModel.from_pretrained(distilbert(made.folder / "model")).bfloat16().save_pretrained(
+        made.folder / "model"
+    )
+    made.artefacts.append("model/model.safetensors")
+    made.write()
+    run = records.Run(jobs.Job("finetune", "half/sst2", {}, ("checkpoint/half",), "b" * 64), "mine", tmp_path, graph)
+    capsys.readouterr()  # transformers' bars
+    assert pretraining.weights_folder(run, "checkpoint/half") == made.folder / "model"
+    assert run.weights_dtype == {"checkpoint/half": "bfloat16"}
+    assert capsys.readouterr().err == f"mobilebert: {made.folder}/model: bfloat16 weights are loaded as float32\n"
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad_v1.1"])
