@@ -170,7 +170,7 @@ def test_names_are_checked(tmp_path, changes, message):
 def test_a_name_becomes_no_path(tmp_path):
     folder = distilbert(tmp_path / "distilbert")
     weights = {"../x": {"source": str(folder), "sha256": sha256(folder / "model.safetensors")}}
-    with pytest.raises(UserError, match=r"'\.\./x': a baseline's name is of"):
+    with pytest.raises(UserError, match=r"'\.\./x': a baseline's name has at most"):
         config.load(study(tmp_path, folder, checkpoints=weights, run={"../x": ["sst2"]}))
 
 
