@@ -20,10 +20,12 @@ reproduce: $(READY)
 	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
+# The unit tests take a process a core. The others time something or start processes of their own.
 test: $(READY)
 	ruff check .
 	ruff format --check .
-	pytest
+	OMP_NUM_THREADS=1 pytest -n $(CORES) tests/unit
+	pytest tests/workflow tests/bench
 
 test-long: $(READY)
 	python tests/long/kills.py 50
@@ -38,5 +40,5 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
 	@touch $@
