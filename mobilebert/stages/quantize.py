@@ -22,7 +22,8 @@ def run(run: Run, study: Study) -> None:
     float_file, int8_file = run.state / "model.onnx", run.folder / "model.int8.onnx"
     export_onnx(model, float_file, length=setting["length"])
     run.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
-    metrics, details = evaluate(OnnxModel(int8_file), load_tokenizer(data / "tokenizer"), data, setting, run.folder)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    metrics, details = evaluate(OnnxModel(int8_file), tokenizer, data, setting, run.folder, OnnxModel.ROWS)
     run.metrics |= metrics
     best = source.details["seeds"].index(source.details["best_seed"])
     run.details |= {**details, "statuses": [status(setting["task"], source, metrics, details)]}
