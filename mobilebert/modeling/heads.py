@@ -116,7 +116,10 @@ class _WithVocabulary(MobileBertPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.cls.predictions.decoder = new_embeddings
-        self.cls.predictions.bias = new_embeddings.bias
+        bias = new_embeddings.bias
+        if bias is not None and not self.config.tie_word_embeddings:  # saved as one tensor, they would not be loaded as two
+            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self.cls.predictions.bias = bias
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
