@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mobilebert.data.sources import check_task, offline_unless_reachable
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.errors import UserError, one_line
 from mobilebert.evaluation import files, rows
-from mobilebert.evaluation.scoring import Forward, outputs, padded
+from mobilebert.evaluation.scoring import BATCH, Forward, outputs, padded
 from mobilebert.progress import bar
 from mobilebert.records import Diverged, read
 from mobilebert.settings import Finetune
@@ -29,7 +29,10 @@ INT8 = "model.int8.onnx"  # what the stage `quantize` leaves in its folder
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint with a head for `task`. order: for each class of the task its column of the logits."""
+    """A checkpoint with a head for `task`.
+
+    order: for each class of the task its column of the logits. size: rows that are run at once, see `scoring.outputs`.
+    """
 
     source: str
     task: Task
@@ -37,6 +40,7 @@ class Model:
     tokenizer: object
     setting: dict
     order: list[int]
+    size: int
 
     def predict(self, frame: pd.DataFrame, what: str) -> pd.DataFrame:
         """One row for each of `frame`, in its order, under a progress bar called `what`.
@@ -65,16 +69,9 @@ class Model:
         )
 
     def _outputs(self, examples, names: tuple[str, ...], what: str) -> dict[str, list[np.ndarray]]:
-        with bar(len(examples), what, unit="row") if len(examples) > 1 else nullcontext() as progress:
-
-            def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-                found = self.forward(batch)
-                if progress is not None:
-                    progress.update(len(batch["input_ids"]))
-                return found
-
+        with bar(len(examples), what, unit="row", silent=len(examples) == 1) as progress:
             try:
-                return outputs(forward, examples, names)
+                return outputs(self.forward, examples, names, self.size, progress.update)
             except Diverged as error:
                 raise UserError(f"{self.source}: {error}") from None
 
@@ -116,7 +113,7 @@ def load(source: str, task: Task, threads: int = 1) -> Model:
         tokenizer.encode("\N{SNOWMAN}")
     except Exception as error:  # a WordPiece without [UNK] fails at the first word that it does not know
         raise UserError(f"{source}: the tokenizer does not encode every text ({one_line(error)})") from None
-    return Model(source, task, forward, tokenizer, setting, order)
+    return Model(source, task, forward, tokenizer, setting, order, getattr(forward, "ROWS", BATCH))
 
 
 def _recorded(path: Path) -> dict | None:

@@ -1,4 +1,4 @@
-"""Rows of a task as token ids, and batches of them: sorted by length in buckets, padded to the longest of the batch."""
+"""Rows of a task as token ids, and batches of them: for training sorted by length and padded, for prediction of one length."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Examples:
         targets = {name: values[rows] for name, values in self.targets.items()}
         return Examples([self.ids[row] for row in rows], [self.types[row] for row in rows], self.pad, targets)
 
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """input_ids, attention_mask, token_type_ids (B, T), int64, T a multiple of 8; and the targets of these rows."""
-        width = -(-max(len(self.ids[row]) for row in rows) // 8) * 8
+    def batch(self, rows: np.ndarray, multiple: int = 8) -> dict[str, np.ndarray]:
+        """input_ids, attention_mask, token_type_ids (B, T), int64, T a multiple of `multiple`; and the targets of these rows."""
+        width = -(-max(len(self.ids[row]) for row in rows) // multiple) * multiple
         ids = np.full((len(rows), width), self.pad, np.int64)
         types, mask = np.zeros_like(ids), np.zeros_like(ids)
         for place, row in enumerate(rows):
@@ -58,9 +58,14 @@ class Examples:
         return [batches[place] for place in rng.permutation(len(batches))]
 
     def by_length(self, size: int) -> list[np.ndarray]:
-        """Batches for prediction, longest first."""
+        """Return batches for prediction, longest rows first, each of rows of one length.
+
+        Such rows need no padding. MobileBERT's last token sees the one behind it, [PAD] too: beside a longer row it would get
+        another answer.
+        """
         order = np.argsort(-self.lengths, kind="stable")
-        return [order[first : first + size] for first in range(0, len(order), size)]
+        groups = np.split(order, np.flatnonzero(np.diff(self.lengths[order])) + 1)
+        return [group[first : first + size] for group in groups for first in range(0, len(group), size)]
 
 
 def table_file(data: Path, task: str, split: str) -> Path:

@@ -17,35 +17,48 @@ from mobilebert.records import Diverged
 
 Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # input_ids, attention_mask, token_type_ids -> logits
 BATCH = 64
+FEWEST = 4  # rows: of fewer, MKL sums a pooler's and a classifier's product in another order
 EVALUATED = ("validation", "validation_mismatched")
 
 
-def outputs(forward: Forward, examples: Examples, names: tuple[str, ...]) -> dict[str, list[np.ndarray]]:
-    """Every named output, one array a row in the rows' order.
+def outputs(
+    forward: Forward,
+    examples: Examples,
+    names: tuple[str, ...],
+    size: int = BATCH,
+    done: Callable[[int], object] = lambda rows: None,
+) -> dict[str, list[np.ndarray]]:
+    """Return every named output, one array a row in the rows' order.
+
+    A row's outputs do not depend on the other rows. Up to `size` rows are one batch, none of them padded; of a float model on
+    one CPU thread they are, to the bit, what the row gives alone. An int8 model has one range for all activations of a batch, so
+    its rows must come one by one (size 1). done: is told after each batch how many rows it had.
 
     Raises Diverged for values that are not finite.
     """
     found: dict[str, list] = {name: [None] * len(examples) for name in names}
-    for rows in examples.by_length(BATCH):
-        batch = examples.batch(rows)
+    fewest = FEWEST if size > 1 and names == ("logits",) else 1  # a head over tokens always has more rows
+    for rows in examples.by_length(size):
+        batch = examples.batch(np.resize(rows, max(len(rows), fewest)), multiple=1)  # filled up with the same rows again
         result = forward({key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")})
         for name in names:
             if not np.isfinite(result[name]).all():
                 raise Diverged(f"{name}: the model's outputs are not finite")
             for place, row in enumerate(rows):
                 found[name][row] = result[name][place]
+        done(len(rows))
     return found
 
 
-def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) -> tuple[dict, dict]:
-    """Score a model on every labelled validation split of a task, and predict AX beside MNLI.
+def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, size: int = BATCH) -> tuple[dict, dict]:
+    """Score a model on every labelled validation split of a task, and predict AX beside MNLI. size: see `outputs`.
 
     Returns (metrics, details): fractions by the task's metric names, `mismatched_` before MNLI's second set; rows, shares of the
     predicted classes and of the labels. Predictions are written to `out`/predictions.parquet.
     """
     task = TASKS[setting["task"]]
     if task.is_squad:
-        return _evaluate_squad(forward, tokenizer, data, setting, out)
+        return _evaluate_squad(forward, tokenizer, data, setting, out, size)
     metrics, details, tables = {}, {"rows": {}, "shares": {}, "label_shares": {}}, []
     for role in EVALUATED:
         file = table_file(data, task.name, role)
@@ -53,7 +66,7 @@ def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) 
             continue
         frame = sample(pd.read_parquet(file), setting["eval_rows"], seed=0)
         examples = encode(tokenizer, task.name, frame, setting["length"])
-        predictions = _predict(forward, examples, task)
+        predictions = _predict(forward, examples, task, size)
         prefix = "mismatched_" if role == "validation_mismatched" else ""
         metrics |= {prefix + name: value for name, value in glue.score(task.name, predictions, frame["label"].to_numpy()).items()}
         details["rows"][role] = len(frame)
@@ -64,15 +77,15 @@ def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) 
         tables.append(pd.DataFrame({"split": role, "idx": frame["idx"], "prediction": predictions, "label": frame["label"]}))
     if task.name == "mnli" and table_file(data, "ax", "test").exists():
         frame = pd.read_parquet(table_file(data, "ax", "test"))
-        predictions = _predict(forward, encode(tokenizer, "ax", frame, setting["length"]), task)
+        predictions = _predict(forward, encode(tokenizer, "ax", frame, setting["length"]), task, size)
         details["shares"]["ax"] = glue.share(predictions, task.num_labels)
         tables.append(pd.DataFrame({"split": "ax", "idx": frame["idx"], "prediction": predictions, "label": -1}))
     pd.concat(tables).to_parquet(out / "predictions.parquet", index=False)
     return metrics, details
 
 
-def _predict(forward: Forward, examples: Examples, task) -> np.ndarray:
-    logits = np.stack(outputs(forward, examples, ("logits",))["logits"])
+def _predict(forward: Forward, examples: Examples, task, size: int) -> np.ndarray:
+    logits = np.stack(outputs(forward, examples, ("logits",), size)["logits"])
     return np.clip(logits[:, 0], 0.0, 5.0) if task.is_regression else logits.argmax(-1)
 
 
@@ -84,11 +97,11 @@ def padded(rows: list[np.ndarray]) -> np.ndarray:
     return table
 
 
-def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: dict, out: Path) -> tuple[dict, dict]:
+def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, size: int) -> tuple[dict, dict]:
     v2 = setting["task"] == "squad_v2.0"
     frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)
-    found = outputs(forward, examples, ("start_logits", "end_logits"))
+    found = outputs(forward, examples, ("start_logits", "end_logits"), size)
     start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
     texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting["max_answer_length"], v2=v2)
     wanted = squad.references(frame)

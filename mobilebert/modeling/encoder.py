@@ -10,7 +10,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from mobilebert.errors import UserError
 from mobilebert.modeling import fused
@@ -25,6 +26,8 @@ from mobilebert.modeling.layers import (
     NoNorm,
 )
 from mobilebert.modeling.loading import check_loaded, check_size, check_types, one_refusal, readable
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class MobileBertLayer(GradientCheckpointingLayer):
@@ -70,17 +73,19 @@ class MobileBertEncoder(nn.Module):
         attention_mask: torch.Tensor | None,
         num_layers: int,
         attention_layers: Collection[int],
-        with_states: bool,
+        states_wanted: Collection[int] | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor | None, ...]]:
-        """Output of the first `num_layers` blocks; where asked, the input and output of each; each one's probabilities or None.
+        """Return the output of the first `num_layers` blocks, their hidden states and each one's probabilities or None.
 
-        States that nobody asked for are not held: in inference a block's input is freed behind it.
+        Hidden state n is the output of n blocks, or None if it is not wanted; there is no tuple if none are. What nobody asked
+        for is not held: in inference a block's input is freed behind it.
         """
-        states, attentions = [hidden_states] if with_states else None, []
+        attentions = []
+        states = None if states_wanted is None else [hidden_states if 0 in states_wanted else None]
         for index in range(num_layers):
             hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
             if states is not None:
-                states.append(hidden_states)
+                states.append(hidden_states if index + 1 in states_wanted else None)
             attentions.append(probabilities)
         return hidden_states, states and tuple(states), tuple(attentions)
 
@@ -189,22 +194,29 @@ class MobileBertModel(MobileBertPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Collection[int] | None = None,
         num_layers: int | None = None,
         attention_layers: Collection[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """transformers' arguments and outputs, and two for layer-wise knowledge transfer.
 
+        output_hidden_states: True for all of them, or the numbers of those wanted, from the end if negative; the others are
+            then None.
         attention_mask: (batch, tokens), 1 for a token and 0 for padding; or (batch, 1, queries, keys), boolean (True
             attends) or additive. Without one nothing is masked and the attention kernel gets no mask.
         num_layers: run only the first n blocks; `last_hidden_state` is then the n-th block's output.
         attention_layers: 0-based blocks whose attention probabilities are wanted. `attentions` then has one entry for
             each block run: (batch, heads, queries, keys), before dropout, or None for the blocks not named.
             `output_attentions=True` names all of them.
+        kwargs: read by nobody, as in transformers: `head_mask` and `num_items_in_batch` of callers that serve older or other
+            models.
 
         Raises UserError for float16, in which the activations overflow, for too long a sequence and, on the CPU, for ids
         out of range; ValueError for arguments that contradict.
         """
+        if kwargs.get("is_causal"):  # transformers' class masks the future then, but no longer once a token is padding
+            raise ValueError("is_causal: an encoder sees the whole sequence; give a 4-dimensional attention_mask")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
         depth = self.config.num_hidden_layers
@@ -225,7 +237,8 @@ class MobileBertModel(MobileBertPreTrainedModel):
             refuse_ids(self.embeddings, input_ids, token_type_ids, position_ids)
             raise
         mask = additive_mask(attention_mask, dtype, self.config.mask_value)
-        last, states, attentions = self.encoder(embedded, mask, num_layers, attention_layers, output_hidden_states)
+        wanted = _states_wanted(output_hidden_states, num_layers + 1)
+        last, states, attentions = self.encoder(embedded, mask, num_layers, attention_layers, wanted)
         return BaseModelOutputWithPooling(
             last_hidden_state=last,
             pooler_output=None if self.pooler is None else self.pooler(last),
@@ -235,13 +248,26 @@ class MobileBertModel(MobileBertPreTrainedModel):
 
     def compute_dtype(self) -> torch.dtype:
         """The dtype of the matrix products: that of the weights, or of autocast. Raises UserError for float16."""
-        weight = self.embeddings.embedding_transformation.weight
+        # A quantizer or an adapter may have taken the layer's place, without a weight or with one of integers.
+        weight = getattr(self.embeddings.embedding_transformation, "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.dtype not in DTYPES:
+            weight = next(parameter for parameter in self.parameters() if parameter.dtype in DTYPES)
         dtype, device = weight.dtype, weight.device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # "meta" has no autocast, and asking for it breaks graphs
             dtype = torch.get_autocast_dtype(device)
         if torch.float16 in (dtype, weight.dtype):
             raise UserError("dtype: float16 ends at 65,504 and MobileBERT's activations reach 1e8; use bfloat16 or float32")
         return dtype
+
+
+def _states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Collection[int] | None:
+    """Return which of `count` hidden states an `output_hidden_states` asks for, as transformers reads it; None for no tuple."""
+    if not asked:
+        return None
+    if asked is True:
+        return range(count)
+    numbers = [asked] if isinstance(asked, int) else asked
+    return {number % count for number in numbers if -count <= number < count}
 
 
 def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, position_ids) -> None:

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mobilebert.errors import UserError
+from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.encoder import MobileBertLayer, MobileBertModel, MobileBertPreTrainedModel
+from mobilebert.modeling.inplace import activate, untouched
 from mobilebert.modeling.layers import ACTIVATIONS, NoNorm
 
 # A channel whose scale would leave this range starts again at 1 and pays one multiplication: a NoNorm weight near zero is
@@ -152,7 +154,7 @@ class FoldedLayer(nn.Module):
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=1.0)
         x = self.attention(context.transpose(1, 2).reshape(batch * tokens, self.width), x)
         for up, down in zip(self.up, self.down, strict=True):
-            x = down(self.activation(up(x)), x)
+            x = down(activate(self.activation, up(x), up, made_by=Affine), x)
         if self.output is not None:
             x = self.output(x, block_input)
         return torch.addcmul(self.offset, x, self.gain).view(batch, tokens, -1), probabilities
@@ -179,12 +181,14 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     For inference only: it has no gradients in its blocks, no dropout, and is not saved (save the model it was made from);
     its `train()` and `save_pretrained` raise UserError.
 
-    Raises UserError for what is not `foldable`: LayerNorm is not affine.
+    Raises UserError for what is not `foldable`, since LayerNorm is not affine; and for blocks that do more than their weights
+    say: the fold would lose adapters, quantized layers and hooks.
     """
     if not foldable(model):
         raise UserError(f"fold: {type(model).__name__} is not a MobileBERT model with no_norm, or is folded already")
     base = getattr(model, "mobilebert", model)
     layers = base.encoder.layer
+    _check_untouched(layers, model.config)
     base.encoder.layer = nn.ModuleList()  # the copy need not hold what the fold replaces
     try:
         folded = copy.deepcopy(model)
@@ -196,6 +200,20 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     folded.save_pretrained = _refuse_saving
     folded.train = MethodType(_train, folded)
     return folded.requires_grad_(False).eval()
+
+
+def _check_untouched(layers: nn.ModuleList, config: MobileBertConfig) -> None:
+    with torch.device("meta"):
+        expected = dict(MobileBertLayer(config).named_modules())
+    for index, layer in enumerate(layers):
+        found = dict(layer.named_modules())
+        for name, module in expected.items():
+            if name not in found or not untouched(found[name], type(module)):
+                kind = type(found[name]).__name__ if name in found else "missing"
+                raise UserError(
+                    f"fold: encoder.layer.{index}.{name} is no plain {type(module).__name__} (it is {kind}, or has hooks); "
+                    "merge adapters, remove hooks and parametrizations, and fold before quantization"
+                )
 
 
 def _train(folded: MobileBertPreTrainedModel, mode: bool = True) -> MobileBertPreTrainedModel:

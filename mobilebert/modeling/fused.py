@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from mobilebert.errors import UserError
 from mobilebert.modeling.configuration import MobileBertConfig
-from mobilebert.modeling.layers import FFNLayer, FFNOutput, MobileBertIntermediate, MobileBertOutput, NoNorm, plain
+from mobilebert.modeling.inplace import plain
+from mobilebert.modeling.layers import FFNLayer, FFNOutput, MobileBertIntermediate, MobileBertOutput, NoNorm
 
 DEVICE, CAPABILITY = "cuda", 9  # tile sizes are chosen for Hopper: its registers, its shared memory, its matrix instructions
 NAMES = ("weight", "bias")
@@ -66,8 +67,9 @@ def enable(model: nn.Module) -> None:
 
 def serves(block: nn.Module, x: torch.Tensor) -> bool:
     """Whether the kernel may stand in for a block's stack on x: bf16 products, on the GPU, of plain modules nobody listens to."""
-    weight = block.intermediate.dense.weight
-    return x.device.type == DEVICE and _product_dtype(weight) == torch.bfloat16 and x.numel() > 0 and _is_stack(block)
+    if x.device.type != DEVICE or x.numel() == 0 or not _is_stack(block):
+        return False
+    return _product_dtype(block.intermediate.dense.weight) == torch.bfloat16
 
 
 def _product_dtype(weight: torch.Tensor) -> torch.dtype:

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.encoder import MobileBertModel, MobileBertPreTrainedModel
+from mobilebert.modeling.inplace import activate
 from mobilebert.modeling.layers import ACTIVATIONS
 
 
@@ -31,7 +32,7 @@ class MobileBertPredictionHeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.activation(self.dense(x)))
+        return self.LayerNorm(activate(self.activation, self.dense(x), self.dense))
 
 
 class MobileBertLMPredictionHead(nn.Module):
@@ -43,14 +44,21 @@ class MobileBertLMPredictionHead(nn.Module):
         self.dense = nn.Linear(config.vocab_size, config.hidden_size - config.embedding_size, bias=False)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))  # tied to decoder.bias
+        self.widths = [config.embedding_size, config.hidden_size - config.embedding_size]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., hidden_size) -> (..., vocab_size)."""
         x = self.transform(hidden_states)
-        tied, own = x.flatten(0, -2).split([self.decoder.in_features, self.dense.out_features], dim=-1)
+        tied, own = x.flatten(0, -2).split(self.widths, dim=-1)
         # Two products: one would need the two matrices copied into a third, vocab_size x hidden_size, at every call.
-        logits = torch.addmm(self.decoder(tied), own, self.dense.weight)
+        logits = torch.addmm(self.decoder(tied), own, _weight(self.dense))
         return logits.unflatten(0, x.shape[:-1])
+
+
+def _weight(linear: nn.Module) -> torch.Tensor:
+    """Return the weight of a linear layer, or of what torch's quantizer puts in its place: there it is a method's answer."""
+    weight = linear.weight() if callable(linear.weight) else linear.weight
+    return weight.dequantize() if weight.is_quantized else weight
 
 
 class MobileBertOnlyMLMHead(nn.Module):
@@ -60,6 +68,10 @@ class MobileBertOnlyMLMHead(nn.Module):
         super().__init__()
         self.predictions = MobileBertLMPredictionHead(config)
 
+    def forward(self, sequence: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> (..., vocab_size)."""
+        return self.predictions(sequence)
+
 
 class MobileBertOnlyNSPHead(nn.Module):
     """The NSP head under the key `seq_relationship`."""
@@ -67,6 +79,10 @@ class MobileBertOnlyNSPHead(nn.Module):
     def __init__(self, config: MobileBertConfig):
         super().__init__()
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden_size) -> (batch, 2)."""
+        return self.seq_relationship(pooled)
 
 
 class MobileBertPreTrainingHeads(nn.Module):
@@ -76,6 +92,10 @@ class MobileBertPreTrainingHeads(nn.Module):
         super().__init__()
         self.predictions = MobileBertLMPredictionHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, sequence: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., hidden_size) and (batch, hidden_size) -> (..., vocab_size) and (batch, 2)."""
+        return self.predictions(sequence), self.seq_relationship(pooled)
 
 
 class _WithVocabulary(MobileBertPreTrainedModel):
@@ -96,13 +116,20 @@ class _WithVocabulary(MobileBertPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.cls.predictions.decoder = new_embeddings
-        self.cls.predictions.bias = new_embeddings.bias
+        bias = new_embeddings.bias
+        if bias is not None and not self.config.tie_word_embeddings:  # saved as one tensor, they would not be loaded as two
+            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self.cls.predictions.bias = bias
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As transformers; the head's own columns have one entry for each token too."""
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        predictions = self.cls.predictions  # after the call: its pad_to_multiple_of may have rounded up
-        predictions.dense = self._get_resized_lm_head(predictions.dense, embeddings.num_embeddings, transposed=True)
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize as transformers does, and the head's own columns with it: they have one entry for each token too."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        size, old = embeddings.num_embeddings, self.cls.predictions.dense  # the size may have been rounded up
+        if size != old.in_features:  # of a layer that has the size already, the call would change out_features
+            new = self._get_resized_lm_head(old, size, transposed=True, mean_resizing=mean_resizing)
+            self.cls.predictions.dense = new.requires_grad_(old.weight.requires_grad)
         return embeddings
 
 
@@ -151,8 +178,7 @@ class MobileBertForPreTraining(_WithVocabulary):
         sequence = outputs.last_hidden_state
         if masked_positions is not None:
             sequence = sequence.flatten(0, 1).index_select(0, masked_positions)
-        prediction_logits = self.cls.predictions(sequence)
-        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+        prediction_logits, seq_relationship_logits = self.cls(sequence, outputs.pooler_output)
         loss = None
         if labels is not None and next_sentence_label is not None:
             loss = F.cross_entropy(prediction_logits.flatten(0, -2), labels.flatten())
@@ -197,7 +223,7 @@ class MobileBertForMaskedLM(_WithVocabulary):
         sequence = outputs.last_hidden_state
         if masked_positions is not None:
             sequence = sequence.flatten(0, 1).index_select(0, masked_positions)
-        logits = self.cls.predictions(sequence)
+        logits = self.cls(sequence)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, -2), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
@@ -226,7 +252,7 @@ class MobileBertForNextSentencePrediction(MobileBertPreTrainedModel):
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
-        logits = self.cls.seq_relationship(outputs.pooler_output)
+        logits = self.cls(outputs.pooler_output)
         loss = None if labels is None else F.cross_entropy(logits, labels.flatten())
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

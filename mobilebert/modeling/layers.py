@@ -10,9 +10,10 @@ from torch import nn
 
 from mobilebert.errors import UserError
 from mobilebert.modeling.configuration import MobileBertConfig
+from mobilebert.modeling.inplace import NoNorm, activate, plain, project, project_and_norm
 
 ACTIVATIONS = {
-    "relu": lambda: nn.ReLU(inplace=True),  # its input, a linear layer's output, is nobody else's: not in backward either
+    "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "gelu": nn.GELU,
     "gelu_new": lambda: nn.GELU(approximate="tanh"),
@@ -20,18 +21,6 @@ ACTIVATIONS = {
 # transformers leaves torch's epsilon on the embedding norm and on the last FFN's norm, and so do we, or a LayerNorm
 # checkpoint would give other numbers here than there. NoNorm has no epsilon.
 TORCH_LAYER_NORM_EPS = 1e-5
-
-
-class NoNorm(nn.Module):
-    """Element-wise `weight * x + bias`: what the paper puts in LayerNorm's place (equation 2)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.bias, x, self.weight)  # one kernel; x * weight + bias is two
 
 
 def norm(config: MobileBertConfig, width: int, eps: float | None = None) -> nn.Module:
@@ -46,57 +35,6 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     linear = nn.Linear(inputs, outputs)
     linear.writes_residual = True  # a mark, not a subclass: quantizers look layers up by their exact type
     return linear
-
-
-def plain(module: nn.Module, kind: type) -> bool:
-    """Whether `module` is of `kind`, not of a subclass as an adapter is, runs its class's `forward`, which accelerate's hooks
-    replace, and nobody listens to it."""
-    return not (
-        type(module) is not kind
-        or "forward" in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def in_place(linear: nn.Linear, x: torch.Tensor) -> bool:
-    """Whether what follows `linear` may work in its output: eager inference on a CPU, and a plain layer that nobody listens to.
-
-    There a forward of one sequence takes 0.93 of the time (one core, 128 tokens): a product that is handed its bias first
-    copies it to every row, and every new tensor is memory that the weights streaming by have pushed out of the cache. A
-    subclass, an adapter or a hook is called as it is everywhere else.
-    """
-    return not (
-        torch.is_grad_enabled()
-        or not plain(linear, nn.Linear)
-        or x.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-    )
-
-
-def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """linear(x)."""
-    return F.linear(x, linear.weight).add_(linear.bias) if in_place(linear, x) else linear(x)
-
-
-def project_and_norm(
-    linear: nn.Linear,
-    norm: nn.Module,
-    x: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    dropout: nn.Module | None = None,
-) -> torch.Tensor:
-    """norm(dropout(linear(x)) + residual)."""
-    mine = in_place(linear, x)
-    x = F.linear(x, linear.weight).add_(linear.bias) if mine else linear(x)
-    if dropout is not None and dropout.training:
-        x = dropout(x)
-    if residual is not None:
-        x = x.add_(residual) if mine else x + residual
-    return torch.addcmul(norm.bias, x, norm.weight, out=x) if mine and type(norm) is NoNorm else norm(x)
 
 
 class MobileBertEmbeddings(nn.Module):
@@ -127,19 +65,27 @@ class MobileBertEmbeddings(nn.Module):
         Raises UserError for more tokens than there are positions.
         """
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        tokens, positions = words.shape[1], self.position_embeddings.num_embeddings
-        if tokens > positions:
-            raise UserError(f"input_ids: {tokens} tokens, but max_position_embeddings is {positions}")
+        positions, types = self.position_embeddings, self.token_type_embeddings
+        tokens = words.shape[1]
+        longest = getattr(positions, "num_embeddings", tokens)  # what stands in for a table need not know its size
+        if tokens > longest:
+            raise UserError(f"input_ids: {tokens} tokens, but max_position_embeddings is {longest}")
         if self.trigram_input:
             # Next, current, previous; zeros only at the ends of the tensor, so a last real token sees [PAD] behind it.
             padded = F.pad(words, (0, 0, 1, 1))
             words = torch.cat([padded[:, 2:], words, padded[:, :-2]], dim=-1)
         if self.transforms:
             words = project(self.embedding_transformation, words)
-        # Slices of the tables where the ids are the default ones: no gather forward, no scatter backward.
-        positions, types = self.position_embeddings, self.token_type_embeddings
-        position = positions.weight[:tokens] if position_ids is None else positions(position_ids)
-        segment = types.weight[0] if token_type_ids is None else types(token_type_ids)
+        # Slices of the tables if the ids are the default ones: no gather forward, no scatter backward.
+        if position_ids is None and plain(positions, nn.Embedding):
+            position = positions.weight[:tokens]
+        else:
+            position = positions(torch.arange(tokens, device=words.device)[None] if position_ids is None else position_ids)
+        if token_type_ids is None and plain(types, nn.Embedding):
+            segment = types.weight[0]
+        else:
+            zeros = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+            segment = types(zeros if token_type_ids is None else token_type_ids)
         return self.dropout(self.LayerNorm(words + position + segment))
 
 
@@ -273,7 +219,7 @@ class MobileBertIntermediate(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation(project(self.dense, x))
+        return activate(self.activation, project(self.dense, x), self.dense)
 
 
 class FFNOutput(nn.Module):

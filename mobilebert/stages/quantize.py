@@ -25,7 +25,8 @@ def run(run: Run, study: Study) -> None:
     export_onnx(model, float_file, length=setting["length"])
     run.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
     run.quantization = describe(float_file, int8_file, setting["length"])
-    metrics, details = evaluate(OnnxModel(int8_file), load_tokenizer(data / "tokenizer"), data, setting, run.folder)
+    tokenizer = load_tokenizer(data / "tokenizer")
+    metrics, details = evaluate(OnnxModel(int8_file), tokenizer, data, setting, run.folder, OnnxModel.ROWS)
     run.metrics |= metrics
     best = source.details["seeds"].index(source.details["best_seed"])
     run.details |= {**details, "statuses": [status(setting["task"], source, metrics, details)]}

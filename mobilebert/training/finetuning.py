@@ -87,7 +87,7 @@ CHECKPOINT_EVERY = 500  # steps: a minute of a small model
 def make_task(examples: Examples, model: nn.Module, setting: dict, seed: int) -> Task:
     """Linear warm-up and decay, batches bucketed by length."""
     size, epochs = setting["batch_size"], setting["epochs"]
-    each = len(examples.by_length(size))
+    each = -(-len(examples) // size)
     steps = each * epochs
     order: dict[int, list[np.ndarray]] = {}
 

@@ -57,7 +57,7 @@ def rows(draw):
 def test_an_epoch_has_every_row_once(examples, size, seed, epoch):
     batches = examples.epoch(size, seed, epoch)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(examples)))
-    assert len(batches) == len(examples.by_length(size)) == -(-len(examples) // size)
+    assert len(batches) == -(-len(examples) // size)
     assert sorted(map(len, batches))[1:] == [size] * (len(batches) - 1)  # one batch may be short
 
 
@@ -90,9 +90,22 @@ def test_an_epochs_batches_have_rows_of_like_lengths():
 @EXAMPLES
 @given(rows(), st.integers(1, 20))
 def test_batches_for_prediction_have_every_row_once_the_longest_first(examples, size):
-    order = np.concatenate(examples.by_length(size))
+    batches = examples.by_length(size)
+    order = np.concatenate(batches)
     assert sorted(order.tolist()) == list(range(len(examples)))
     assert (np.diff(examples.lengths[order]) <= 0).all()
+    assert max(map(len, batches)) <= size
+    counts = np.unique(examples.lengths, return_counts=True)[1]
+    assert len(batches) == sum(-(-count // size) for count in counts)  # as few as there can be
+
+
+@EXAMPLES
+@given(rows(), st.integers(1, 20))
+def test_a_batch_for_prediction_has_no_padding(examples, size):
+    for chosen in examples.by_length(size):
+        batch = examples.batch(chosen, multiple=1)
+        assert batch["attention_mask"].all()
+        assert batch["input_ids"].tolist() == [examples.ids[row].tolist() for row in chosen]
 
 
 @EXAMPLES
@@ -235,8 +248,27 @@ def test_outputs_come_back_in_the_rows_order():
         sizes.append(len(batch["input_ids"]))
         return {"logits": batch["input_ids"][:, :1].astype(float)}
 
-    assert [value[0] for value in outputs(forward, examples, ("logits",))["logits"]] == list(range(150))
-    assert sizes == [64, 64, 22]
+    told = []
+    found = outputs(forward, examples, ("logits",), done=told.append)["logits"]
+    assert [value[0] for value in found] == list(range(150))
+    assert sorted(sizes) == [11] * 6 + [12] * 7  # as many as rows of each of the 13 lengths
+    assert told == sizes
+
+
+def test_a_batch_of_few_rows_is_filled_up_and_nobody_sees_it():
+    examples = Examples([np.full(3 + row // 2, row) for row in range(5)], [np.zeros(3 + row // 2) for row in range(5)], 0)
+    sizes, told = [], []
+
+    def forward(batch):
+        sizes.append(len(batch["input_ids"]))
+        return {name: batch["input_ids"][:, :1].astype(float) for name in ("logits", "start_logits")}
+
+    assert [value[0] for value in outputs(forward, examples, ("logits",), done=told.append)["logits"]] == list(range(5))
+    assert (sizes, told) == ([4, 4, 4], [1, 2, 2])
+    sizes.clear()
+    assert [value[0] for value in outputs(forward, examples, ("logits",), size=1)["logits"]] == list(range(5))
+    outputs(forward, examples, ("start_logits",))
+    assert sizes == [1] * 5 + [1, 2, 2]
 
 
 def test_a_model_that_knows_scores_one(tokenizer, tmp_path):

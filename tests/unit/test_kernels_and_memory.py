@@ -54,7 +54,7 @@ def run(model: torch.nn.Module, seq: int) -> Meter:
     model.eval()
     ids = torch.ones(1, seq, dtype=torch.long)
     with (
-        mock.patch("mobilebert.modeling.layers.in_place", lambda *_: False),  # noqa: PT008 - a mock would keep every tensor
+        mock.patch("mobilebert.modeling.inplace.in_place", lambda *_: False),  # noqa: PT008 - a mock would keep every tensor
         torch.inference_mode(),
         Meter([ids, *model.parameters(), *model.buffers()]) as meter,
     ):

@@ -1,0 +1,353 @@
+"""Hooks, tracers, adapters and quantizers see of our models what they see of transformers'."""
+
+import pytest
+import torch
+from family import HEADS, LABELS, agree_in_gradients, batch, close, gradients, pair
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules import module as every_module
+from torch.nn.utils import parametrizations, prune
+
+from mobilebert import fold
+from mobilebert.errors import UserError
+
+OURS = {"intermediate_act_fn": "activation", "transform_act_fn": "activation"}  # transformers' names of modules
+MODES = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+modes = pytest.mark.parametrize("mode", MODES)
+PARTS = (  # of each kind one, in the block's order
+    "encoder.layer.0.bottleneck.input.dense",
+    "encoder.layer.0.attention.output.dense",
+    "encoder.layer.0.attention.output.LayerNorm",
+    "encoder.layer.0.ffn.0.intermediate.dense",
+    "encoder.layer.0.ffn.0.intermediate.activation",
+    "encoder.layer.0.ffn.0.output.LayerNorm",
+    "encoder.layer.0.intermediate.dense",
+    "encoder.layer.0.output.dense",
+    "encoder.layer.0.output.bottleneck.dropout",
+)
+
+
+def both(head: str, **fields):
+    return pair(head, num_labels=2 if head == "ForQuestionAnswering" else LABELS, **fields)
+
+
+def first(output) -> torch.Tensor:
+    return next(value for value in output.values() if value is not None)
+
+
+def names(model) -> dict[torch.nn.Module, str]:
+    """Each module's name, where transformers' differs as ours."""
+    found = {}
+    for name, part in model.named_modules():
+        *path, last = name.split(".")
+        found[part] = ".".join([*path, OURS.get(last, last)])
+    return found
+
+
+def heard(model, inputs, everywhere: bool, mode: str) -> dict[str, tuple[list, list]]:
+    """By module's name, the tensors that forward hooks and pre-hooks kept, and copies made when they were called."""
+    kept, known = {}, names(model)
+
+    def keep(module, tensors):
+        tensors = [x for x in (tensors if isinstance(tensors, tuple) else (tensors,)) if torch.is_tensor(x)]
+        mine, copies = kept.setdefault(known.get(module), ([], []))
+        mine += tensors
+        copies += [x.clone() for x in tensors]
+
+    def after(module, arguments, output):
+        keep(module, output)
+
+    if everywhere:
+        handles = [every_module.register_module_forward_pre_hook(keep), every_module.register_module_forward_hook(after)]
+    else:
+        handles = [part.register_forward_pre_hook(keep) for part in known]
+        handles += [part.register_forward_hook(after) for part in known]
+    with MODES[mode]():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+@modes
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize(("head", "layout"), [("ForPreTraining", {}), ("ForSequenceClassification", {"use_bottleneck": False})])
+def test_hooks_on_every_module_hear_what_transformers_modules_say_and_keep_it(head, layout, everywhere, mode):
+    layout = layout and layout | {"key_query_shared_bottleneck": False}
+    ours, theirs = both(head, **layout)
+    inputs = batch(head, True)
+    inputs.pop("token_type_ids")  # the tables' slices
+    mine, peer = (heard(model, inputs, everywhere, mode) for model in (ours, theirs))
+    peer.pop(None, None)  # their losses are modules
+    assert set(peer) <= set(mine)
+    for name, (tensors, copies) in mine.items():
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, copies, strict=True)), name
+    for name in peer:
+        if not name.endswith(("embeddings", "LayerNorm", "self", "dense", "activation", "dropout", "classifier", "cls")):
+            continue  # the containers' arguments differ
+        close(mine[name][0][-1].reshape(-1), peer[name][0][-1].reshape(-1), 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["register_forward_pre_hook", "register_forward_hook"])
+@modes
+@pytest.mark.parametrize("path", PARTS)
+def test_one_hook_alone_keeps_its_tensor(path, mode, kind):
+    """The next module is then plain: only what this one hears makes it take the longer way."""
+    model, _ = both("Model")
+    kept = []
+
+    def keep(module, arguments, output=None):
+        kept.append((arguments[0], arguments[0].clone()) if output is None else (output, output.clone()))
+
+    getattr(model.get_submodule(path), kind)(keep)
+    with MODES[mode]():
+        found = model(**batch("Model", True)).last_hidden_state
+    assert len(kept) == 1
+    assert torch.equal(*kept[0])
+    with torch.no_grad():
+        close(found, both("Model")[0](**batch("Model", True)).last_hidden_state, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("path", [*PARTS, None])
+def test_backward_hooks_hear_the_gradients_of_transformers_modules(path, kind):
+    found = []
+    for model in both("ForMaskedLM"):
+        seen, known = [], {name: part for part, name in names(model).items()}
+
+        def hear(module, *gradients, seen=seen):
+            seen.extend(x for x in gradients[-1] if x is not None)
+
+        for name in [f"mobilebert.{path}"] if path else [name for name in known if name.endswith(("dense", "activation"))]:
+            if not name.endswith("predictions.dense"):  # no module's call: its transposed weight is read
+                getattr(known[name], kind)(hear)
+        model(**batch("ForMaskedLM", True)).loss.backward()
+        found.append(seen)
+    assert len(found[0]) == len(found[1]) > 0
+    for mine, peer in zip(*found, strict=True):
+        close(mine, peer)
+
+
+def test_retained_gradients_are_those_of_transformers_tensors():
+    paths = ("mobilebert.encoder.layer.1.intermediate.dense", "cls.predictions.transform.dense")
+    found = []
+    for model in both("ForMaskedLM"):
+        kept = []
+        for path in paths:
+
+            def retain(module, arguments, output, kept=kept):
+                output.retain_grad()
+                kept.append(output)
+
+            model.get_submodule(path).register_forward_hook(retain)
+        model(**batch("ForMaskedLM", True)).loss.backward()
+        found.append([x.grad for x in kept])
+    for mine, peer in zip(*found, strict=True):
+        close(mine, peer)
+
+
+def test_plain_models_do_work_in_place():
+    """Else the tests above would pass of a model that never does."""
+    model, _ = both("Model")
+    with torch.profiler.profile() as training:
+        model(**batch("Model", False))
+    with torch.no_grad(), torch.profiler.profile() as inference:
+        model(**batch("Model", False))
+    counts = [{event.key: event.count for event in run.key_averages()} for run in (training, inference)]
+    assert [count.get("aten::relu_") for count in counts] == [4, 4]
+    assert all("aten::relu" not in count for count in counts)
+    assert "aten::add_" not in counts[0]
+    assert counts[1]["aten::add_"] >= 20
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_trace_is_the_model(head, grad):
+    model, _ = both(head)
+    inputs = batch(head, True)
+    given = inputs["input_ids"], inputs["attention_mask"]
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, given, strict=False)
+    for ids in (given[0], given[0].flip(-1)):
+        found, expected = traced(ids, given[1]), model(ids, given[1])
+        assert list(found) == list(expected)
+        close(first(found), first(expected))
+
+
+def test_exported_compiled_and_functional_graphs_are_the_model():
+    model, _ = both("ForMaskedLM")
+    inputs = batch("ForMaskedLM", True)
+    given = inputs["input_ids"], inputs["attention_mask"]
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            expected = model(*given).logits
+            close(torch.export.export(model, given).module()(*given).logits, expected)
+            close(compiled(*given).logits, expected)
+            close(make_fx(lambda *given: model(*given).logits)(*given)(*given), expected)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_transforms_of_functions_take_the_model(grad):
+    model, theirs = both("ForMaskedLM")
+    ids, weights = batch("ForMaskedLM", True)["input_ids"], dict(model.named_parameters())
+
+    def logits(weights):
+        return torch.func.functional_call(model, weights, (ids,), {"output_attentions": True}).logits
+
+    with torch.set_grad_enabled(grad):
+        for name in (
+            "mobilebert.encoder.layer.0.ffn.0.intermediate.dense.bias",
+            "mobilebert.encoder.layer.0.attention.output.LayerNorm.bias",
+            "mobilebert.encoder.layer.1.output.bottleneck.dense.weight",
+        ):
+            stacked = torch.stack([weights[name], 2 * weights[name]])
+            found = torch.vmap(lambda own, name=name: logits({name: own}))(stacked)
+            close(found[0], theirs(ids).logits)
+            close(found[1], logits({name: stacked[1]}))
+        tangents = {name: torch.ones_like(weight) for name, weight in weights.items()}
+        found = torch.func.jvp(logits, (weights,), (tangents,))[1]
+        step, weights = 1e-6, {name: weight.double() for name, weight in weights.items()}
+        model.double()
+        more, less = ({name: weight + move for name, weight in weights.items()} for move in (step, -step))
+        close(found, (logits(more) - logits(less)) / (2 * step), 1e-3)
+
+
+def test_forward_mode_differentiation_without_gradients_takes_the_model():
+    model, _ = both("Model")
+    embedded, tangent = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    def last(x):
+        return model(inputs_embeds=x, output_attentions=True).last_hidden_state
+
+    with torch.no_grad(), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(last(forward_ad.make_dual(embedded, tangent))).tangent
+    close(found, torch.func.jvp(last, (embedded,), (tangent,))[1])
+
+
+# ---- layers that are not what they were
+
+
+class Wrapped(torch.nn.Module):
+    """An adapter with neither weight nor widths, whose output its own backward reads."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.inner = linear
+
+    def forward(self, x):
+        return torch.tanh(self.inner(x))
+
+
+class Integers(torch.nn.Module):
+    """A linear layer as quantizers leave it: `weight` is of integers."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+def replace(model, kind):
+    for name, part in list(model.named_modules()):
+        if type(part) is torch.nn.Linear and not name.startswith("cls.predictions"):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, kind(part))
+
+
+@pytest.mark.parametrize("kind", [Wrapped, Integers])
+@pytest.mark.parametrize("head", HEADS)
+def test_models_whose_layers_were_replaced_are_transformers_with_the_same(head, kind):
+    ours, theirs = both(head)
+    replace(ours, kind)
+    replace(theirs, kind)
+    inputs = batch(head, True)
+    for mode in MODES.values():
+        with mode():
+            close(first(ours(**inputs)), first(theirs(**inputs)))
+    if kind is Wrapped:
+        agree_in_gradients(gradients(ours, ours(**inputs)), gradients(theirs, theirs(**inputs)), floor=1.0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("head", HEADS)
+def test_torchs_dynamic_quantization_takes_every_model(head):
+    ours, theirs = both(head)
+    inputs = batch(head, True)
+    quantized = torch.ao.quantization.quantize_dynamic(ours, {torch.nn.Linear}, dtype=torch.qint8)
+    found = first(quantized(**inputs))
+    close(found, first(ours(**inputs)), 0.1)
+    if head not in ("ForPreTraining", "ForMaskedLM"):  # theirs reads the decoder's weight, a method then
+        peer = torch.ao.quantization.quantize_dynamic(theirs, {torch.nn.Linear}, dtype=torch.qint8)
+        close(found, first(peer(**inputs)), 1e-4)
+
+
+TOUCHED = {
+    "pruned": lambda part: prune.ln_structured(part, "weight", 0.5, 2, 0) if part.weight.dim() > 1 else halve(part),
+    "normalized": lambda part: parametrizations.weight_norm(part) if part.weight.dim() > 1 else halve(part),
+}
+
+
+def halve(part):
+    prune.l1_unstructured(part, "weight", 0.5)
+
+
+@pytest.mark.parametrize("how", TOUCHED)
+@pytest.mark.parametrize(
+    "path",
+    ["embeddings.position_embeddings", "embeddings.token_type_embeddings", "embeddings.LayerNorm", *PARTS[:-1]],
+)
+def test_pruned_and_parametrized_layers_follow_their_own_weights(path, how):
+    if path.endswith("activation"):
+        path = path.replace("activation", "dense")
+    models = both("Model")
+    for model in models:
+        part = model.get_submodule(path)
+        TOUCHED[how](part)
+        with torch.no_grad():
+            for parameter in part.parameters():
+                parameter.mul_(2)  # a step of training: the weight that was computed before is no longer the layer's
+    for mode in MODES.values():
+        with mode():
+            ours, theirs = (model(batch("Model", False)["input_ids"]).last_hidden_state for model in models)
+            close(ours, theirs)
+
+
+def test_a_layer_without_a_bias_and_a_table_that_is_wrapped_are_called():
+    models = both("Model")
+    for model in models:
+        model.encoder.layer[0].output.dense.bias = None
+        model.embeddings.position_embeddings = Wrapped(model.embeddings.position_embeddings)
+    for mode in MODES.values():
+        with mode():
+            ours, theirs = (model(batch("Model", False)["input_ids"]).last_hidden_state for model in models)
+            close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", ["adapter", "quantized", "pruned", "hook"])
+def test_a_block_that_does_more_than_its_weights_say_is_not_folded(change):
+    model, _ = both("Model")
+    dense = model.encoder.layer[1].intermediate.dense
+    if change == "adapter":
+        model.encoder.layer[1].intermediate.dense = Wrapped(dense)
+    elif change == "quantized":
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    elif change == "pruned":
+        halve(dense)
+    else:
+        dense.register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match=r"encoder\.layer\.[01]\.\S+ is no plain Linear"):
+        fold(model)
+
+
+def test_hooks_on_folded_blocks_keep_their_tensors():
+    model, kept = fold(both("Model")[0]), []
+    model.encoder.layer[0].up[0].register_forward_hook(lambda module, arguments, output: kept.append((output, output.clone())))
+    with torch.no_grad():
+        model(**batch("Model", True))
+    assert torch.equal(*kept[0])
