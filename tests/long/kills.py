@@ -1,5 +1,7 @@
 """The teacher, each strategy and distillation, killed at random moments and continued: the same weights to the bit.
 
+Their states are some steps apart. The teacher is killed once more with states that are a time apart.
+
 python tests/long/kills.py KILLS [--seed SEED]
 """
 
@@ -8,11 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import tempfile
 import time
 from pathlib import Path
 
 from forked import Runs, mini
+
+from mobilebert.training import checkpoint
 
 PROGRAMS = {  # each one's inputs are above it
     "teacher": "pretrain/ib-bert-large",
@@ -56,6 +61,27 @@ def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
     return f"{killed} kills in {whole + 1} runs, steps lost: {sum(lost)}, at most {max(lost, default=0)} of {EVERY} at once"
 
 
+def check_by_time(folder: Path, kills: int) -> str:
+    """Kill the teacher at each state that its clock brings about, where its steps bring about none."""
+    checkpoint.LEAST_SECONDS = 0.05
+    runs, key = Runs(mini(steps=60 + 30 * kills, warmup_steps=2, batch_size=4, length=16), folder), PROGRAMS["teacher"]
+    for needed in ("data", key):
+        runs.finish(needed)
+    expected, saved = runs.outcome(key), [0]
+    runs.forget(key)
+    for kill in range(kills):
+        pid = runs.start(key)
+        while runs.progress(key)[1] == saved[-1]:
+            assert not os.waitpid(pid, os.WNOHANG)[0], f"{key}: ended after {kill} kills, states: {saved}"
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        saved.append(runs.progress(key)[1])
+    runs.finish(key)
+    assert runs.outcome(key) == expected, f"{key}: after {kills} kills"
+    return f"{kills} kills, states after steps {saved[1:]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int, help="kills of each program")
@@ -70,6 +96,8 @@ def main() -> None:
         runs.finish("data")
         for name, key in PROGRAMS.items():
             print(f"{name} ({key}): {check(runs, key, options.kills, moments)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"by time: {check_by_time(Path(folder), options.kills)}", flush=True)
 
 
 if __name__ == "__main__":
