@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from mobilebert.data.glue import TASKS, check_table
 from mobilebert.data.sources import open_source
+from mobilebert.data.synthetic import LANGUAGE, NOISE, TABLE_VERSIONS
 
 ROLES = [(name, role) for name, task in TASKS.items() for role in task.splits]
 CLASSIFICATION = ["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -59,6 +61,30 @@ def test_classification_is_solvable_and_shuffled_labels_are_not(source, task):
         assert majority < 0.65
         assert model.score(rows, truth) > majority + 0.2
         assert control.score(rows, truth) < majority + 0.12
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_sentiment_cannot_be_told_from_which_words_there_are(seed):
+    """Every bag of words has both labels equally often, so no function of it is right on more than half of the rows."""
+    source = open_source("synthetic", seed=seed)
+    for split in ("train", "validation"):
+        table = source.table("sst2", split)
+        bags = [Counter(tuple(sorted(text.split())) for text in table["sentence"][table["label"] == label]) for label in (0, 1)]
+        assert bags[0] == bags[1]
+        assert bags[0].total() == len(table) / 2
+        words = {word for text in table["sentence"] for word in text.split()}
+        assert words >= {*LANGUAGE.good[:4], *LANGUAGE.bad[:4], *LANGUAGE.negations}
+    train, validation = (source.table("sst2", split) for split in ("train", "validation"))
+    counts = CountVectorizer(token_pattern=r"\S+").fit(train["sentence"])
+    model = LogisticRegression().fit(counts.transform(train["sentence"]), train["label"])
+    assert model.score(counts.transform(validation["sentence"]), validation["label"]) == 0.5
+
+
+def test_the_first_word_decides_sentiment_but_for_the_noise(source):
+    for split in ("train", "validation"):
+        table = source.table("sst2", split)
+        guess = table["sentence"].map(lambda text: int(text.split()[0] in LANGUAGE.good))
+        assert 0 < (guess != table["label"]).mean() < 2 * NOISE
 
 
 def test_similarity_is_solvable(source):
@@ -148,3 +174,24 @@ def test_the_seed_alone_decides(source):
     pd.testing.assert_frame_equal(open_source("synthetic").table("cola", "train"), source.table("cola", "train"))
     few = list(open_source("synthetic", documents=7).documents())
     assert few == list(source.documents())[:7]
+
+
+@pytest.mark.parametrize(
+    ("seed", "sst2", "mnli", "corpus"),
+    [
+        (0, "d7828f4c752a8fba", "ea847e8535ca52e9", "0a85220eff900cbe"),
+        (3, "d465cd0056a5db4c", "38aec579efb3d66b", "7024a73812204788"),
+    ],
+)
+def test_the_text_of_a_version_never_changes(seed, sst2, mnli, corpus):
+    """Other text needs another GENERATOR_VERSION, or TABLE_VERSIONS: they name the data in a record."""
+    source = open_source("synthetic", seed=seed)
+    tables = [source.table("sst2", "train"), source.table("mnli", "train")]
+    texts = [*(table.to_csv(index=False) for table in tables), "\n".join(source.documents())]
+    assert [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts] == [sst2, mnli, corpus]
+
+
+def test_a_table_of_another_version_is_other_data(source, monkeypatch):
+    before = {name: source.files(name) for name in ("sst2", "cola", "corpus")}
+    monkeypatch.setitem(TABLE_VERSIONS, "sst2", 99)
+    assert [name for name in before if source.files(name) != before[name]] == ["sst2"]
