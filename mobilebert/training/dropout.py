@@ -57,7 +57,9 @@ class RowDropout(TorchFunctionMode):
             return F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal, **options)
         if is_causal:
             raise ValueError("dropout of a causal attention: the models that are pre-trained have none")
-        scores = query * (options.get("scale") or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        return self.dropout(scores.softmax(-1), dropout_p) @ value
+        scale = options.get("scale") or query.shape[-1] ** -0.5
+        with torch.autocast("cpu", enabled=False):  # torch's widens no scores either
+            scores = (query * scale) @ key.transpose(-1, -2)
+            if attn_mask is not None:
+                scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            return self.dropout(scores.softmax(-1), dropout_p) @ value

@@ -193,6 +193,7 @@ def test_a_run_of_the_stage_leaves_what_it_found_before_it_scores(files, tmp_pat
     (tmp_path / "tokenizer").mkdir()
     monkeypatch.setattr(quantize, "new_model", lambda *_: model)
     monkeypatch.setattr(quantize, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(quantize, "weights_folder", lambda *_: None)
 
     def evaluate(*_):
         raise RuntimeError("scored elsewhere")
