@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 
 from mobilebert import config, expectations, jobs, records
+from mobilebert.settings import Expectation
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,27 @@ def test_the_student_learns_and_its_controls_lose(smoke):
         for key in ("mobilebert", "control-fresh-student", "control-shuffled-teacher")
     }
     assert loss["mobilebert"] + 0.1 < min(loss["control-fresh-student"], loss["control-shuffled-teacher"])
-    sst2 = found["finetune/mobilebert/sst2"].metrics
-    assert sst2["accuracy"] > sst2["majority"] + 0.2
     assert found["check"].metrics["failed"] == 0
+
+
+def test_every_trained_row_is_above_its_majority_and_the_bag_of_words_is_not(smoke):
+    tuned = {key: record.metrics for key, record in every_record(smoke).items() if key.startswith("finetune/")}
+    bag = tuned.pop("finetune/bag-of-embeddings/sst2")
+    assert abs(bag["accuracy"] - bag["majority"]) <= 0.05
+    assert len([key for key in tuned if key.endswith("/sst2")]) == 9
+    accuracies = {key: metrics for key, metrics in tuned.items() if "accuracy" in metrics}
+    assert len(accuracies) == 15
+    for key, metrics in accuracies.items():
+        assert metrics["accuracy"] > metrics["majority"] + 0.2, key
+    assert {key: metrics["failed_share"] for key, metrics in tuned.items()} == dict.fromkeys(tuned, 0)
+
+
+def test_the_study_expects_something_of_every_job_that_it_scores():
+    """A row that no expectation names could learn nothing, and the study would still end well."""
+    study = config.load("smoke")
+    sides = [side for item in study.expect for side in (item.metric, item.above, item.below) if isinstance(side, str)]
+    named = {key for side in sides for key in Expectation.records(side)}
+    assert {key for key in jobs.scope(study, jobs.build(study)) if key.startswith(("finetune/", "quantize/"))} <= named
 
 
 def test_every_classifier_shows_the_share_of_its_classes(smoke):
