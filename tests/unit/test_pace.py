@@ -17,6 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 100.0
+        monkeypatch.setattr(checkpoint, "LEAST_SECONDS", LEAST_SECONDS)  # as it is outside tests
         monkeypatch.setattr(checkpoint.time, "monotonic", lambda: self.now)
 
     def pass_by(self, seconds):
