@@ -7,7 +7,9 @@ and tracers. `plain` and `writable` say whether it may.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class NoNorm(nn.Module):
@@ -30,19 +32,19 @@ def untouched(module: nn.Module, *kinds: type) -> bool:
 
     A subclass, as an adapter is, may do more, and so may hooks; accelerate's replace the `forward` of the one module.
     """
-    return not (
-        type(module) not in kinds
-        or "forward" in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+    own = vars(module)
+    return type(module) in kinds and not (
+        "forward" in own
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
 
 
 def plain(module: nn.Module, *kinds: type) -> bool:
     """Return whether other code may stand in for a call of `module`: it is `untouched`, and no hook listens to every module."""
-    return untouched(module, *kinds) and not nn.modules.module._has_any_global_hook()
+    return untouched(module, *kinds) and not _has_any_global_hook()
 
 
 def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: type = nn.Linear) -> bool:
@@ -50,15 +52,18 @@ def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: ty
 
     This is the one guard of everything that works in place. Such a tensor must be in nobody else's hands: not in a hook's, an
     adapter's or a tracer's. And it must be one that can be written: a tensor subclass, a vmap or a dual number may refuse.
-    x: the tensor itself, or the one that `maker` reads.
+    x: the tensor itself, or the one that `maker` reads. A forward asks 400 times, so no generator, no `nn.Module` attribute.
     """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler works in place where it can
+        return False
+    for reader in readers:
+        if not untouched(reader, *READERS):
+            return False
     return (
-        not torch.compiler.is_compiling()  # nothing to gain: a compiler works in place where it can
-        and not torch.jit.is_tracing()
-        and type(x) is torch.Tensor
-        and plain(maker, made_by)
-        and all(plain(reader, *READERS) for reader in readers)
-        and torch._C._functorch.peek_interpreter_stack() is None  # of torch.func's transforms
+        type(x) is torch.Tensor
+        and untouched(maker, made_by)
+        and not _has_any_global_hook()
+        and peek_interpreter_stack() is None  # of torch.func's transforms
         and forward_ad._current_level < 0
     )
 
@@ -69,14 +74,11 @@ def in_place(linear: nn.Linear, x: torch.Tensor, *readers: nn.Module) -> bool:
     There a forward of one sequence takes 0.93 of the time (one core, 128 tokens): a product that is handed its bias first
     copies it to every row, and every new tensor is memory that the weights streaming by have pushed out of the cache.
     """
-    return (
-        not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-        and writable(x, linear, *readers)
-        and type(linear.weight) in (nn.Parameter, torch.Tensor)  # a quantizer may leave the layer and replace its weight
-        and linear.bias is not None
-    )
+    if torch.is_grad_enabled() or not x.is_cpu or not writable(x, linear, *readers) or torch.is_autocast_enabled("cpu"):
+        return False
+    own = linear._parameters  # of a plain layer; asking for linear.weight takes longer than all of the above
+    # A quantizer may leave the layer and replace its weight by a tensor of another type.
+    return type(own.get("weight")) in (nn.Parameter, torch.Tensor) and own.get("bias") is not None
 
 
 def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:

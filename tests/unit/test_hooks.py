@@ -1,5 +1,7 @@
 """Hooks, tracers, adapters and quantizers see of our models what they see of transformers'."""
 
+import functools
+
 import pytest
 import torch
 from family import HEADS, LABELS, agree_in_gradients, batch, close, gradients, pair
@@ -25,6 +27,9 @@ PARTS = (  # of each kind one, in the block's order
     "encoder.layer.0.output.dense",
     "encoder.layer.0.output.bottleneck.dropout",
 )
+
+
+WEIGHTS = [path for path in PARTS if path.endswith(("dense", "LayerNorm"))]
 
 
 def both(head: str, **fields):
@@ -92,7 +97,6 @@ def test_hooks_on_every_module_hear_what_transformers_modules_say_and_keep_it(he
 @modes
 @pytest.mark.parametrize("path", PARTS)
 def test_one_hook_alone_keeps_its_tensor(path, mode, kind):
-    """The next module is then plain: only what this one hears makes it take the longer way."""
     model, _ = both("Model")
     kept = []
 
@@ -114,13 +118,13 @@ def test_backward_hooks_hear_the_gradients_of_transformers_modules(path, kind):
     found = []
     for model in both("ForMaskedLM"):
         seen, known = [], {name: part for part, name in names(model).items()}
+        called = [name for name in known if name.endswith(("dense", "activation")) and not name.endswith("predictions.dense")]
 
         def hear(module, *gradients, seen=seen):
             seen.extend(x for x in gradients[-1] if x is not None)
 
-        for name in [f"mobilebert.{path}"] if path else [name for name in known if name.endswith(("dense", "activation"))]:
-            if not name.endswith("predictions.dense"):  # no module's call: its transposed weight is read
-                getattr(known[name], kind)(hear)
+        for name in [f"mobilebert.{path}"] if path else called:
+            getattr(known[name], kind)(hear)
         model(**batch("ForMaskedLM", True)).loss.backward()
         found.append(seen)
     assert len(found[0]) == len(found[1]) > 0
@@ -147,7 +151,6 @@ def test_retained_gradients_are_those_of_transformers_tensors():
 
 
 def test_plain_models_do_work_in_place():
-    """Else the tests above would pass of a model that never does."""
     model, _ = both("Model")
     with torch.profiler.profile() as training:
         model(**batch("Model", False))
@@ -286,28 +289,23 @@ def test_torchs_dynamic_quantization_takes_every_model(head):
         close(found, first(peer(**inputs)), 1e-4)
 
 
-TOUCHED = {
-    "pruned": lambda part: prune.ln_structured(part, "weight", 0.5, 2, 0) if part.weight.dim() > 1 else halve(part),
-    "normalized": lambda part: parametrizations.weight_norm(part) if part.weight.dim() > 1 else halve(part),
-}
+halve = functools.partial(prune.l1_unstructured, name="weight", amount=0.5)
 
 
-def halve(part):
-    prune.l1_unstructured(part, "weight", 0.5)
+def normalize(part):
+    parametrizations.weight_norm(part) if part.weight.dim() > 1 else halve(part)
 
 
-@pytest.mark.parametrize("how", TOUCHED)
+@pytest.mark.parametrize("how", [halve, normalize], ids=["pruned", "normalized"])
 @pytest.mark.parametrize(
     "path",
-    ["embeddings.position_embeddings", "embeddings.token_type_embeddings", "embeddings.LayerNorm", *PARTS[:-1]],
+    [f"embeddings.{name}" for name in ("position_embeddings", "token_type_embeddings", "LayerNorm")] + WEIGHTS,
 )
 def test_pruned_and_parametrized_layers_follow_their_own_weights(path, how):
-    if path.endswith("activation"):
-        path = path.replace("activation", "dense")
     models = both("Model")
     for model in models:
         part = model.get_submodule(path)
-        TOUCHED[how](part)
+        how(part)
         with torch.no_grad():
             for parameter in part.parameters():
                 parameter.mul_(2)  # a step of training: the weight that was computed before is no longer the layer's
