@@ -53,6 +53,8 @@ def refused(file) -> str:
         ("? {a: b}\n: 1\n", ["not YAML", "unhashable"]),
         (f"{'k' * 300}: 1\n", ["kkk", "unknown key"]),
         (f"a: '{'x' * LARGEST_FILE}'\n", [f"more than the {LARGEST_FILE:,} bytes"]),
+        ('data: {source: "local:\\ud800"}\n', ["data.source", "no text that UTF-8 can encode"]),
+        ('"\\udc00": 1\n', ["no text that UTF-8 can encode"]),
         ("a: *b\n", ["line 3", "undefined alias"]),
         ("a: \0\n", ["not YAML"]),
         ("--- 1\n--- 2\n", ["not YAML"]),
