@@ -55,6 +55,8 @@ def refused(file) -> str:
         (f"a: '{'x' * LARGEST_FILE}'\n", [f"more than the {LARGEST_FILE:,} bytes"]),
         ('data: {source: "local:\\ud800"}\n', ["data.source", "no text that UTF-8 can encode"]),
         ('"\\udc00": 1\n', ["no text that UTF-8 can encode"]),
+        (f"data: {{source: synthetic, vocab_size: {2**53}}}\n", ["data.vocab_size", "less than or equal to 1048576"]),
+        (f"scale: {{max_position_embeddings: {10**12}}}\n", ["scale.max_position_embeddings", "less than or equal to 65536"]),
         ("a: *b\n", ["line 3", "undefined alias"]),
         ("a: \0\n", ["not YAML"]),
         ("--- 1\n--- 2\n", ["not YAML"]),
