@@ -22,6 +22,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every generator takes 32 bits
 LARGEST_BATCH = 2**20
 MOST_GENERATED = 10**8  # documents: 9 hours at 3,000 a second on one core, and 10 G words, three times BERT's corpus
 LEAST_DOCUMENTS = 4  # two to train on and two held out: a random next segment comes from another document
+MOST_TOKENS = 2**20  # of a vocabulary: its trainer makes room for all of them at once, and aborts where there is none
+MOST_POSITIONS = 2**16  # rows of a table that every model has
+Vocabulary = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
 
 
@@ -37,7 +40,7 @@ class Data(Strict):
     seed: Seed = 0
     documents: Positive | None = None  # read at most so many of the corpus; None: all
     heldout_share: Rate = 0.005
-    vocab_size: Positive | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
+    vocab_size: Vocabulary | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
 
     @field_validator("source")
     @classmethod
@@ -65,7 +68,7 @@ class Scale(Strict):
 
     width_divisor: Positive = 1
     layer_divisor: Positive = 1
-    max_position_embeddings: Positive | None = None
+    max_position_embeddings: Annotated[int, Field(gt=0, le=MOST_POSITIONS)] | None = None
     residual_init: bool = False  # residual-branch weights start at 1/sqrt(2 x layers): deep NoNorm diverges without
 
     @property

@@ -92,17 +92,21 @@ def read(file: Path) -> dict:
         raise UserError(f"{file}: not YAML: {line}{' '.join(text.split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: a mapping of keys is allowed, not {type(values).__name__}")
-    _check_integers(file, values, "")
+    _check_scalars(file, values, "")
     return values
 
 
-def _check_integers(file: Path, value, where: str) -> None:
-    """Raise UserError, which names the key, for an integer too large to count anything."""
+def _check_scalars(file: Path, value, where: str) -> None:
+    """Raise UserError, which names the key, for an integer too large to count anything, and for text that no file can hold."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_integers(file, item, f"{where}.{key}" if where else str(key))
+            place = f"{where}.{key}" if where else str(key)
+            _check_scalars(file, key, place)
+            _check_scalars(file, item, place)
     elif isinstance(value, list):
         for place, item in enumerate(value):
-            _check_integers(file, item, f"{where}.{place}")
+            _check_scalars(file, item, f"{where}.{place}")
+    elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # half a surrogate pair: "\ud800" in quotes
+        raise UserError(f"{file}: {shown(where)}: {shown(value)} is no text that UTF-8 can encode")
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise UserError(f"{file}: {where[:60]}: an integer has at most 15 digits")
