@@ -159,7 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except RuntimeError as error:
         torch = sys.modules.get("torch")
-        if not (torch and isinstance(error, torch.OutOfMemoryError)):
+        if not (
+            torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error))
+        ):  # a GPU's, a CPU's
             raise
         hint = f"; {_section(options)}.accumulate makes smaller parts of a batch" if options.command in ACCUMULATING else ""
         print(f"mobilebert: {str(error).splitlines()[0].rstrip('.')}{hint}", file=sys.stderr)

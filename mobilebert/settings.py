@@ -24,7 +24,6 @@ MOST_GENERATED = 10**8  # documents: 9 hours at 3,000 a second on one core, and 
 LEAST_DOCUMENTS = 4  # two to train on and two held out: a random next segment comes from another document
 MOST_TOKENS = 2**20  # of a vocabulary: its trainer makes room for all of them at once, and aborts where there is none
 MOST_POSITIONS = 2**16  # rows of a table that every model has
-Vocabulary = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
 
 
@@ -34,13 +33,25 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def at_most(value: int | None, limit: int) -> int | None:
+    """Return the value, for a validator. Raises ValueError if it is above the limit."""
+    if value is not None and value > limit:
+        raise ValueError(f"{value} is more than {limit}")
+    return value
+
+
 class Data(Strict):
     source: str = "hub"  # synthetic | local:<folder> | hub
     sums: str | None = None  # sha256 of a local folder's SHA256SUMS: the data that the study was written for
     seed: Seed = 0
     documents: Positive | None = None  # read at most so many of the corpus; None: all
     heldout_share: Rate = 0.005
-    vocab_size: Vocabulary | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
+    vocab_size: Positive | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
+
+    @field_validator("vocab_size")
+    @classmethod
+    def trainable(cls, value: int | None) -> int | None:
+        return at_most(value, MOST_TOKENS)
 
     @field_validator("source")
     @classmethod
@@ -68,8 +79,13 @@ class Scale(Strict):
 
     width_divisor: Positive = 1
     layer_divisor: Positive = 1
-    max_position_embeddings: Annotated[int, Field(gt=0, le=MOST_POSITIONS)] | None = None
+    max_position_embeddings: Positive | None = None
     residual_init: bool = False  # residual-branch weights start at 1/sqrt(2 x layers): deep NoNorm diverges without
+
+    @field_validator("max_position_embeddings")
+    @classmethod
+    def fits_every_model(cls, value: int | None) -> int | None:
+        return at_most(value, MOST_POSITIONS)
 
     @property
     def scaled(self) -> bool:

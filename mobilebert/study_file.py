@@ -18,10 +18,10 @@ LARGEST_INTEGER = 2**53  # a float holds every integer up to here
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML with three changes.
+    """Read YAML with four changes.
 
-    `1e-4` is a number: YAML 1.1 reads it as text, and people write learning rates so. A date is text, for a study has none. A
-    key given twice is an error.
+    `1e-4` is a number: YAML 1.1 reads it as text, and people write learning rates so. An integer is decimal or 0x...: YAML 1.1
+    reads 1:30 as 90 and 010 as 8. A date is text, for a study has none. A key given twice is an error.
     """
 
     def __init__(self, stream):
@@ -61,13 +61,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+OTHERS = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")}  # read in another way, or not at all
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
+    letter: [(tag, pattern) for tag, pattern in pairs if tag not in OTHERS]
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d*|0x[0-9a-fA-F_]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\d+[eE][-+]?\d+$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
 

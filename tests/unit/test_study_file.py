@@ -55,8 +55,8 @@ def refused(file) -> str:
         (f"a: '{'x' * LARGEST_FILE}'\n", [f"more than the {LARGEST_FILE:,} bytes"]),
         ('data: {source: "local:\\ud800"}\n', ["data.source", "no text that UTF-8 can encode"]),
         ('"\\udc00": 1\n', ["no text that UTF-8 can encode"]),
-        (f"data: {{source: synthetic, vocab_size: {2**53}}}\n", ["data.vocab_size", "less than or equal to 1048576"]),
-        (f"scale: {{max_position_embeddings: {10**12}}}\n", ["scale.max_position_embeddings", "less than or equal to 65536"]),
+        (f"data: {{source: synthetic, vocab_size: {2**53}}}\n", ["data.vocab_size", "is more than 1048576"]),
+        (f"scale: {{max_position_embeddings: {10**12}}}\n", ["scale.max_position_embeddings", "is more than 65536"]),
         ("a: *b\n", ["line 3", "undefined alias"]),
         ("a: \0\n", ["not YAML"]),
         ("--- 1\n--- 2\n", ["not YAML"]),
@@ -119,3 +119,13 @@ def test_a_plain_name_is_a_studys(tmp_path, name):
     file.write_text(HEAD)
     assert config.load(file).name == name
     assert jobs.build(config.load(file))
+
+
+@pytest.mark.parametrize("text", ["1:30", "010", "1_0", "0b1"])
+def test_no_integer_is_read_in_base_8_or_60(text, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"steps: {text}\nother: [10, -3, +4, 0, 1e-4, .5, 2., 1.5e3]\n")
+    values = study_file.read(file)
+    assert values["steps"] == text
+    assert values["other"] == [10, -3, 4, 0, 1e-4, 0.5, 2.0, 1500.0]
+    assert [type(value) for value in values["other"]] == [int] * 4 + [float] * 4
