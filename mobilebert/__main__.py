@@ -262,7 +262,10 @@ def _stage(options, study) -> int:
 
 
 def _line(record, before) -> str:
-    """What a stage prints at its end. before: the current record that there was when the command began."""
+    """Return the line that a stage prints at its end.
+
+    before: the current record that there was when the command began.
+    """
     from mobilebert.reporting import reading
     from mobilebert.reporting.text import one_line
 

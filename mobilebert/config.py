@@ -151,7 +151,7 @@ class Study(Strict):
         return self
 
     def labels(self, stage: str) -> list[str]:
-        """What keeps every result of this study from standing beside the paper's: generated data, a smaller scale."""
+        """Return why no result of this study stands beside the paper's: generated data, a smaller scale."""
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
         if self.scale.scaled:
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")

@@ -35,9 +35,9 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 
 def arrays(make: Callable[[], dict[str, np.ndarray]], *made_of) -> dict[str, np.ndarray]:
-    """What `make()` returns, or what it returned before for the same `made_of` (anything that JSON can hold).
+    """Return what `make()` returns, or what it returned before for the same `made_of` (anything that JSON can hold).
 
-    Read-only views of mapped files where `kept_in` names a folder, else the fresh arrays.
+    The arrays are read-only views of mapped files if `kept_in` names a folder, and fresh ones if not.
     """
     folder = _folder.get()
     if folder is None:

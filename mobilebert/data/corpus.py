@@ -147,7 +147,7 @@ class _Batch(NamedTuple):
 
 
 class _Encoder:
-    """What a worker does to a batch of documents."""
+    """Tokenize a batch of documents in a worker process."""
 
     def __init__(self, tokenizer: Tokenizer, dropped: Paragraphs, cache: Path | None) -> None:
         self.tokenizer, self.dropped, self.cache = tokenizer, dropped, cache
@@ -297,7 +297,7 @@ class _Writer:
             array.append(np.array([end]))
         for array in self.arrays:
             array.finish()
-        # What follows counts sentences and documents, not the offsets that bound them.
+        # The offsets that bound sentences and documents are one more than there are of them.
         self.sentences.length -= 1
         self.documents.length -= 1
 

@@ -69,7 +69,7 @@ class Examples:
 
 
 def table_file(data: Path, task: str, split: str) -> Path:
-    """Where the data stage keeps a task's rows."""
+    """Return the file in which the data stage keeps a task's rows."""
     return data / "tasks" / task / f"{split}.parquet"
 
 

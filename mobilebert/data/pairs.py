@@ -13,7 +13,7 @@ from mobilebert.errors import UserError
 SPECIALS = 3  # [CLS] first [SEP] second [SEP]
 NEXT_SHARE = 0.5
 MASK_SHARE = 0.15
-# Of the masked tokens 80 % become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019, section 3.1).
+# 80 % of the masked tokens become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019, section 3.1).
 MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.8, 0.1
 # Columns of the structural draws of a row.
 _TOKEN, _SHORT, _SHORT_LENGTH, _SPLIT, _NEXT, _OTHER, _FRONT = range(7)
@@ -98,7 +98,7 @@ class Pairs:
         }
 
     def _segments(self, draws: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Both segments, (start, tokens, start, tokens), and whether the second is random; arrays of (size,)."""
+        """Return both segments, (start, tokens, start, tokens), and whether the second is random; arrays of (size,)."""
         room = self.length - SPECIALS
         short = 2 + (draws[:, _SHORT_LENGTH] * (room - 1)).astype(np.int64)
         target = np.where(draws[:, _SHORT] < self.short_share, short, room)

@@ -180,7 +180,7 @@ def test_a_name_becomes_no_path(tmp_path):
         ({"source": ""}, False),
         ({"source": " "}, False),
         ({"source": "https://huggingface.co/a/b"}, False),
-        ({"source": "file:///tmp/x"}, False),
+        ({"source": "file:///folder/model"}, False),
         ({"source": "a/b/c"}, False),
         ({"source": "a/../b"}, False),
         ({"source": "owner/name\n"}, False),
