@@ -65,7 +65,7 @@ class Files:
     @property
     def type(self) -> str:
         """Return the type of the float weights, several with commas: "float16"."""
-        return ", ".join(sorted({FLOATS[tensor.type] for tensor in self.tensors.values() if tensor.type in FLOATS}))
+        return float_types(self.tensors)
 
 
 @contextlib.contextmanager
@@ -302,6 +302,11 @@ def read_tensors(files: list[Path], source: str) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"{source}: {files[0].name} holds no weights")
     return found
+
+
+def float_types(tensors: Mapping[str, Tensor]) -> str:
+    """Return the types of the float weights, several with commas: "float16"."""
+    return ", ".join(sorted({FLOATS[tensor.type] for tensor in tensors.values() if tensor.type in FLOATS}))
 
 
 def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source) -> None:

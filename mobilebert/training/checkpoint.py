@@ -22,7 +22,6 @@ from torch import nn
 from mobilebert.errors import UserError
 from mobilebert.records import settle
 
-TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors names them
 LEAST_SECONDS = 3.0  # between two states
 SPACING = 50  # times what a state takes to write: 2 % of the time, at most
 
@@ -127,13 +126,6 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(value.data_ptr())
             found[name] = value
     return found
-
-
-def weights_type(path: Path) -> str:
-    """Return the type of the float weights in a safetensors file, several with commas: "float32"."""
-    with safe_open(path, "pt") as stream:
-        found = {stream.get_slice(key).get_dtype() for key in stream.keys()}  # noqa: SIM118 - not a mapping
-    return ", ".join(sorted(TYPES[kind] for kind in found & TYPES.keys()))
 
 
 def weights_crc32(model: nn.Module) -> int:

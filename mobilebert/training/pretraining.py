@@ -13,6 +13,7 @@ from torch import nn
 
 from mobilebert.data.pairs import Pairs
 from mobilebert.data.tokenizer import BERT_POSITIONS, copy_tokenizer, load_tokenizer
+from mobilebert.modeling.checkpoint_files import float_types, read_tensors
 from mobilebert.modeling.loading import check_loaded
 from mobilebert.records import Diverged, Run
 from mobilebert.training import checkpoint
@@ -70,7 +71,7 @@ def input_model(run: Run, key: str) -> nn.Module:
 def weights_folder(run: Run, key: str) -> Path:
     """Return the folder of the model that another job saved, its hash checked, and note the type of its weights."""
     file = run.artefact_of(key, "model/model.safetensors")
-    run.weights_dtype[key] = kind = checkpoint.weights_type(file)
+    run.weights_dtype[key] = kind = float_types(read_tensors([file], str(file.parent)))
     if kind != "float32":
         print(f"mobilebert: {file.parent}: {kind} weights are loaded as float32", file=sys.stderr)
     return file.parent

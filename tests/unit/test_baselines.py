@@ -14,13 +14,13 @@ from mobilebert import config, jobs, records
 from mobilebert.__main__ import main
 from mobilebert.data.tokenizer import SPECIAL_TOKENS, check_vocabulary
 from mobilebert.errors import UserError
+from mobilebert.modeling.checkpoint_files import float_types, read_tensors
 from mobilebert.records import sha256
 from mobilebert.reporting.plan import plan
 from mobilebert.settings import Checkpoint
 from mobilebert.stages import checkpoint
 from mobilebert.stages.checkpoint import load_baseline
 from mobilebert.training import pretraining
-from mobilebert.training.checkpoint import weights_type
 from mobilebert.training.finetuning import forward_of, inputs_of, new_model
 
 VOCABULARY = 600
@@ -109,8 +109,8 @@ def test_weights_of_half_precision_are_loaded_as_float32(tmp_path, kind, task):
     loaded = new_model(task, architecture, tmp_path) if task else pretraining.load_model(tmp_path, architecture)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     loaded.save_pretrained(tmp_path / "again")
-    assert weights_type(tmp_path / "again" / "model.safetensors") == "float32"
-    assert weights_type(tmp_path / "model.safetensors") == "bfloat16"
+    assert float_types(read_tensors([tmp_path / "again" / "model.safetensors"], "again")) == "float32"
+    assert float_types(read_tensors([tmp_path / "model.safetensors"], "model")) == "bfloat16"
 
 
 def test_a_half_precision_input_is_noted_and_said(tmp_path, capsys):
