@@ -24,7 +24,7 @@ reproduce: $(READY)
 test: $(READY)
 	ruff check .
 	ruff format --check .
-	OMP_NUM_THREADS=1 pytest -n $(CORES) tests/unit
+	OMP_NUM_THREADS=1 pytest -n $(CORES) --dist loadgroup tests/unit
 	pytest tests/workflow tests/bench
 
 test-long: $(READY)

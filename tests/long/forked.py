@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -73,6 +74,13 @@ class Runs:
     def wait(self, key: str, pid: int) -> None:
         status = os.waitpid(pid, 0)[1]
         assert status == 0, f"{key}: {status}\n{(self.results / 'log').read_text()[-2000:]}"
+
+    def wait_until(self, key: str, pid: int, condition: Callable[[], bool]) -> None:
+        """Wait until a running process has done something. Raises AssertionError if it ends before that."""
+        while not condition():
+            found, status = os.waitpid(pid, os.WNOHANG)
+            assert not found, f"{key}: ended too early: {status}\n{(self.results / 'log').read_text()[-2000:]}"
+            time.sleep(0.002)
 
     def start_group(self, key: str, size: int) -> list[int]:
         """`size` processes of one run; their ids."""

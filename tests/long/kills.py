@@ -69,11 +69,9 @@ def check_by_time(folder: Path, kills: int) -> str:
         runs.finish(needed)
     expected, saved = runs.outcome(key), [0]
     runs.forget(key)
-    for kill in range(kills):
+    for _ in range(kills):
         pid = runs.start(key)
-        while runs.progress(key)[1] == saved[-1]:
-            assert not os.waitpid(pid, os.WNOHANG)[0], f"{key}: ended after {kill} kills, states: {saved}"
-            time.sleep(0.002)
+        runs.wait_until(key, pid, lambda: runs.progress(key)[1] != saved[-1])
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         saved.append(runs.progress(key)[1])

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from forked import Runs, mini
@@ -43,9 +42,7 @@ def together(runs: Runs, key: str, kill_after_steps: int | None = None) -> None:
         for pid in pids:
             runs.wait(key, pid)
         return
-    while runs.progress(key)[0] < kill_after_steps:
-        assert os.waitpid(pids[0], os.WNOHANG) == (0, 0), f"{key}: ended before it was killed"  # its state is then gone
-        time.sleep(0.002)
+    runs.wait_until(key, pids[0], lambda: runs.progress(key)[0] >= kill_after_steps)  # its state is gone once it ends
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -57,8 +57,7 @@ def killed(stage: str, students: list[str], kills: int, moments: random.Random, 
         # In turn: a student by itself, so that it is ahead of the others, and all of them, led by any.
         key, one = moments.choice(students), (runs, together)[kill % 2]
         before, pid = runs.progress(key)[1], one.start(key)
-        while runs.progress(key)[1] == before:
-            time.sleep(0.002)
+        runs.wait_until(key, pid, lambda key=key, before=before: runs.progress(key)[1] != before)
         time.sleep(moments.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "ended before it was killed"
