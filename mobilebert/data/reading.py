@@ -75,7 +75,14 @@ def text(path: Path, otherwise: str, limit: int = LARGEST_TABLE, keep_mark: bool
         raise UserError(f"{path}: {otherwise} (line {row} is not UTF-8: {one_line(error)})") from None
 
 
+def check_regular(path: Path) -> None:
+    """Raise UserError for a pipe, a socket or a device: to open or read one may never end. A folder and no file pass."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: not a regular file")
+
+
 def _open(path: Path) -> BinaryIO:
+    check_regular(path)
     return io.BufferedReader(gzip.open(path), 2**16) if path.suffix == ".gz" else path.open("rb")
 
 
@@ -159,6 +166,7 @@ def parquet(path: Path, columns: Mapping[str, str], limit: int = LARGEST_TABLE) 
     what = "not a readable parquet file"
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    check_regular(path)
     if not path.is_file():
         raise UserError(f"{path}: {what} (not a file)")
     with reading(path, what), pq.ParquetFile(path) as file:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mobilebert.data import tables
 from mobilebert.data.glue import HIDDEN_LABEL, Task
-from mobilebert.data.reading import LARGEST_TABLE, json_of, lines, parquet, rows_of_tsv, text
+from mobilebert.data.reading import LARGEST_TABLE, check_regular, json_of, lines, parquet, rows_of_tsv, text
 from mobilebert.data.sources import open_source
 from mobilebert.errors import UserError, shown_key
 
@@ -42,6 +42,7 @@ def read_table(data: str, task: Task, split: str) -> pd.DataFrame:
     if split not in task.splits:
         raise UserError(f"{task.name} has no split {split!r}; allowed: {', '.join(task.splits)}")
     stem, path = task.splits[split], Path(data).expanduser()
+    check_regular(path)
     if data == "hub" and not path.exists():
         return open_source("hub").table(task.name, stem)
     if (path / "SHA256SUMS").is_file():

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -303,6 +306,27 @@ def test_a_folder_in_place_of_a_file_is_refused(name, tmp_path):
     }
     with pytest.raises(UserError, match="cannot be read"):
         read[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("place", ["--data", "--predictions", "--null-odds"])
+@pytest.mark.parametrize("name", ["p.json", "p.json.gz", "p.parquet", "zero"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(place, name, data, tmp_path, capsys):
+    path = Path("/dev/zero") if name == "zero" else tmp_path / name
+    if name != "zero":
+        os.mkfifo(path)
+    put(tmp_path / "good.json", TEXT)
+    put(tmp_path / "odds.json", json.dumps(dict.fromkeys(ANSWERS, 0.5)))
+    given = {"--data": data, "--predictions": tmp_path / "good.json", "--null-odds": tmp_path / "odds.json"} | {place: path}
+    refused(capsys, ["score", "--task", "squad_v2.0", *sum(given.items(), ())], f"^mobilebert: {path}: not a regular file$")
+
+
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.jsonl", "rows.parquet"])
+def test_a_users_rows_are_not_read_from_a_socket(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket has at most 107 characters
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(name)
+        with pytest.raises(UserError, match=f"^{name}: not a regular file$"):
+            rows.read_rows(Path(name), ())
 
 
 @pytest.mark.parametrize(
