@@ -1,7 +1,8 @@
 """The one error that a user causes and a user can mend, and how it quotes what the user wrote."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 LONGEST = 600  # characters of an error's line
 MOST, WIDEST = 12, 120  # names that an error lists, and their characters
@@ -19,6 +20,15 @@ class UserError(Exception):
         line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
         half = LONGEST // 2
         return line if len(line) <= LONGEST else f"{line[: half - 3]} ... {line[2 - half :]}"
+
+
+@contextlib.contextmanager
+def naming(source) -> Iterator[None]:
+    """Begin the line of a UserError in this block with `source`, unless it names it."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(source) in str(error) else UserError(f"{source}: {error}") from None
 
 
 def shown(value) -> str:

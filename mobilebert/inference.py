@@ -170,7 +170,10 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
             if (folder / "config.json").is_file():
                 import transformers
 
-                config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                try:
+                    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                except UserError as error:
+                    raise UserError(str(error).replace(str(folder), str(path.parent))) from None
             tokenizer = _tokenizer(folder, path.parent if of_study else None, str(path.parent))
     except UserError:
         raise

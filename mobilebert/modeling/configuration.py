@@ -1,12 +1,13 @@
 """The configuration of every model of the MobileBERT family: student, teacher and what lies between."""
 
+import contextlib
 from dataclasses import fields
 from pathlib import Path
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
-from mobilebert.errors import UserError, allowed, shown
+from mobilebert.errors import UserError, allowed, naming, shown
 from mobilebert.modeling.checkpoint_files import CONFIG, FLOATS, check_values, name_classes, read_json
 from mobilebert.modeling.presets import check, preset
 
@@ -98,11 +99,19 @@ class MobileBertConfig(PreTrainedConfig):
         return cls.from_preset(rows[name].preset, **{**rows[name].overrides, **overrides})
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As transformers. Raises UserError, which names the folder, as the constructor and `get_config_dict` do."""
+        with naming(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As transformers, which sets overrides after the constructor has looked. Raises UserError as that does."""
-        found = super().from_dict(config_dict, **kwargs)
-        (found[0] if isinstance(found, tuple) else found)._check()
-        return found
+        source = kwargs.get("name_or_path")  # given by AutoConfig alone
+        with naming(source) if source else contextlib.nullcontext():
+            found = super().from_dict(config_dict, **kwargs)
+            (found[0] if isinstance(found, tuple) else found)._check()
+            return found
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

@@ -125,7 +125,8 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         """As transformers', for a folder or a hub name, with the refusals of `loading.check_loaded`.
 
         A head or a pooler that the checkpoint lacks is drawn anew; weights of the body are not. `num_hidden_layers` below the
-        checkpoint's, given here by name, leaves out its last layers, with a warning. Raises UserError.
+        checkpoint's, given here by name, leaves out its last layers, with a warning. Weights of another shape are refused, or
+        with `ignore_mismatched_sizes=True` drawn anew. Raises UserError.
         """
         wants_report = kwargs.pop("output_loading_info", False)
         ignore = kwargs.pop("ignore_mismatched_sizes", False)

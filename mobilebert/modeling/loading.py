@@ -147,8 +147,8 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
     if mismatched and not ignore_mismatched_sizes:
         key, found, wanted = mismatched[0]
         raise UserError(
-            f"{source}: {key} has shape {tuple(found)}, the model's is {tuple(wanted)}"
-            f"{_and_others(mismatched)}; ignore_mismatched_sizes=True draws such weights anew"
+            f"{source}: {key} has shape {tuple(found)}, the model's is {tuple(wanted)}{_and_others(mismatched)}; "
+            "the sizes of a configuration must be those of the weights"
         )
     drawn = {key for key, _, _ in mismatched}
     missing = _of_body(model, set(report["missing_keys"]) - drawn)
@@ -167,7 +167,7 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
 
 @contextlib.contextmanager
 def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
-    """Make one line, a UserError, of what transformers raises or prints about a checkpoint.
+    """Make one line, a UserError that names `source`, of what transformers raises or prints about a checkpoint.
 
     Its reports of what it drew anew stay off standard error, for `check_loaded` judges that. folder: where the checked files
     lie; then any error is one of the checkpoint, and messages name `source` in its place.
@@ -178,7 +178,8 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace(str(folder), str(source)) if folder else str(error)) from None
+        line = str(error).replace(str(folder), str(source)) if folder else str(error)
+        raise UserError(line if str(source) in line else f"{source}: {line}") from None
     except SafetensorError as error:
         raise UserError(f"{source}: no safetensors file that can be read ({error})") from None
     except pickle.UnpicklingError:

@@ -326,6 +326,34 @@ def test_a_depth_that_is_not_the_files_is_refused(name, layers, made, tmp_path):
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("name", ["mobilebert", "bert", "distilbert"])
+def test_sizes_that_are_not_the_weights_are_said_in_words_of_a_file(name, made, tmp_path):
+    """The tensor, its shape and the model's, the folder; no argument of a Python function, which a command does not have."""
+    key = "hidden_dim" if name == "distilbert" else "intermediate_size"
+    shutil.copytree(made[name], tmp_path / "model")
+    change(tmp_path / "model/config.json", **{key: 12})
+    for loader in LOADERS.values() if name == "mobilebert" else list(LOADERS.values())[:2]:
+        line = refusal(lambda loader=loader: loader(tmp_path / "model"))
+        assert line.startswith(f"{tmp_path / 'model'}: ")
+        assert "has shape (8" in line
+        assert "the model's is (12" in line
+        assert "=True" not in line
+
+
+@pytest.mark.parametrize("loader", [*LOADERS.values(), MobileBertConfig.from_pretrained])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": 4}, "embedding_size: 8 is larger than hidden_size, 4"),  # a BERT under our type
+        ({"hidden_act": "swish"}, "hidden_act: 'swish' is unknown"),
+        ({"num_attention_heads": 3}, "num_attention_heads: 3 does not divide"),
+    ],
+)
+def test_values_that_make_no_model_are_refused_by_folder_and_key(loader, values, message, folder):
+    change(folder / "config.json", **values)
+    assert refusal(lambda: loader(folder)).startswith(f"{folder}: {message}")
+
+
 VALUES = [
     -1, 0, 1, 3, 1.5, 10**6, 10**9, 10**12, 2**63, 1e308, math.inf, math.nan, True, None, "", "7", "banana", "float16",
     [], [1], {}, {"a": 1}, {"0": "LABEL_0"},

@@ -210,7 +210,7 @@ def test_lost_encoder_weights_are_refused(tmp_path, caplog):
 def test_a_number_of_layers_that_is_none_is_refused(tmp_path, layers):
     MobileBertModel(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
     line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path, num_hidden_layers=layers))
-    assert line == f"num_hidden_layers: {layers!r} is not a positive integer"
+    assert line == f"{tmp_path}: num_hidden_layers: {layers!r} is not a positive integer"
     assert "num_attention_heads" in refusal(lambda: MobileBertConfig.from_pretrained(tmp_path, num_attention_heads=3))
 
 
