@@ -214,12 +214,11 @@ class MobileBertModel(MobileBertPreTrainedModel):
             models.
 
         Raises UserError for float16, in which the activations overflow, for too long a sequence and, on the CPU, for ids
-        out of range; ValueError for arguments that contradict.
+        out of range; ValueError for arguments that contradict and for input of another shape.
         """
         if kwargs.get("is_causal"):  # transformers' class masks the future then, but no longer once a token is padding
             raise ValueError("is_causal: an encoder sees the whole sequence; give a 4-dimensional attention_mask")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give input_ids or inputs_embeds, and not both")
+        check_shape(input_ids, inputs_embeds)
         depth = self.config.num_hidden_layers
         num_layers = depth if num_layers is None else num_layers
         if not 0 <= num_layers <= depth:
@@ -269,6 +268,16 @@ def _states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Co
         return range(count)
     numbers = [asked] if isinstance(asked, int) else asked
     return {number % count for number in numbers if -count <= number < count}
+
+
+def check_shape(input_ids, inputs_embeds, dimensions: tuple[str, ...] = ("batch", "tokens")) -> None:
+    """Raise ValueError unless there is one of the two, of these dimensions (embeddings have one more), none of them empty."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give input_ids or inputs_embeds, and not both")
+    name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    wanted = dimensions if inputs_embeds is None else (*dimensions, "embedding_size")
+    if given.dim() != len(wanted) or 0 in given.shape:
+        raise ValueError(f"{name}: shape {tuple(given.shape)}; wanted is ({', '.join(wanted)}), each at least 1")
 
 
 def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, position_ids) -> None:

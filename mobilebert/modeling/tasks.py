@@ -15,7 +15,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from mobilebert.modeling.configuration import MobileBertConfig
-from mobilebert.modeling.encoder import MobileBertModel, MobileBertPreTrainedModel
+from mobilebert.modeling.encoder import MobileBertModel, MobileBertPreTrainedModel, check_shape
 
 
 def _classifier_dropout(config: MobileBertConfig) -> nn.Dropout:
@@ -98,6 +98,7 @@ class MobileBertForMultipleChoice(MobileBertPreTrainedModel):
         **kwargs,
     ) -> MultipleChoiceModelOutput:
         """labels: (batch,). logits: (batch, choices)."""
+        check_shape(input_ids, inputs_embeds, ("batch", "choices", "tokens"))
         choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
         flat = (
             None if given is None else given.flatten(0, 1)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
@@ -71,6 +72,27 @@ def test_arguments_may_stand_in_the_configuration(head, name):
     assert len(mine) == len(peer)
     assert isinstance(mine, tuple) == isinstance(peer, tuple)
     assert name == "return_dict" or len(mine[name.removeprefix("output_")]) == len(peer[name.removeprefix("output_")])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["input_ids", "inputs_embeds"])
+def test_input_of_another_shape_is_refused_in_one_line_that_says_both(head, name):
+    model = getattr(mobilebert, f"MobileBert{head}")(mobilebert.MobileBertConfig(**SMALL))
+    wanted = ["batch", *(["choices"] if head == "ForMultipleChoice" else []), "tokens"]
+    last = [] if name == "input_ids" else [SMALL["embedding_size"]]
+    shapes = [(), (5,), (2,) * (len(wanted) + 1), *((2,) * place + (0,) + (2,) * (len(wanted) - place - 1) for place in (0, 1))]
+    for shape in [(*shape, *last) for shape in shapes]:
+        given = torch.zeros(shape, dtype=torch.long if name == "input_ids" else torch.float)
+        names = ", ".join(wanted + ["embedding_size"] * len(last))
+        line = f"{name}: shape {shape}; wanted is ({names}), each at least 1"
+        with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+            model(**{name: given})
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_no_input_is_refused_in_one_line(head):
+    with pytest.raises(ValueError, match=r"^give input_ids or inputs_embeds, and not both$"):
+        getattr(mobilebert, f"MobileBert{head}")(mobilebert.MobileBertConfig(**SMALL))()
 
 
 def test_a_causal_encoder_is_refused():
