@@ -179,6 +179,19 @@ def edited(results: Path, study: str, graph: Graph) -> list[str]:
     return found
 
 
+def damaged(results: Path, study: str, graph: Graph) -> dict[Path, str]:
+    """Return the files of jobs' records that are no record, each with what is wrong. A view is made again without a word."""
+    found = {}
+    for job in graph.values():
+        path = file(results, study, job)
+        try:
+            if job.stage not in VIEWS and path.exists():
+                read(path)
+        except UserError as error:
+            found[path] = str(error).removeprefix(f"{path}: ")
+    return found
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,6 +22,8 @@ def run(run: records.Run, study: Study) -> None:
     run.details["verdicts"] = [asdict(item) for item in outcomes]
     lines = [f"{item.outcome}: {item.what} ({item.problem or item.comparison})" for item in outcomes]
     lines += [f"edited: {key} (changed after it was written; delete its result.json to make it again)" for key in edited]
+    damaged = records.damaged(run.results, study.name, run.graph)
+    lines += [f"damaged: {path} ({problem}; delete it to make it again)" for path, problem in damaged.items()]
     lines += [f"not learnt: {record.id} ({reading.reason(record)})" for record in scores]
     learnt = f"{len(scores)} of {sum(map(reading.is_score, found.values()))} scores are of models that have not learnt"
     run.details["lines"] = [*map(one_line, lines), f"{passed} passed, {failed} failed; {learnt}"]

@@ -99,6 +99,24 @@ def test_a_record_edited_by_hand_is_named_by_every_view(graph, tmp_path, capsys)
     assert "mobilebert: finetune/mobilebert/qnli: edited after it was written; left out of MLflow" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("content", "problem"), [("{", "not a record of schema 1: "), (None, "cannot be read: ")])
+def test_check_names_a_damaged_record_that_no_expectation_names_and_does_not_fail_it(graph, tmp_path, content, problem):
+    other = Job("finetune", "mobilebert/rte", {}, (), "b" * 64)
+    graph[other.id] = other
+    path = records.file(tmp_path, "study", other)
+    assert not any(line.startswith("damaged") for line in execute(check, graph, tmp_path).details["lines"])  # none is there
+    if content is None:
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    checked = execute(check, graph, tmp_path)
+    assert checked.metrics == {"passed": 1, "failed": 1, "failed_scores": 0}  # as without it
+    (line,) = [line for line in checked.details["lines"] if line.startswith("damaged")]
+    assert line.startswith(f"damaged: {path} ({problem}")
+    assert line.endswith("; delete it to make it again)")
+
+
 def test_a_score_that_was_not_learnt_is_counted_and_named(graph, tmp_path):
     def finetune(run):
         run.metrics["accuracy"] = 0.905
