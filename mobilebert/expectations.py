@@ -80,12 +80,22 @@ def check(study: str, expect: Collection[Expectation], graph: Mapping[str, Job],
         lead = left[1] - right[0] if above else right[1] - left[0]
         if item.metric == bound:
             lead = 0.0
-        if lead < item.by or (lead == 0 and not item.by):
+        percent = _percent(bound, item.by) if left[1] == 1 else None  # a share or a correlation
+        never = lead < item.by or (lead == 0 and not item.by)
+        if never or percent:
             side = "above" if above else "below"
             margin = f" by {item.by:g}" if item.by else ""
-            raise UserError(
-                f"{where}: {shown(item.metric)} is never {side} {shown(bound)}{margin}: it lies from {left[0]:g} to {left[1]:g}"
-            )
+            line = f"{where}: {shown(item.metric)} is {'never' if never else 'always'} {side} {shown(bound)}{margin}"
+            raise UserError(f"{line}: it lies from {left[0]:g} to {left[1]:g}{percent or ''}")
+
+
+def _percent(bound: str | float, by: float) -> str | None:
+    """Return the end of an error about a bound or a margin above 1, which a metric in percent would have; None where there is
+    none."""
+    values = [value for value in (bound, by) if not isinstance(value, str) and value > 1]
+    if not values:
+        return None
+    return f"; metrics of records are fractions from 0 to 1; {values[0]:g} percent is {values[0] / 100:g}"
 
 
 def _range(where: str, side: str | float, graph: Mapping[str, Job], made: Collection[str]) -> Range:

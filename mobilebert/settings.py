@@ -373,6 +373,14 @@ class Expectation(Strict):
     judged: bool = True  # False: the comparison is shown, whichever way it falls
     reason: str
 
+    @field_validator("above", "below", mode="before")
+    @classmethod
+    def text_or_number(cls, value):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (value is None or isinstance(value, str) or number):
+            raise ValueError(f"<record>:<metric> or a number is allowed, not {shown(value)}")
+        return value
+
     @staticmethod
     def records(side: str) -> list[str]:
         """Ids of the records that one side of the comparison names."""

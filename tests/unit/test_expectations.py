@@ -1,6 +1,7 @@
 """An expectation that no run can meet is refused before the run: the records and the metrics that it names are known."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,26 @@ def test_an_expectation_that_cannot_hold_is_refused(tmp_path, capsys, expectatio
     line = refused(tmp_path, capsys, **expectation)
     assert line.startswith("mobilebert: mine: expect.0: ")
     assert wanted in line
+
+
+@pytest.mark.parametrize(
+    ("expectation", "wanted"),
+    [
+        ({"above": 88.8}, "is never above 88.8: it lies from 0 to 1; {}; 88.8 percent is 0.888"),
+        ({"above": None, "below": 88.8}, "is always below 88.8: it lies from 0 to 1; {}; 88.8 percent is 0.888"),
+        ({"above": 0.5, "by": 5.0}, "is never above 0.5 by 5: it lies from 0 to 1; {}; 5 percent is 0.05"),
+    ],
+)
+def test_a_bound_in_percent_is_told_what_it_is_as_a_fraction(tmp_path, capsys, expectation, wanted):
+    line = refused(tmp_path, capsys, metric="finetune/mobilebert/sst2:accuracy", **expectation)
+    assert line.endswith(wanted.format("metrics of records are fractions from 0 to 1"))
+
+
+@pytest.mark.parametrize("key", ["above", "below"])
+@pytest.mark.parametrize(("value", "said"), [([1], "a list of 1"), (True, "True"), ({"a": 1}, "a dict of 1"), (math.nan, "nan")])
+def test_a_bound_of_another_type_is_refused_by_its_key(tmp_path, capsys, key, value, said):
+    line = refused(tmp_path, capsys, **{"above": None, key: value})
+    assert line.endswith(f"mine.yaml: expect.0.{key}: <record>:<metric> or a number is allowed, not {said}")
 
 
 @pytest.mark.parametrize(
