@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from mobilebert.data.reading import writing
-from mobilebert.jobs import digest, syntax_hash
+from mobilebert.study.code_hash import digest, syntax_hash
 
-MAKERS = ("mobilebert.data.features", "mobilebert.data.squad", "mobilebert.data.glue")  # another code makes other arrays
+MAKERS = ("mobilebert.data.examples", "mobilebert.data.squad", "mobilebert.data.glue")  # another code makes other arrays
 NAMES = "names.json"  # of a folder's arrays, so that one that is missing is missed
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 

@@ -27,11 +27,13 @@ import tokenizers
 from numpy.lib import format as npy
 from tokenizers import Tokenizer
 
-from mobilebert.data import encoding, paragraphs
-from mobilebert.data.paragraphs import Paragraphs, sentences
+from mobilebert.data import decontamination, encoding
+from mobilebert.data import sentences as sentences_module
+from mobilebert.data.decontamination import Paragraphs
 from mobilebert.data.reading import writing
-from mobilebert.data.sources import Source
-from mobilebert.errors import UserError
+from mobilebert.data.sentences import sentences
+from mobilebert.data.source import Source
+from mobilebert.util.errors import UserError
 
 SPLITS = ("train", "heldout")
 # A batch of documents is closed at this many characters, some 250,000 tokens: bounds memory, keeps workers busy.
@@ -154,7 +156,10 @@ class _Encoder:
         self.encode = encoding.SentenceEncoder(tokenizer)
         self.dtype = token_type(tokenizer.get_vocab_size())
         rules = [tokenizer.to_str(), tokenizers.__version__, repr(sorted(dropped.texts))]
-        rules += [Path(module).read_text(encoding="utf-8") for module in (__file__, encoding.__file__, paragraphs.__file__)]
+        rules += [
+            Path(module).read_text(encoding="utf-8")
+            for module in (__file__, encoding.__file__, sentences_module.__file__, decontamination.__file__)
+        ]
         self.rules = hashlib.sha256("\0".join(rules).encode()).digest()
 
     def __reduce__(self):

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mobilebert.data.reading import is_text, reading
-from mobilebert.errors import UserError, one_line, shown_key
+from mobilebert.util.errors import UserError, one_line, shown_key
 
 SUFFIXES = (".txt", ".txt.xz", ".txt.gz", ".jsonl", ".jsonl.xz", ".jsonl.gz", ".parquet")
 _OPEN = {".xz": lzma.open, ".gz": gzip.open}

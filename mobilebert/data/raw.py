@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from mobilebert.data.glue import HIDDEN_LABEL, Task
 from mobilebert.data.reading import json_file, rows_of_tsv
-from mobilebert.errors import UserError, shown_key
+from mobilebert.study.tasks import HIDDEN_LABEL, Task
+from mobilebert.util.errors import UserError, shown_key
 
 FILES = {
     "train": "train",

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mobilebert.errors import UserError, one_line, shown_key
+from mobilebert.util.errors import UserError, one_line, shown_key
 
 # Bounds in bytes, decompressed. The largest official files have 203 MB as text (MNLI's train.tsv), 42 MB as JSON (SQuAD v2.0).
 LARGEST_TABLE = 2**30

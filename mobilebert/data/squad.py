@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobilebert.errors import UserError
+from mobilebert.util.errors import UserError
 
 _ROWS_AT_ONCE = 1024  # postprocess holds n_best^2 pair scores a window: 1024 * 400 * 4 bytes = 1.6 MB
 _IMPOSSIBLE = np.float32(-np.inf)

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from mobilebert.data.glue import HIDDEN_LABEL, TASKS
-from mobilebert.data.sources import Source, check_task
-from mobilebert.errors import UserError
+from mobilebert.data.source import Source, check_task
+from mobilebert.study.tasks import HIDDEN_LABEL, TASKS
+from mobilebert.util.errors import UserError
 
 GENERATOR_VERSION = 1
 TABLE_VERSIONS = {"sst2": 2}  # of a table that has changed since; a new GENERATOR_VERSION draws the whole language again

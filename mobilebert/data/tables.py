@@ -7,8 +7,9 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from mobilebert.data import raw, reading
-from mobilebert.data.glue import Task, check_table, plain_answers
-from mobilebert.errors import UserError, shown_key
+from mobilebert.data.glue import check_table, plain_answers
+from mobilebert.study.tasks import Task
+from mobilebert.util.errors import UserError, shown_key
 
 KINDS = {"text": "text", "integer": "integer", "class": "integer", "score": "number", "answers": "answers"}
 HEXADECIMAL = frozenset("0123456789abcdef")

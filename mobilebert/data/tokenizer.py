@@ -10,16 +10,19 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mobilebert.data.reading import BYTE_ORDER_MARK, lines, reading, text, writing
-from mobilebert.data.sources import Source
-from mobilebert.errors import UserError
+from mobilebert.data.source import Source
 from mobilebert.modeling.checkpoint_files import TOKENIZER
-from mobilebert.records import Run
+from mobilebert.util.errors import UserError
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
 CONFIG = "tokenizer_config.json"
+
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
+
 # With vocab_size None the trainer takes as many pieces as it finds, up to the size of BERT's own vocabulary.
 BERT_VOCAB_SIZE = 30_522
+
 BERT_POSITIONS = 512
 
 
@@ -73,25 +76,6 @@ def read_vocabulary(path: Path) -> list[str]:
 def vocab_hash(content: str) -> str:
     """Return the sha256 of a vocabulary as `build_tokenizer` writes it: a token a line, a line feed after each."""
     return hashlib.sha256("".join(f"{token}\n" for token in lines(content)).encode()).hexdigest()
-
-
-def check_vocabulary(run: Run) -> None:
-    """Whether the weights that a job starts from, or learns from, go with the tokenizer of its data.
-
-    Raises UserError where a checkpoint brought another vocabulary. One that brought none is known by its size alone, and that may
-    be more than the tokenizer's: published tables are padded.
-    """
-    data = run.record_of("data")
-    for key in run.job.inputs:
-        model = run.record_of(key) if key.startswith("checkpoint/") else None
-        if model and model.details.get("vocab", data.details["vocab"]) != data.details["vocab"]:
-            raise UserError(
-                f"{key}: its vocabulary ({model.details['vocab_size']} entries, sha256 {model.details['vocab'][:12]}) is not the "
-                f"data's ({data.metrics['vocab_size']:.0f} entries, sha256 {data.details['vocab'][:12]})"
-            )
-        if model and data.metrics["vocab_size"] > model.config["architecture"]["vocab_size"]:
-            size = model.config["architecture"]["vocab_size"]
-            raise UserError(f"{key}: the tokenizer has {data.metrics['vocab_size']:.0f} entries, the model {size}")
 
 
 def copy_tokenizer(folder: Path, out: Path, longest: int) -> list[str]:

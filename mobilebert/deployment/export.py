@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilebert.errors import UserError
-from mobilebert.records import settle
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mobilebert.records import Quantization
+from mobilebert.jobs.record import Quantization
 
 if TYPE_CHECKING:
     import onnx

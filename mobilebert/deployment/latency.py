@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilebert.errors import UserError
-from mobilebert.machine import cores
-from mobilebert.packages import not_installed
+from mobilebert.util.errors import UserError
+from mobilebert.util.machine import cores
+from mobilebert.util.packages import not_installed
 
 ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
 MODEL_TYPES = ("mobilebert", "bert")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilebert.errors import UserError
-from mobilebert.records import settle
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import settle
 
 
 def quantize_int8(source: Path, target: Path) -> dict[str, int]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mobilebert.data.glue import TASKS
-from mobilebert.errors import UserError
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import UserError
 
 # The leaderboard's macro-average is over these nine; a task with two scores counts with their mean, MNLI with the
 # mean of its matched and mismatched sets.

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from mobilebert.data import squad
-from mobilebert.data.features import Examples, encode, encode_squad, sample, table_file
-from mobilebert.data.glue import TASKS
+from mobilebert.data.examples import Examples, encode, encode_squad, sample, table_file
 from mobilebert.evaluation import glue
 from mobilebert.evaluation import squad as squad_scores
-from mobilebert.records import Diverged
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import Diverged
 
 Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # input_ids, attention_mask, token_type_ids -> logits
 BATCH = 64

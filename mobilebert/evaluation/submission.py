@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mobilebert.data.glue import TASKS
-from mobilebert.data.sources import OFFICIAL_ROWS
-from mobilebert.errors import UserError
-from mobilebert.evaluation import files, rows
+from mobilebert.data.source import OFFICIAL_ROWS
+from mobilebert.evaluation import input_rows, prediction_files
 from mobilebert.evaluation.glue import LEADERBOARD
-from mobilebert.records import write_atomically
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import write_atomically
 
 MAJORITY = "majority"
 # File -> (task whose test set it is, split, task whose model answers it).
@@ -66,7 +66,7 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
     if out.suffix != ".zip":
         raise UserError(f"{out}: a submission is a .zip")
     for file, (name, split, _) in FILES.items():
-        table = rows.read_table(data, TASKS[name], split)
+        table = input_rows.read_table(data, TASKS[name], split)
         if not is_whole(table, name, split):
             wanted = OFFICIAL_ROWS[name][TASKS[name].splits[split]]
             raise UserError(f"{data}: {split} of {name} is not the server's: {len(table):,} of {wanted:,} rows, idx from 0")
@@ -76,9 +76,9 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
         source = models[answering]
         model = None
         if source != MAJORITY:
-            from mobilebert.inference import load
+            from mobilebert.evaluation.checkpoints import load_checkpoint
 
-            model = load(source, TASKS[answering], threads)
+            model = load_checkpoint(source, TASKS[answering], threads)
         for file, (name, _, by) in FILES.items():
             if by != answering:
                 continue
@@ -88,7 +88,7 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
             else:
                 value = _majority(data, answering)
                 predictions, origin = np.full(len(table), value), f"{MAJORITY}: {value:g}, no model"
-            texts[file] = files.server_tsv(TASKS[name], table["idx"], predictions)
+            texts[file] = prediction_files.server_tsv(TASKS[name], table["idx"], predictions)
             summary[file] = {"rows": len(table), "from": origin}
     write_atomically(out, _zip({file: texts[file] for file in FILES}))
     return {file: summary[file] for file in FILES}
@@ -101,7 +101,7 @@ def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
 
 def _majority(data: str, name: str) -> float | int:
     """The most frequent training label, the lower class of equals; STS-B: the mean."""
-    label: pd.Series = rows.labelled_table(data, TASKS[name], "train")["label"]
+    label: pd.Series = input_rows.labelled_table(data, TASKS[name], "train")["label"]
     return float(label.mean()) if TASKS[name].is_regression else int(label.mode().iloc[0])
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
-from mobilebert.errors import UserError, allowed, naming, shown
 from mobilebert.modeling.checkpoint_files import CONFIG, FLOATS, check_values, name_classes, read_json
 from mobilebert.modeling.presets import check, preset
+from mobilebert.util.errors import UserError, allowed, naming, shown
 
 
 class MobileBertConfig(PreTrainedConfig):

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from mobilebert import paper
-from mobilebert.errors import UserError, allowed, shown
 from mobilebert.modeling.presets import names, preset
+from mobilebert.util.errors import UserError, allowed, shown
 
 MASK_RATE = 0.15  # share of tokens with an MLM target (Devlin et al. 2019)
 

@@ -13,9 +13,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
-from mobilebert.errors import UserError
-from mobilebert.modeling import fused
 from mobilebert.modeling.configuration import MobileBertConfig
+from mobilebert.modeling.kernels import fused
 from mobilebert.modeling.layers import (
     Bottleneck,
     FFNLayer,
@@ -26,6 +25,7 @@ from mobilebert.modeling.layers import (
     NoNorm,
 )
 from mobilebert.modeling.loading import check_loaded, check_size, check_types, one_refusal, readable
+from mobilebert.util.errors import UserError
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

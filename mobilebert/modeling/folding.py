@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mobilebert.errors import UserError
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.encoder import MobileBertLayer, MobileBertModel, MobileBertPreTrainedModel
 from mobilebert.modeling.inplace import activate, untouched
 from mobilebert.modeling.layers import ACTIVATIONS, NoNorm
+from mobilebert.util.errors import UserError
 
 # A channel whose scale would leave this range starts again at 1 and pays one multiplication: a NoNorm weight near zero is
 # multiplied by, never divided by. Within the range float32 and bfloat16 lose nothing, for a scale moves the exponent alone.

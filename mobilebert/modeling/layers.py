@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mobilebert.errors import UserError
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.inplace import NoNorm, activate, plain, project, project_and_norm
+from mobilebert.util.errors import UserError
 
 ACTIVATIONS = {
     "relu": nn.ReLU,

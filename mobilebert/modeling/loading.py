@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mobilebert.errors import UserError
 from mobilebert.modeling.checkpoint_files import (
     CONFIG,
     FLOATS,
@@ -33,6 +32,7 @@ from mobilebert.modeling.checkpoint_files import (
     unwrap,
     weight_files,
 )
+from mobilebert.util.errors import UserError
 
 NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint's: BERT's masked-LM head is 24 million
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from mobilebert.errors import UserError
+from mobilebert.util.errors import UserError
 
-FOLDER = Path(__file__).parents[1] / "presets"
+FOLDER = Path(__file__).parents[1] / "paper" / "presets"
 ACTIVATIONS = ("relu", "relu6", "gelu", "gelu_new")
 NORMS = ("no_norm", "layer_norm")
 MASK_VALUES = ("min", "-10000", "-6")

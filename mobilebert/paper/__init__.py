@@ -24,7 +24,7 @@ class Strict(BaseModel):
 class Model(Strict):
     """How one row's model comes to be."""
 
-    preset: str  # mobilebert/presets/<preset>.json, "bag-of-embeddings", or "checkpoint": a study's own baseline
+    preset: str  # presets/<preset>.json, "bag-of-embeddings", or "checkpoint": a study's own baseline
     overrides: dict[str, int | float | str | bool] = {}  # architecture fields that differ from the preset
     schedule: Literal["pretrain", "search"] = "pretrain"  # of a model without a teacher
     teacher: str | None = None

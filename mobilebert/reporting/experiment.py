@@ -8,14 +8,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from mobilebert import locks, records
-from mobilebert.config import Study
-from mobilebert.jobs import Graph, canonical, digest
-from mobilebert.records import VIEWS, Record
+from mobilebert.jobs import locks
+from mobilebert.jobs.freshness import record_folder
+from mobilebert.jobs.record import Record
+from mobilebert.jobs.underway import State
 from mobilebert.reporting import reading
 from mobilebert.reporting.store import open_store
 from mobilebert.reporting.trials import trials
-from mobilebert.reporting.underway import State
+from mobilebert.study.code_hash import canonical, digest
+from mobilebert.study.job import Graph
+from mobilebert.study.schema import Study
+from mobilebert.study.stages import VIEWS
+from mobilebert.util.files import file_sha256
 
 SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables go into the store, weights stay where they are
 STATUS = {"ok": "FINISHED", "void": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "refused": "FAILED"}
@@ -99,9 +103,9 @@ class Experiment:
 
     def add(self, record: Record) -> str:
         """The child run of one record: added, completed where it was followed or killed before, or there already."""
-        path = records.folder(self.results, self.study.name, record)  # a record has the stage and name of its job
+        path = record_folder(self.results, self.study.name, record)  # a record has the stage and name of its job
         source = path / "result.json"
-        content = records.sha256(source) if source.is_file() else digest(record.model_dump(mode="json"))
+        content = file_sha256(source) if source.is_file() else digest(record.model_dump(mode="json"))
         mine = self.children.get(record.fingerprint, [])
         status, labels = reading.status(record), ", ".join(reading.labels(record))
         tags = {"status": status, "labels": labels, "record": content, "reason": reading.reason(record)}

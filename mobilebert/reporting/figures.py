@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from mobilebert.records import Record
+from mobilebert.jobs.record import Record
 
 INK = "#808080"  # legible on a light and on a dark page
 LARGEST = 1e30  # of a curve's numbers: matplotlib fails on the largest floats

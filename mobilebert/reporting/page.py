@@ -6,15 +6,16 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from mobilebert.config import Study
-from mobilebert.data import glue
-from mobilebert.jobs import Graph, final_job
-from mobilebert.records import Record
+from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
 from mobilebert.reporting.figures import loss_curves
 from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable, counts, in_words
 from mobilebert.reporting.verdicts import Outcome
-from mobilebert.settings import TASKS
+from mobilebert.study.graph import final_job
+from mobilebert.study.job import Graph
+from mobilebert.study.recipe import TASK_NAMES
+from mobilebert.study.schema import Study
+from mobilebert.study.tasks import TASKS
 
 CONTROLS = ("bag-of-embeddings", "control-fresh-student", "control-shuffled-teacher")
 SUBJECT = "mobilebert"  # what the controls are held against
@@ -79,8 +80,8 @@ def _summary(study: Study, graph: Graph, records: Mapping[str, Record], edited: 
 def controls(study: Study, records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
     """What a result must beat to mean anything: (quantity, values of SUBJECT, the majority class and CONTROLS)."""
     rows = []
-    for task in TASKS:
-        headline = glue.TASKS[task].metrics[0]
+    for task in TASK_NAMES:
+        headline = TASKS[task].metrics[0]
         keys = [f"finetune/{model}/{task}" for model in (SUBJECT, *CONTROLS)]
         values = [_metric(records, key, headline) for key in keys]
         majority = _metric(records, keys[0], "majority") if headline == "accuracy" else None

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mobilebert import paper
-from mobilebert.config import Study
-from mobilebert.data.glue import TASKS
-from mobilebert.data.sources import OFFICIAL_ROWS
-from mobilebert.errors import UserError, allowed, shown
-from mobilebert.jobs import Graph, Job, final_job, scope
-from mobilebert.machine import cores
+from mobilebert.data.source import OFFICIAL_ROWS
+from mobilebert.finetuning.search import passes, rungs, total
 from mobilebert.modeling.cost import MASK_RATE, Cost, cost
-from mobilebert.training.search import passes, rungs, total
+from mobilebert.study.graph import final_job, jobs_in_scope
+from mobilebert.study.job import Graph, Job
+from mobilebert.study.schema import Study
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import UserError, allowed, shown
+from mobilebert.util.machine import cores
 
 WIDE = 512  # width inside a block from which on matrix products, not memory traffic, take the time
 
@@ -62,7 +63,7 @@ def plan(study: Study, graph: Graph, device: str | None = None) -> str:
     if device not in (*DEVICES, "cpu"):
         raise UserError(f"device: unknown device {shown(device)}; {allowed([*DEVICES, 'cpu'])}")
     made_of = DEVICES[device] if device in DEVICES else this_machine()
-    found = [_line(study, graph, graph[key], made_of) for key in scope(study, graph)]
+    found = [_line(study, graph, graph[key], made_of) for key in jobs_in_scope(study, graph)]
     whole = Line(
         "total",
         sum(item.tokens for item in found),

@@ -6,7 +6,7 @@ import math
 import statistics
 from datetime import UTC, datetime
 
-from mobilebert.records import Record
+from mobilebert.jobs.record import Record
 
 LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # seconds: no time of a record is later, no duration longer
 UNSEALED = "record: written before records had a checksum"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from mobilebert.errors import UserError
-from mobilebert.reporting.text import cut, one_line
+from mobilebert.util.errors import UserError
+from mobilebert.util.text import cut, one_line
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 ARTEFACTS = "mlartifacts"  # beside mlflow.db

@@ -7,16 +7,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mobilebert import paper
-from mobilebert.architecture import architecture
-from mobilebert.config import Study
-from mobilebert.data.glue import TASKS
-from mobilebert.errors import UserError
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
-from mobilebert.jobs import cell_job
-from mobilebert.records import Record
+from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading, verdicts
-from mobilebert.reporting.facts import facts
-from mobilebert.reporting.text import markdown as escaped
+from mobilebert.reporting.architecture_columns import facts
+from mobilebert.study.architecture import architecture
+from mobilebert.study.graph import cell_job
+from mobilebert.study.schema import Study
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import UserError
+from mobilebert.util.text import markdown as escaped
 
 NOTHING = "–"  # the paper prints no value, or the model has no such part
 

@@ -15,16 +15,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from mobilebert import records
-from mobilebert.config import Study
-from mobilebert.errors import UserError
-from mobilebert.jobs import Graph
-from mobilebert.records import VIEWS, Record
+from mobilebert.jobs.freshness import current_records, record_file
+from mobilebert.jobs.record import Record, read_record
+from mobilebert.jobs.underway import State
 from mobilebert.reporting import reading
 from mobilebert.reporting.experiment import Experiment, Say
 from mobilebert.reporting.store import trouble
-from mobilebert.reporting.text import cut
-from mobilebert.reporting.underway import State
+from mobilebert.study.job import Graph
+from mobilebert.study.schema import Study
+from mobilebert.study.stages import VIEWS
+from mobilebert.util.errors import UserError
+from mobilebert.util.text import cut
 
 HEADLINE = "mobilebert"  # the row whose scores decide whether the parent run has failed
 PROGRESS_S = 10.0  # between two lines on one followed run
@@ -107,7 +108,7 @@ def follow(
                 say(followed.pop(key).end(store))
             if stop.is_set() or time.monotonic() - last_seen >= patience:
                 if not alive:  # what is under way still, the next `ingest` completes
-                    failed = has_failed(records.current(results, study.name, graph))
+                    failed = has_failed(current_records(results, study.name, graph))
                     store.close("FAILED" if failed else "FINISHED", dict)
                 return points
         stop.wait(interval)
@@ -172,9 +173,9 @@ def _states(results: Path, study: str, graph: Graph) -> list[State]:
 def _refused(results: Path, study: str, graph: Graph, found: Mapping[str, Record]) -> Iterable[Record]:
     """Records of refused runs, which count as stale so that the run is tried again."""
     for key, job in graph.items():
-        path = records.file(results, study, job)
+        path = record_file(results, study, job)
         if key not in found and path.exists():
             with contextlib.suppress(UserError):
-                record = records.read(path)
+                record = read_record(path)
                 if record.status == "refused" and record.fingerprint == job.fingerprint and record.seal != "edited":
                     yield record

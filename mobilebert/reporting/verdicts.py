@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mobilebert.records import Record
-from mobilebert.settings import Expectation
+from mobilebert.jobs.record import Record
+from mobilebert.study.sections import Expectation
 
 Verdict = Literal["match", "near", "differs", "not judged", "not run", "failed", "diverged", "refused", "void", "edited"]
 

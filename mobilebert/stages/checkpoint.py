@@ -6,15 +6,16 @@ from pathlib import Path
 
 from transformers import AutoModel, BertForPreTraining, PreTrainedConfig, PreTrainedModel
 
-from mobilebert.config import Study
 from mobilebert.data.reading import lines
 from mobilebert.data.tokenizer import vocab_hash
-from mobilebert.errors import UserError
+from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.checkpoint_files import INDEX, WEIGHTS, Files, checked, read_json
 from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.modeling.loading import configuration, load
-from mobilebert.records import Run, sha256
-from mobilebert.training import pretraining
+from mobilebert.pretraining import objective
+from mobilebert.study.schema import Study
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import file_sha256
 
 # Fields that make a model another one; dropout and initial ranges do not.
 SHAPES = {
@@ -71,9 +72,9 @@ def vocabulary(files: Files) -> str | None:
         return None
 
 
-def run(run: Run, study: Study) -> None:
-    weights, wanted = study.checkpoints[run.job.name], run.job.config["architecture"]
-    where, source = f"checkpoints.{run.job.name}", weights.source
+def main(context: JobContext, study: Study) -> None:
+    weights, wanted = study.checkpoints[context.job.name], context.job.config["architecture"]
+    where, source = f"checkpoints.{context.job.name}", weights.source
     if weights.is_local:
         source = str(Path(source).expanduser())
         check_pin(Path(source), weights.sha256, where)
@@ -83,16 +84,16 @@ def run(run: Run, study: Study) -> None:
             config = configuration(files, kind)
             check_form(config, wanted, f"{where}: {source}")
             model, _ = load(kind, files, config)
-            run.weights_dtype[weights.source] = files.type
+            context.weights_dtype[weights.source] = files.type
             if vocab := vocabulary(files):
                 size = len(lines(vocab))
                 if size > files.values.get("vocab_size", size):
                     raise UserError(f"{source}: its tokenizer has {size} tokens, its model {files.values['vocab_size']}")
-                run.details |= {"vocab": vocab_hash(vocab), "vocab_size": size}
-            pretraining.save_model(run, model, files.folder)
+                context.details |= {"vocab": vocab_hash(vocab), "vocab_size": size}
+            objective.save_model(context, model, files.folder)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-    run.label(study.labels("checkpoint"))
+    context.label(study.labels("checkpoint"))
 
 
 def check_pin(folder: Path, pinned: str, where: str) -> None:
@@ -101,8 +102,8 @@ def check_pin(folder: Path, pinned: str, where: str) -> None:
     if not file.is_file():
         hint = f'; {INDEX} is there: a study pins one file, so save the model again with max_shard_size="100GB"'
         raise UserError(f"{where}: no {WEIGHTS} in {folder}{hint if (folder / INDEX).exists() else ''}")
-    if sha256(file) != pinned:
-        raise UserError(f"{where}: {file} has sha256 {sha256(file)}, the study names {pinned}")
+    if file_sha256(file) != pinned:
+        raise UserError(f"{where}: {file} has sha256 {file_sha256(file)}, the study names {pinned}")
 
 
 def check_form(config: PreTrainedConfig, wanted: dict, where: str) -> None:

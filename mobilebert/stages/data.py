@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 
-from mobilebert.config import Study
 from mobilebert.data.corpus import prepare_corpus
-from mobilebert.data.features import table_file
-from mobilebert.data.glue import TASKS
+from mobilebert.data.examples import table_file
 from mobilebert.data.reading import writing
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
-from mobilebert.machine import cores
-from mobilebert.progress import bar
-from mobilebert.records import Run, sha256
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.schema import Study
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.files import file_sha256
+from mobilebert.util.machine import cores
+from mobilebert.util.progress import bar
 
 WORKERS = 5  # some 250 MB each, and 350 MB here: so that preparing a corpus stays under 2 GB on any number of cores
 
 
-def run(run: Run, study: Study) -> None:
+def main(context: JobContext, study: Study) -> None:
     config = study.data
     source = open_source(config.source, seed=config.seed, documents=config.documents)
     rows, labels, files = {}, {}, {}
@@ -26,42 +27,42 @@ def run(run: Run, study: Study) -> None:
         for split in source.splits(task):
             role = next(key for key, stem in TASKS[task].splits.items() if stem == split)
             frame = source.table(task, split)
-            path = table_file(run.folder, task, role)
+            path = table_file(context.folder, task, role)
             path.parent.mkdir(parents=True, exist_ok=True)
             with writing(path):
                 frame.to_parquet(path, index=False)
             rows.setdefault(task, {})[role] = len(frame)
             if label := source.label(task, split):
                 labels.setdefault(task, {})[role] = label
-            run.artefacts.append(str(path.relative_to(run.folder)))
+            context.artefacts.append(str(path.relative_to(context.folder)))
         files |= source.files(task)
-    tokenizer = build_tokenizer(source, run.folder / "tokenizer", config.vocab_size)
-    paragraphs = {
-        context for task in ("squad_v1.1", "squad_v2.0") for context in source.table(task, "validation")["context"].unique()
-    }
+    tokenizer = build_tokenizer(source, context.folder / "tokenizer", config.vocab_size)
+    paragraphs = {text for task in ("squad_v1.1", "squad_v2.0") for text in source.table(task, "validation")["context"].unique()}
     with bar(0, "corpus", unit="tok") as shown:
         counts = prepare_corpus(
             source,
             tokenizer,
-            run.folder / "corpus",
+            context.folder / "corpus",
             heldout_share=config.heldout_share,
             squad_dev_paragraphs=paragraphs,
             workers=min(WORKERS, cores()),
-            cache=run.results / ".cache" / "corpus",  # of all studies
+            cache=context.results / ".cache" / "corpus",  # of all studies
             progress=lambda documents, tokens: _show(shown, tokens, source.share_read(documents)),
         )
     files |= source.files("corpus")
     for folder in ("tokenizer", "corpus"):
-        run.artefacts += sorted(str(file.relative_to(run.folder)) for file in (run.folder / folder).iterdir() if file.is_file())
-    run.metrics |= {key: value for key, value in counts.items() if isinstance(value, int | float)}
-    run.metrics["vocab_size"] = tokenizer.get_vocab_size()
-    run.details |= {
+        context.artefacts += sorted(
+            str(file.relative_to(context.folder)) for file in (context.folder / folder).iterdir() if file.is_file()
+        )
+    context.metrics |= {key: value for key, value in counts.items() if isinstance(value, int | float)}
+    context.metrics["vocab_size"] = tokenizer.get_vocab_size()
+    context.details |= {
         "rows": rows,
         "labels": labels,
         "files": files,
-        "vocab": sha256(run.folder / "tokenizer" / "vocab.txt"),
+        "vocab": file_sha256(context.folder / "tokenizer" / "vocab.txt"),
     }
-    run.details["counts"] = json.loads(json.dumps(counts))
+    context.details["counts"] = json.loads(json.dumps(counts))
 
 
 def _show(shown, tokens: int, share: float | None) -> None:

@@ -1,58 +1,52 @@
-"""Fine-tune one model on one task: search its setting on the development set, run the chosen one with every seed, score it.
-
-One job, many runs. Each leaves a line in runs.jsonl: run, role (search or seed), setting, seed, part (1/part of the training
-rows), status (ok, failed, diverged), reason, metrics, details, loss (of the first and last point), started, seconds. Of a run
-that was trained in a stack of K runs `details` say `stacked_with: K`, and a K-th of the stack's time is among its seconds.
-"""
+"""Fine-tune one model on one task and score it (paper sections 4.3 and 4.4)."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from mobilebert.config import Study
-from mobilebert.data import cache, squad
-from mobilebert.data.features import Examples, encode, encode_squad, sample, table_file
-from mobilebert.data.glue import TASKS
-from mobilebert.data.tokenizer import check_vocabulary, copy_tokenizer, load_tokenizer
+from mobilebert.data import cache
+from mobilebert.data.examples import Examples, encode, encode_squad, sample
+from mobilebert.data.tokenizer import copy_tokenizer, load_tokenizer
 from mobilebert.evaluation.scoring import evaluate
-from mobilebert.evaluation.squad import score_v2
-from mobilebert.progress import bar
-from mobilebert.records import Diverged, Run, json_safe, write_atomically
-from mobilebert.training import checkpoint, together
+from mobilebert.finetuning.search import Trial
+from mobilebert.finetuning.stacked import train as together
+from mobilebert.finetuning.task import BagOfEmbeddings, finetune, forward_of, new_model
+from mobilebert.finetuning.trials import (
+    Train,
+    collect,
+    constant_exact_match,
+    every_run,
+    runs_at_once,
+    setting_labels,
+    subset_labels,
+)
+from mobilebert.jobs.context import JobContext
+from mobilebert.pretraining.common import check_vocabulary
+from mobilebert.pretraining.objective import weights_folder
+from mobilebert.study.schema import Study
+from mobilebert.study.tasks import TASKS
+from mobilebert.training import checkpoint
 from mobilebert.training.device import device_of
-from mobilebert.training.finetuning import BagOfEmbeddings, finetune, forward_of, new_model
-from mobilebert.training.pretraining import weights_folder
-from mobilebert.training.runs import failure, summary
-from mobilebert.training.search import Trial, grid, search, stacks, total
-
-Train = Callable[[Run, Trial, Path], tuple[dict, dict]]
-TrainTogether = Callable[[Run, list[Trial]], Train | None]
 
 
-def run(run: Run, study: Study) -> None:
-    setting, device = run.job.config, device_of(study)
+def main(context: JobContext, study: Study) -> None:
+    setting, device = context.job.config, device_of(study)
     task = TASKS[setting["task"]]
-    check_vocabulary(run)
-    data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
-    file = run.artefact_of("data", f"tasks/{task.name}/train.parquet")
+    check_vocabulary(context)
+    data = context.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
+    file = context.artefact_of("data", f"tasks/{task.name}/train.parquet")
     tokenizer = load_tokenizer(data / "tokenizer")
     whole = pd.read_parquet(file)
     frame = sample(whole, setting["train_rows"], seed=0)
-    pretrained = [key for key in run.job.inputs if key != "data"]
-    folder = weights_folder(run, pretrained[0]) if pretrained else None
+    pretrained = [key for key in context.job.inputs if key != "data"]
+    folder = weights_folder(context, pretrained[0]) if pretrained else None
     constant = constant_exact_match(data, setting) if task.is_squad else {}
 
-    with cache.kept_in(run.results / run.study / ".cache"):
+    with cache.kept_in(context.results / context.study / ".cache"):
         if task.is_squad:
             examples = encode_squad(tokenizer, frame, setting, training=True)[0]
         else:
@@ -73,239 +67,18 @@ def run(run: Run, study: Study) -> None:
                 copy_tokenizer(data / "tokenizer", out / "model", longest)  # a folder that stands alone
             return metrics | constant, details
 
-        def train(part: Run, trial: Trial, out: Path) -> tuple[dict, dict]:
+        def train(part: JobContext, trial: Trial, out: Path) -> tuple[dict, dict]:
             model = new(trial)
             finetune(part, seen(trial), model, {**setting, **trial.setting}, trial.seed, device, trial.name)
             return finish(model, trial, out)
 
-        def train_together(part: Run, trials: list[Trial]) -> Train | None:
+        def train_together(part: JobContext, trials: list[Trial]) -> Train | None:
             trained = together.fit(part, trials, new, seen, setting, device)
             return trained and (lambda part, trial, out: finish(trained(trial), trial, out))
 
-        runs = every_run(run, train, train_together, runs_at_once(study, setting, device))
-    collect(run, runs, task.metrics[0])
-    run.details["train_rows"] = len(frame)
-    run.label(study.labels("finetune"), *pretrained)
-    run.label(subset_labels(run, task.name, len(frame), len(whole), setting))
-    run.label(setting_labels(study, setting, run.labels))
-
-
-def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
-    """What a run on SQuAD must beat: the better of answering nothing and of answering the context's first word."""
-    frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
-    wanted = squad.references(frame)
-    words = [context.split()[:1] for context in frame["context"]]
-    guesses = [dict.fromkeys(frame["id"], ""), {key: " ".join(word) for key, word in zip(frame["id"], words, strict=True)}]
-    return {"constant_exact_match": max(score_v2(guess, wanted)["exact_match"] for guess in guesses)}
-
-
-def runs_at_once(study: Study, setting: dict, device: str) -> int:
-    """What `finetune.together` allows, on a GPU no more than fit into its memory with the search's largest batch. That is all of
-    its memory, which a job has to itself, not what is free now: a job that goes on after a kill finds its stacks again."""
-    if device != "cuda" or study.finetune.together == 1:
-        return study.finetune.together
-    rows = max(item["batch_size"] for item in grid(setting))
-    memory = torch.cuda.mem_get_info()[1]
-    return min(study.finetune.together, together.most(setting["architecture"], rows, setting["length"], memory))
-
-
-def every_run(run: Run, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
-    """The runs of the search, then the chosen setting with every seed; their records, in that order.
-
-    A failed run of the search (`training.runs.failure`) is chosen only where none learnt: its score stands below all of theirs,
-    and failed ones are ranked among themselves by theirs.
-
-    train: (what holds state and curves, the trial, a folder for what it leaves) -> (metrics, details). A run that was finished
-    before a kill is read, not made again; the one under way goes on from its last state.
-    train_together: (what holds state and curves, at most `most` trials) -> what `train` is for each of them; None where their
-    model cannot be stacked, and each is trained alone.
-    """
-    run.resume("", 0)  # the curves of seeds that were finished before a kill
-    setting, found = run.job.config, []
-    headline = TASKS[setting["task"]].metrics[0]
-    with bar(total(setting), f"{run.job.id} runs", unit="run") as progress:
-
-        def scores_of(trials: list[Trial]) -> list[float | None]:
-            records = {}
-            for group in stacks(trials, most):
-                for trial, record in zip(group, several_runs(run, group, train, train_together), strict=True):
-                    records[trial] = record
-                    progress.update()
-            found.extend(records[trial] for trial in trials)
-            return [_rank(records[trial], headline) for trial in trials]
-
-        chosen = search(setting, scores_of)
-        scores_of([Trial(**chosen, seed=seed) for seed in setting["seeds"]])
-    return found
-
-
-def several_runs(run: Run, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
-    """The record of each of several runs, trained at once where that is possible; as two halves where memory was too small for
-    all, for what a stack takes is estimated."""
-    name = together.key_of([trial.name for trial in trials])
-    shared, fits = None, True
-    if len(trials) > 1 and not all(record_file(run, trial).exists() for trial in trials):
-        part = part_of(run, trials[0].role, name)
-        started, clock = datetime.now(UTC), time.monotonic()
-        try:
-            one = train_together(part, trials)
-        except torch.OutOfMemoryError:
-            one, fits = None, False
-        if one:
-            train, shared = one, Shared(part, len(trials), started, (time.monotonic() - clock) / len(trials))
-    if fits:
-        for trial in trials:
-            yield one_run(run, trial, train, shared)
-    else:
-        for half in (trials[: len(trials) // 2], trials[len(trials) // 2 :]):
-            yield from several_runs(run, half, train, train_together)
-    (run.state / f"{name}.safetensors").unlink(missing_ok=True)
-    shutil.rmtree(run.state / name, ignore_errors=True)
-
-
-@dataclass
-class Shared:
-    """What runs of a stack have in common: where state and curves are, how many they are, when they began, a run's share of the
-    seconds."""
-
-    part: Run
-    size: int
-    started: datetime
-    seconds: float
-
-
-def part_of(run: Run, role: str, name: str) -> Run:
-    """What holds state and curves. 270 curves are no part of the record: those of a search are apart, and go with its runs."""
-    part = run
-    if role == "search":
-        part = Run(run.job, run.study, run.results, run.graph)
-        part.state = run.state / name
-        part.state.mkdir(exist_ok=True)
-    return part
-
-
-def record_file(run: Run, trial: Trial) -> Path:
-    return run.state / "runs" / f"{trial.name}.json"
-
-
-def _rank(record: dict, headline: str) -> float | None:
-    """The score by which the search ranks a run; None for one that diverged."""
-    score = record["metrics"].get(headline)
-    return score - 3 if record["status"] == "failed" else score  # scores lie in -1..1, so the best failed one is at -2
-
-
-def one_run(run: Run, trial: Trial, train: Train, shared: Shared | None) -> dict:
-    """The record of one run, made now or before a kill. A run of the search leaves nothing else."""
-    done = record_file(run, trial)
-    if done.exists():
-        return json.loads(done.read_text(encoding="utf-8"))
-    out, task = run.state / trial.name, run.job.config["task"]
-    out.mkdir(exist_ok=True)
-    part = shared.part if shared else part_of(run, trial.role, trial.name)
-    started, clock = shared.started if shared else datetime.now(UTC), time.monotonic()
-    status, reason, metrics, details = "ok", None, {}, {"stacked_with": shared.size} if shared else {}
-    try:
-        metrics, found = train(part, trial, out)
-        details |= found
-    except Diverged as error:
-        status, reason = "diverged", str(error)
-    losses = [value for _, value in part.curves.get(f"{trial.name}_loss", [])]
-    if status == "ok":
-        shares = details["shares"].get("validation", [])
-        reason = failure(task, metrics, details["rows"]["validation"], shares, losses)
-        status = "failed" if reason else "ok"
-    record = {
-        "run": trial.name,
-        "role": trial.role,
-        "setting": trial.setting,
-        "seed": trial.seed,
-        "part": trial.part,
-        "status": status,
-        "reason": reason,
-        "metrics": metrics,
-        "details": details,
-        "loss": [losses[0], losses[-1]] if losses else [],
-        "training": {key: value for key, value in part.details.items() if key.startswith(f"{trial.name}_")},
-        "started": started.isoformat(timespec="seconds"),
-        # Of this process: a continued run's earlier ones are not in it.
-        "seconds": round(time.monotonic() - clock + (shared.seconds if shared else 0), 3),
-    }
-    write_atomically(done, json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False).encode())
-    if trial.role == "search":
-        shutil.rmtree(out)
-    elif status != "diverged":  # whose last good state stays
-        (run.state / f"{trial.name}.safetensors").unlink(missing_ok=True)
-    return record
-
-
-def collect(run: Run, runs: list[dict], headline: str) -> None:
-    """What the job's record says of its runs; artefacts are those of the best seed on the development set, of those that learnt
-    where there are any.
-
-    metrics: the median over the seeds that did not diverge, and failed_share, the share of all seeds that failed or diverged.
-    samples: every seed's value, null where it diverged. details: `summary` (see `mobilebert.training.runs`), `statuses` of the
-    seeds, `setting`, and `search`: its runs, the statuses' counts and the chosen setting's score. Raises Diverged when every seed
-    did.
-    """
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in runs)
-    write_atomically(run.folder / "runs.jsonl", text.encode())
-    run.artefacts.append("runs.jsonl")
-    seeds = [record for record in runs if record["role"] == "seed"]
-    tried = [record for record in runs if record["role"] == "search"]
-    ended = [record for record in seeds if record["status"] != "diverged"]
-    if not ended:
-        raise Diverged(f"every seed: {seeds[0]['reason']}")
-    run.details["summary"] = summary(seeds, headline)
-    for name, figures in run.details["summary"].items():
-        run.samples[name] = [record["metrics"].get(name) for record in seeds]
-        run.metrics[name] = figures["median"]
-    run.metrics["failed_share"] = sum(record["status"] != "ok" for record in seeds) / len(seeds)
-    best = max(ended, key=lambda record: (record["status"] == "ok", record["metrics"][headline]))
-    for record in seeds:
-        run.details |= record["training"]
-    run.details |= {**best["details"], "best_seed": best["seed"], "seeds": [record["seed"] for record in seeds]}
-    run.details |= {"statuses": [record["status"] for record in seeds], "setting": best["setting"]}
-    if tried:
-        counts = {status: sum(record["status"] == status for record in tried) for status in ("ok", "failed", "diverged")}
-        chosen = next(record for record in reversed(tried) if record["setting"] == best["setting"])
-        run.details["search"] = {"runs": len(tried), **counts, f"chosen_{headline}": chosen["metrics"].get(headline)}
-    source = run.state / f"seed{best['seed']}"
-    for file in sorted(source.rglob("*")):
-        if file.is_file():
-            keep(run, file, str(file.relative_to(source)))
-    for record in ended:
-        for file in sorted((run.state / record["run"]).glob("predictions.*")):
-            keep(run, file, f"runs/{record['run']}/{file.name}")
-
-
-def keep(run: Run, file: Path, name: str) -> None:
-    """Copy a file of the state to the job's folder, as an artefact."""
-    (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, run.folder / name)
-    run.artefacts.append(name)
-
-
-def setting_labels(study: Study, setting: dict, others: list[str]) -> list[str]:
-    """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
-    result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
-    judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
-    if setting["search"] != "none":
-        halved = ", by successive halving" if setting["halving"] else ""
-        found = [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
-    else:
-        found = ["search: none, one setting a task"] if judged else []
-    return found + (study.finetune.changed(setting["task"]) if judged else [])
-
-
-def subset_labels(run: Run, task: str, used: int, whole: int, setting: dict) -> list[str]:
-    """What keeps a result from being one on the whole of the task's data."""
-    labels = [
-        f"subset ({role}): {text}"
-        for role, text in run.record_of("data").details["labels"].get(task, {}).items()
-        if not role.startswith("test")
-    ]
-    if used < whole:
-        labels.append(f"subset (train): {used:,} of {whole:,} rows drawn at random")
-    if run.details["rows"]["validation"] < run.record_of("data").details["rows"][task]["validation"]:
-        labels.append(f"subset (validation): {setting['eval_rows']:,} rows drawn at random")
-    return labels
+        runs = every_run(context, train, train_together, runs_at_once(study, setting, device))
+    collect(context, runs, task.metrics[0])
+    context.details["train_rows"] = len(frame)
+    context.label(study.labels("finetune"), *pretrained)
+    context.label(subset_labels(context, task.name, len(frame), len(whole), setting))
+    context.label(setting_labels(study, setting, context.labels))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mobilebert.config import Study
 from mobilebert.deployment.latency import measure
-from mobilebert.records import Run
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.schema import Study
 
 
-def run(run: Run, study: Study) -> str | None:
-    config = run.job.config
+def main(context: JobContext, study: Study) -> str | None:
+    config = context.job.config
     specs = [
         {"name": f"{model}/{engine}", "config": architecture, "engine": engine}
         for model, architecture in config["architectures"].items()
@@ -25,10 +25,10 @@ def run(run: Run, study: Study) -> str | None:
     )
     for spec in specs:
         result = found["models"][spec["name"]]
-        run.samples[spec["name"]] = result["samples_ms"]
+        context.samples[spec["name"]] = result["samples_ms"]
         for key in ("p50", "p90", "p99"):
-            run.metrics[f"{spec['name']}:{key}_ms"] = result[key]
-    run.details |= {key: value for key, value in found.items() if key != "models"}
+            context.metrics[f"{spec['name']}:{key}_ms"] = result[key]
+    context.details |= {key: value for key, value in found.items() if key != "models"}
     if not study.latency.full_size:
-        run.label(study.labels("latency"))
+        context.label(study.labels("latency"))
     return None if found["validity"] == "ok" else found["validity"].removeprefix("void: ")

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from mobilebert.config import Study
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.int8 import describe
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
 from mobilebert.evaluation.scoring import evaluate
-from mobilebert.records import Record, Run
-from mobilebert.training.finetuning import new_model
-from mobilebert.training.pretraining import weights_folder
-from mobilebert.training.runs import failure
+from mobilebert.finetuning.outcomes import failure
+from mobilebert.finetuning.task import new_model
+from mobilebert.jobs.context import JobContext
+from mobilebert.jobs.record import Record
+from mobilebert.pretraining.objective import weights_folder
+from mobilebert.study.schema import Study
 
 
-def run(run: Run, study: Study) -> None:
-    setting = run.job.config
-    tuned = f"finetune/{run.job.name}"
-    data = run.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
-    folder = weights_folder(run, tuned)
-    source = run.record_of(tuned)
+def main(context: JobContext, study: Study) -> None:
+    setting = context.job.config
+    tuned = f"finetune/{context.job.name}"
+    data = context.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
+    folder = weights_folder(context, tuned)
+    source = context.record_of(tuned)
     model = new_model(setting["task"], source.config["architecture"], folder).eval()
-    float_file, int8_file = run.state / "model.onnx", run.folder / "model.int8.onnx"
+    float_file, int8_file = context.state / "model.onnx", context.folder / "model.int8.onnx"
     export_onnx(model, float_file, length=setting["length"])
-    run.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
-    run.quantization = describe(float_file, int8_file, setting["length"])
+    context.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
+    context.quantization = describe(float_file, int8_file, setting["length"])
     tokenizer = load_tokenizer(data / "tokenizer")
-    metrics, details = evaluate(OnnxModel(int8_file), tokenizer, data, setting, run.folder, OnnxModel.ROWS)
-    run.metrics |= metrics
+    metrics, details = evaluate(OnnxModel(int8_file), tokenizer, data, setting, context.folder, OnnxModel.ROWS)
+    context.metrics |= metrics
     best = source.details["seeds"].index(source.details["best_seed"])
-    run.details |= {**details, "statuses": [status(setting["task"], source, metrics, details)]}
+    context.details |= {**details, "statuses": [status(setting["task"], source, metrics, details)]}
     for name, value in metrics.items():
-        run.samples[f"float_{name}"] = [source.samples[name][best]]
-        run.metrics[f"{name}_change"] = value - source.samples[name][best]
-    run.artefacts += ["model.int8.onnx", *(name for name in source.artefacts if name.startswith("predictions"))]
-    run.label([], tuned)
+        context.samples[f"float_{name}"] = [source.samples[name][best]]
+        context.metrics[f"{name}_change"] = value - source.samples[name][best]
+    context.artefacts += ["model.int8.onnx", *(name for name in source.artefacts if name.startswith("predictions"))]
+    context.label([], tuned)
 
 
 def status(task: str, source: Record, metrics: dict, details: dict) -> str:

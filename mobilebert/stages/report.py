@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from mobilebert import records
-from mobilebert.config import Study
+from mobilebert.jobs.context import JobContext
+from mobilebert.jobs.freshness import current_records, edited_records
 from mobilebert.reporting.page import render
 from mobilebert.reporting.tables import counts, fill, in_words, markdown
-from mobilebert.reporting.text import markdown as escaped
 from mobilebert.reporting.verdicts import expectations
+from mobilebert.study.schema import Study
+from mobilebert.util.files import write_atomically
+from mobilebert.util.text import markdown as escaped
 
 
-def run(run: records.Run, study: Study) -> None:
-    current = records.current(run.results, study.name, run.graph)
-    found = {key: current[key] for key in run.job.inputs if key in current}
-    edited = records.edited(run.results, study.name, run.graph)
+def main(context: JobContext, study: Study) -> None:
+    current = current_records(context.results, study.name, context.graph)
+    found = {key: current[key] for key in context.job.inputs if key in current}
+    edited = edited_records(context.results, study.name, context.graph)
     tables, outcomes = fill(study, found, edited), expectations(study.expect, found, edited)
     title = f"# Tables of study {escaped(study.name)}\n\n{escaped(study.description)}\n\n"
-    page = render(study, run.graph, found, tables, outcomes, edited)
+    page = render(study, context.graph, found, tables, outcomes, edited)
     for name, text in (("tables.md", title + markdown(tables)), ("index.html", page)):
-        records.write_atomically(run.folder / name, text.encode())
-        run.artefacts.append(name)
-    run.metrics |= counts(tables)
-    run.details["summary"] = in_words(run.metrics)
+        write_atomically(context.folder / name, text.encode())
+        context.artefacts.append(name)
+    context.metrics |= counts(tables)
+    context.details["summary"] = in_words(context.metrics)

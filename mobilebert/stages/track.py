@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from mobilebert import records
-from mobilebert.config import Study
+from mobilebert.jobs.context import JobContext
+from mobilebert.jobs.freshness import current_records, edited_records
+from mobilebert.jobs.record import Record
 from mobilebert.reporting.tracking import ingest
+from mobilebert.study.schema import Study
 
 
-def run(run: records.Run, study: Study) -> None:
-    current = records.current(run.results, study.name, run.graph)
-    edited = records.edited(run.results, study.name, run.graph)
-    run.metrics |= ingest(run.results, study, run.graph, current, lambda: cells(study, current, edited), edited, say)
+def main(context: JobContext, study: Study) -> None:
+    current = current_records(context.results, study.name, context.graph)
+    edited = edited_records(context.results, study.name, context.graph)
+    context.metrics |= ingest(context.results, study, context.graph, current, lambda: cells(study, current, edited), edited, say)
 
 
-def cells(study: Study, found: dict[str, records.Record], edited: list[str]) -> dict[str, int]:
+def cells(study: Study, found: dict[str, Record], edited: list[str]) -> dict[str, int]:
     from mobilebert.reporting.tables import counts, fill  # imports torch: a store that is out of order is told before
 
     return counts(fill(study, found, edited))

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
-from mobilebert.errors import UserError
+from mobilebert.util.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 T = TypeVar("T")

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mobilebert.errors import UserError
-from mobilebert.records import settle
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import settle
 
 LEAST_SECONDS = 3.0  # between two states
 SPACING = 50  # times what a state takes to write: 2 % of the time, at most

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mobilebert.config import Study
-from mobilebert.errors import UserError
+from mobilebert.study.schema import Study
+from mobilebert.util.errors import UserError
 
 
 def device_of(study: Study) -> str:

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mobilebert.errors import UserError
-from mobilebert.progress import Speed, bar, peak_flops
-from mobilebert.records import Diverged, Run
+from mobilebert.jobs.context import JobContext
 from mobilebert.training import checkpoint
+from mobilebert.training.accelerated.cuda_graphs import Graphs
 from mobilebert.training.batches import Batch, ahead, digest, fill_up, split
 from mobilebert.training.device import compile_blocks
+from mobilebert.training.distributed.processes import World, world
+from mobilebert.training.distributed.sharding import Shards
 from mobilebert.training.dropout import RowDropout, row_seeds
-from mobilebert.training.graphs import Graphs
-from mobilebert.training.parallel import World, world
-from mobilebert.training.sharding import Shards
+from mobilebert.util.errors import Diverged, UserError
+from mobilebert.util.progress import Speed, bar, peak_flops
 
 Losses = dict[str, torch.Tensor]  # "loss" is what is minimised, the others are its parts
 CURVE_POINTS, EVALUATIONS = 200, 10  # of a run: enough to draw, few enough to keep and to pay for
@@ -84,14 +84,14 @@ class _Clock:
 
 
 def train(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, name: str = "train", device: str = "cpu"
+    context: JobContext, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, name: str = "train", device: str = "cpu"
 ) -> None:
     """Train to the end, from the last saved state if there is one; dropout is on if the caller left `model` in training mode.
 
     Raises Diverged, with step, batch and last good state named, when a loss is not finite; UserError where the processes do
     not begin with the same weights at the same step, or where more than one is to record graphs.
     """
-    group, path, fingerprint = world(), run.state / f"{name}.safetensors", f"{run.job.fingerprint}:{name}"
+    group, path, fingerprint = world(), context.state / f"{name}.safetensors", f"{context.job.fingerprint}:{name}"
     if model.training and not task.by_row:  # each part of a batch draws its own dropout: another split is another run
         fingerprint += f":{group.size}x{task.accumulate}"
     if task.graph and group.size > 1:
@@ -106,7 +106,7 @@ def train(
         )
     saved, pace = start, checkpoint.Pace()
     if group.leads:
-        run.resume(name, start)
+        context.resume(name, start)
     if task.compile:
         compile_blocks(model)
     peaks = [item["lr"] for item in optimizer.param_groups]
@@ -134,7 +134,7 @@ def train(
     else:
         steps = itertools.count(start) if task.max_minutes else range(start, task.steps)
     step = start - 1  # the last one, where none is left
-    with bar(task.steps, f"{run.job.id} {name}", start, silent=not group.leads) as progress:
+    with bar(task.steps, f"{context.job.id} {name}", start, silent=not group.leads) as progress:
         for step, (batch, rows, own) in enumerate(speed.waiting(ahead(parts_of, steps)), start):
             place = clock.place(step)
             # A step's dropout depends on (seed, step) and on the process, not on the steps before it. A CPU generator reads the
@@ -163,10 +163,10 @@ def train(
             progress.update()
             if group.leads:
                 if _passes(before, place, task.steps // CURVE_POINTS) or over:
-                    run.log(step, **{f"{name}_{key}": value for key, value in points.items()})
+                    context.log(step, **{f"{name}_{key}": value for key, value in points.items()})
                     progress.set_postfix_str(f"loss={points['loss']:.3f}, {speed}", refresh=False)
                 if task.evaluate and (_passes(before, place, task.steps // EVALUATIONS) or over):
-                    run.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
+                    context.log(step, **{f"{name}_{key}": value for key, value in task.evaluate().items()})
             # After the last step too, so that a failure to evaluate costs no step; not where all of them are few.
             due = due or (task.save_last or step >= task.checkpoint_every if over else (step + 1) % task.checkpoint_every == 0)
             if due:
@@ -180,8 +180,8 @@ def train(
     for item, rate in zip(optimizer.param_groups, peaks, strict=True):
         item["lr"] = rate
     if speed.steps:
-        run.details |= {f"{name}_{key}": value for key, value in speed.figures().items()}
-    run.details |= {f"{name}_steps": step + 1, f"{name}_split": {"processes": group.size, "accumulate": task.accumulate}}
+        context.details |= {f"{name}_{key}": value for key, value in speed.figures().items()}
+    context.details |= {f"{name}_steps": step + 1, f"{name}_split": {"processes": group.size, "accumulate": task.accumulate}}
 
 
 @dataclass

@@ -85,7 +85,7 @@ def peer(step: Callable[[dict], torch.Tensor], model: torch.nn.Module, batch: Ca
 
     Returns steps -> (seconds of each, details).
     """
-    from mobilebert.records import Diverged
+    from mobilebert.util.errors import Diverged
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1e-5, weight_decay=0.01, fused=True)
@@ -114,8 +114,8 @@ def ours(model: torch.nn.Module, task, optimizer, device: str) -> Callable:
     """The suite's own loop, `mobilebert.training.loop.train`, with everything that it does beside the step."""
     from dataclasses import replace
 
-    from mobilebert.jobs import Job
-    from mobilebert.records import Run
+    from mobilebert.jobs.context import JobContext
+    from mobilebert.study.job import Job
     from mobilebert.training.loop import train
 
     def run(steps: int) -> tuple[list[float], dict]:
@@ -126,7 +126,7 @@ def ours(model: torch.nn.Module, task, optimizer, device: str) -> Callable:
             task.prepare(step)
 
         with tempfile.TemporaryDirectory() as folder:
-            record = Run(Job("pretrain", "bench", {}, (), "a" * 64), "bench", Path(folder), {})
+            record = JobContext(Job("pretrain", "bench", {}, (), "a" * 64), "bench", Path(folder), {})
             record.begin()
             start = time.perf_counter()
             train(record, model, optimizer, replace(task, steps=steps, prepare=prepare, checkpoint_every=10**9), "train", device)
@@ -153,7 +153,7 @@ def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_pe
     memory and the room that it has are not those of the others; what is compiled once in a process is not compiled again. A
     version that fails leaves its error in the file. Figures are of the steps after the first SETTLED of a round.
     """
-    from mobilebert.progress import peak_flops
+    from mobilebert.util.progress import peak_flops
 
     # The versions share the blocks' code, and dynamo counts by code: past its limit a compiled version would run uncompiled.
     torch._dynamo.config.recompile_limit = 64

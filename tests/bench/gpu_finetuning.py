@@ -36,7 +36,7 @@ def prepare(data: Path, out: Path) -> None:
     import pandas as pd
     from tokenizers import BertWordPieceTokenizer
 
-    from mobilebert.data.features import encode, encode_squad
+    from mobilebert.data.examples import encode, encode_squad
 
     tokenizer = BertWordPieceTokenizer(str(data / "vocab.txt"), lowercase=True)._tokenizer
     answers = {"length": 384, "doc_stride": 128, "max_query_length": 64}
@@ -54,7 +54,7 @@ def prepare(data: Path, out: Path) -> None:
 
 
 def examples_of(task: str, path: Path, rows: int):
-    from mobilebert.data.features import Examples
+    from mobilebert.data.examples import Examples
 
     with np.load(path, allow_pickle=False) as arrays:
         bounds, ids, types = (arrays[f"{task}/{name}"] for name in ("bounds", "ids", "types"))
@@ -86,15 +86,15 @@ def theirs_of(task: str, tiny: bool):
 
 
 def ours(task: str, examples, options) -> float:
-    from mobilebert.jobs import Job
-    from mobilebert.records import Run
-    from mobilebert.training.finetuning import finetune
+    from mobilebert.finetuning.task import finetune
+    from mobilebert.jobs.context import JobContext
+    from mobilebert.study.job import Job
 
     model = model_of(task, options.tiny).to(options.device).train()
     setting = {"task": task, "recipe": "paper", "precision": "bf16", "batch_size": BATCH, "epochs": EPOCHS[task]}
     setting |= {"learning_rate": RATE, "warmup_share": 0.1, "weight_decay": 0.01, "architecture": model.config.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Job("finetune", f"bench/{task}", {}, (), "a" * 64), "bench", Path(folder), {})
+        run = JobContext(Job("finetune", f"bench/{task}", {}, (), "a" * 64), "bench", Path(folder), {})
         run.begin()
         start = time.perf_counter()
         finetune(run, examples, model, setting, 0, options.device, "seed0")

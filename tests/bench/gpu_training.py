@@ -21,7 +21,7 @@ WHATS = ("student", "teacher", "transfer", "distill")
 
 def model_of(preset: str, options, fused: bool = False):
     from mobilebert import MobileBertConfig, MobileBertForPreTraining
-    from mobilebert.modeling import fused as kernel
+    from mobilebert.modeling.kernels import fused as kernel
 
     fields = gpu.widths(options.tiny)
     if fields and preset == "ib-bert-large":
@@ -46,7 +46,7 @@ def transformers_model(options):
 
 
 def task_of(loss, batch, options, execution, **more):
-    from mobilebert.data.pairs import predictions
+    from mobilebert.data.segment_pairs import predictions
     from mobilebert.training.loop import Task
 
     loop = {key: value for key, value in execution.items() if key != "fused"}
@@ -73,7 +73,7 @@ EXECUTIONS = {
 def pretraining(preset: str, batch, options, others: dict) -> None:
     """Masked LM and next-sentence prediction of one model."""
     from mobilebert.modeling.cost import cost
-    from mobilebert.training import pretraining
+    from mobilebert.pretraining import objective as pretraining
 
     def version(execution):
         model = model_of(preset, options, "fused" in execution)
@@ -140,8 +140,9 @@ def transfer(batch, options) -> None:
 
 
 def distill(batch, options) -> None:
-    from mobilebert.distillation.budget import flops_per_token
-    from mobilebert.stages.distill import guide, loss
+    from mobilebert.distillation.objective import distillation_loss as loss
+    from mobilebert.distillation.objective import teacher_guide as guide
+    from mobilebert.study.budget import flops_per_token
 
     wise = model_of("ib-bert-large", options).requires_grad_(False)
     settings = {"recipe": "paper", "alpha": 0.5, "temperature": 1.0}
@@ -165,7 +166,7 @@ def distill(batch, options) -> None:
 
 
 def main() -> None:
-    from mobilebert.training import pretraining
+    from mobilebert.pretraining import objective as pretraining
 
     options = gpu.arguments(__doc__, WHATS)
     vocab_size = gpu.widths(options.tiny).get("vocab_size", 30522)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mobilebert.data.corpus import prepare_corpus
-from mobilebert.data.pairs import Pairs
+from mobilebert.data.segment_pairs import Pairs
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
 

@@ -50,8 +50,8 @@ def batch():
 @pytest.fixture(scope="module")
 def steps():
     """Name -> (ours, plain), each the loss of one step."""
+    from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.distillation.transfer import Transfer, layer_of
-    from mobilebert.stages.distill import guide, loss
     from mobilebert.training import optim
 
     torch.set_num_threads(1)
@@ -79,7 +79,7 @@ def steps():
 
     def distillation():
         student.requires_grad_(True)
-        return loss(student, guide(teacher, data, config, None), data, config, None)["loss"]
+        return distillation_loss(student, teacher_guide(teacher, data, config, None), data, config, None)["loss"]
 
     found = {f"stage of layer {layer + 1}": stage(layer) for layer in (0, LAYERS // 2 - 1, LAYERS - 1)}
     found["distillation"] = distillation, lambda: plain.distillation(reference, teacher, data)

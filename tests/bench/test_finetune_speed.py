@@ -45,12 +45,12 @@ def model():
 
 
 def ours(model, rows, folder):
-    from mobilebert.data.features import Examples
-    from mobilebert.jobs import Job
-    from mobilebert.records import Run
-    from mobilebert.training.finetuning import finetune
+    from mobilebert.data.examples import Examples
+    from mobilebert.finetuning.task import finetune
+    from mobilebert.jobs.context import JobContext
+    from mobilebert.study.job import Job
 
-    run = Run(Job("finetune", "bench/sst2", {}, (), "a" * 64), "study", folder, {})
+    run = JobContext(Job("finetune", "bench/sst2", {}, (), "a" * 64), "study", folder, {})
     run.state.mkdir(parents=True)
     examples = Examples(rows.ids, [np.zeros(len(ids), np.int8) for ids in rows.ids], 0, {"labels": rows.labels})
     setting = {"task": "sst2", "recipe": "paper", "precision": "fp32", "batch_size": BATCH, "epochs": EPOCHS}

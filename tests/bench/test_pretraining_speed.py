@@ -33,9 +33,9 @@ def plain_step(model, state, batch):
 
 
 def our_step(model, optimizer, batch):
-    from mobilebert.training import pretraining
+    from mobilebert.pretraining import objective
 
-    loss = pretraining.loss(model, batch)["loss"]
+    loss = objective.loss(model, batch)["loss"]
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=True)
     optimizer.step()

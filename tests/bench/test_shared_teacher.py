@@ -31,12 +31,12 @@ def batch(step):
 def measure(folder, prepare):
     """Processor seconds of this process on its one thread: STUDENTS trained beside each other and one after the other, the best
     of interleaved rounds; and every round's."""
-    from mobilebert.distillation.sharing import train_together
-    from mobilebert.jobs import Job
-    from mobilebert.records import Run
+    from mobilebert.distillation.shared_teacher import train_together
+    from mobilebert.jobs.context import JobContext
+    from mobilebert.study.job import Job
 
     def run(place, name):
-        found = Run(Job("distill", str(name), {}, (), str(name) * 64), "study", place, {})
+        found = JobContext(Job("distill", str(name), {}, (), str(name) * 64), "study", place, {})
         found.state.mkdir(parents=True)
         return found
 
@@ -68,8 +68,8 @@ def test_three_distillations_of_one_pass_cost_less_than_three_runs(tmp_path):
     """The teacher's pass takes at least ten times the FLOPs of a student's step: were time as FLOPs, 3 x (10 + 1) against
     10 + 3 x 1, 2.5 times. A step of small matrices and its optimizer take longer than that."""
     from mobilebert import MobileBertConfig
+    from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.modeling.cost import cost
-    from mobilebert.stages.distill import guide, loss
     from mobilebert.training import optim
     from mobilebert.training.loop import Task
 
@@ -83,8 +83,8 @@ def test_three_distillations_of_one_pass_cost_less_than_three_runs(tmp_path):
         student = model(int(run.job.name), NARROW)
 
         def losses_of(batch, step):
-            theirs = shared.get(run.job.id, step, lambda: guide(teacher, batch, settings, None))
-            return loss(student, theirs, batch, settings, None)
+            theirs = shared.get(run.job.id, step, lambda: teacher_guide(teacher, batch, settings, None))
+            return distillation_loss(student, theirs, batch, settings, None)
 
         return student, optim.make(student, "lamb", 1e-3, 0.01), Task(STEPS, batch, losses_of, lambda step: 1.0, 0)
 

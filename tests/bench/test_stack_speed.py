@@ -12,10 +12,10 @@ def test_ten_runs_of_a_deep_and_narrow_model_cost_less_as_a_stack():
     About 2 is usual here, each run drawing its own dropout; 1.4 leaves room for noise. Where the products themselves take the
     time, as in a model of a large vocabulary on a CPU, a stack is the slower one."""
     from mobilebert import MobileBertConfig, MobileBertForSequenceClassification
+    from mobilebert.finetuning.stacked.model import Feed, optimizer_of
+    from mobilebert.finetuning.stacked.train import Member, losses, stack_of
     from mobilebert.training import optim
     from mobilebert.training.loop import Task
-    from mobilebert.training.stack import Feed, optimizer_of
-    from mobilebert.training.together import Member, losses, stack_of
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -21,10 +21,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import transformers  # noqa: F401  (what the stages import, once)
 from safetensors import safe_open
 
-from mobilebert import config, jobs, records
+from mobilebert.jobs.context import JobContext
+from mobilebert.jobs.execute import execute_job
+from mobilebert.jobs.freshness import record_file, record_folder
+from mobilebert.jobs.record import Record, read_record
 from mobilebert.modeling import heads  # noqa: F401
 from mobilebert.stages import data, distill, pretrain, transfer
-from mobilebert.training import parallel
+from mobilebert.study.graph import build_graph
+from mobilebert.study.load import load_study
+from mobilebert.training.distributed import processes
 
 MINI = Path(__file__).parents[1] / "workflow" / "mini.yaml"
 STAGES = {"data": data, "pretrain": pretrain, "transfer": transfer, "distill": distill}
@@ -32,7 +37,7 @@ STAGES = {"data": data, "pretrain": pretrain, "transfer": transfer, "distill": d
 
 def mini(**changes):
     """The mini study, changed alike in pretrain, transfer and distill, where they have the key."""
-    study, sections = config.load(MINI), {}
+    study, sections = load_study(MINI), {}
     for name in ("pretrain", "transfer", "distill"):
         known = {key: value for key, value in changes.items() if key in type(getattr(study, name)).model_fields}
         sections[name] = getattr(study, name).model_copy(update=known)
@@ -45,7 +50,7 @@ class Runs:
     """The jobs of a study in one results folder, each run in a process of its own."""
 
     def __init__(self, study, results: Path):
-        self.study, self.results, self.graph = study, results, jobs.build(study)
+        self.study, self.results, self.graph = study, results, build_graph(study)
 
     def start(self, key: str, **environment: str) -> int:
         """Fork; returns the process id. With torchrun's variables in `environment` it is one of several processes."""
@@ -59,9 +64,9 @@ class Runs:
             stage = STAGES[job.stage]
             arguments = (job, self.study.name, self.results, self.graph, lambda run: stage.run(run, self.study))
             if environment:
-                parallel.execute(*arguments, "cpu")
+                processes.execute(*arguments, "cpu")
             else:
-                records.execute(*arguments)
+                execute_job(*arguments)
             code = 0
         except BaseException as error:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
@@ -109,13 +114,13 @@ class Runs:
             return (self._state(key) / "curves.jsonl").stat().st_ino
 
     def _state(self, key: str) -> Path:
-        return records.Run(self.graph[key], self.study.name, self.results, self.graph).state
+        return JobContext(self.graph[key], self.study.name, self.results, self.graph).state
 
-    def record(self, key: str) -> records.Record:
-        return records.read(records.file(self.results, self.study.name, self.graph[key]))
+    def record(self, key: str) -> Record:
+        return read_record(record_file(self.results, self.study.name, self.graph[key]))
 
     def is_recorded(self, key: str) -> bool:
-        return records.file(self.results, self.study.name, self.graph[key]).exists()
+        return record_file(self.results, self.study.name, self.graph[key]).exists()
 
     def outcome(self, key: str):
         """What a kill must not change."""
@@ -123,7 +128,7 @@ class Runs:
         return record.artefacts["model/model.safetensors"], record.metrics, record.curves
 
     def forget(self, key: str) -> None:
-        shutil.rmtree(records.folder(self.results, self.study.name, self.graph[key]))
+        shutil.rmtree(record_folder(self.results, self.study.name, self.graph[key]))
 
     def progress(self, key: str) -> tuple[int, int]:
         """Steps reached, by the curves, and steps saved."""

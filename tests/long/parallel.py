@@ -14,13 +14,14 @@ from pathlib import Path
 from forked import Runs, mini
 from safetensors.torch import load_file
 
-from mobilebert import jobs, records
+from mobilebert.jobs.freshness import record_folder
+from mobilebert.study.graph import with_upstream
 
 STEPS = 20
 
 
 def learnt(runs: Runs, key: str) -> dict:
-    return load_file(records.folder(runs.results, "mini", runs.graph[key]) / "model" / "model.safetensors")
+    return load_file(record_folder(runs.results, "mini", runs.graph[key]) / "model" / "model.safetensors")
 
 
 def differences(one: dict, other: dict) -> tuple[float, float]:
@@ -51,7 +52,7 @@ def together(runs: Runs, key: str, kill_after_steps: int | None = None) -> None:
 def compare(folder: Path, key: str, optimizer: str, accumulate: int, with_kill: bool) -> str:
     settings = {"steps": STEPS, "warmup_steps": 2, "batch_size": 8, "length": 24, "learning_rate": 3e-3}
     runs = Runs(mini(**settings, optimizer=optimizer, accumulate=accumulate, checkpoint_every=3), folder)
-    for made in jobs.with_upstream(runs.graph, [key]):
+    for made in with_upstream(runs.graph, [key]):
         if not runs.is_recorded(made):
             runs.finish(made)
     alone, curves = learnt(runs, key), runs.record(key).curves

@@ -11,7 +11,7 @@ from torch.nn.modules import module as every_module
 from torch.nn.utils import parametrizations, prune
 
 from mobilebert import fold
-from mobilebert.errors import UserError
+from mobilebert.util.errors import UserError
 
 OURS = {"intermediate_act_fn": "activation", "transform_act_fn": "activation"}  # transformers' names of modules
 MODES = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}

@@ -9,8 +9,8 @@ import pytest
 import transformers
 
 import mobilebert
-from mobilebert.__main__ import main
-from mobilebert.packages import not_installed
+from mobilebert.cli.main import main
+from mobilebert.util.packages import not_installed
 
 
 def run(code: str) -> str:

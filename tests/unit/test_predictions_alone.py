@@ -7,11 +7,11 @@ from family import pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobilebert.data.features import Examples
+from mobilebert.data.examples import Examples
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
 from mobilebert.evaluation.scoring import outputs
-from mobilebert.training.finetuning import forward_of
+from mobilebert.finetuning.task import forward_of
 
 rows = st.lists(st.lists(st.integers(1, 49), min_size=2, max_size=14).map(tuple), min_size=1, max_size=24)
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from mobilebert.finetuning.trials import setting_labels
 from mobilebert.reporting.verdicts import cell
-from mobilebert.stages.finetune import setting_labels
 from mobilebert.stages.pretrain import split_labels
 
 SPLIT = "split: 2 processes x 3 micro-batches, each with a dropout of its own"

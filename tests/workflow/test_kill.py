@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from mobilebert import locks, records
+from mobilebert.jobs import locks
+from mobilebert.jobs.record import read_record
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def metrics(results):
     """What the tables are made of; times are no part of it."""
     found = {}
     for file in sorted((results / "mini").rglob("result.json")):
-        record = records.read(file)
+        record = read_record(file)
         if "mlartifacts" not in file.parts and record.stage not in ("latency", "track", "report", "check"):
             found[record.id] = (record.fingerprint, record.metrics, record.samples, record.curves)
     return found
@@ -148,7 +149,7 @@ def test_tracking_twice_adds_nothing(workflow, whole):
     def track():
         command = [sys.executable, "-m", "mobilebert", "track", "--study", str(workflow.mini), "--results", str(whole)]
         subprocess.run(command, cwd=workflow.root, check=True, capture_output=True)
-        return records.read(whole / "mini/track/result.json").metrics["added"]
+        return read_record(whole / "mini/track/result.json").metrics["added"]
 
     track()
     assert track() == 0

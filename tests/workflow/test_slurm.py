@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mobilebert import records
+from mobilebert.jobs.record import read_record
 
 START = Path(__file__).parents[1] / "slurm/start.sh"
 STEPS = 400
@@ -100,7 +100,7 @@ def test_jobs_carry_the_profiles_resources(submit):
     assert "NumCPUs=8" in shown
     assert "Requeue=1" in shown
     assert run.wait(WAIT) == 0, (submit.results / "snakemake.log").read_text()[-3000:]
-    assert records.read(submit.results / "queued/data/result.json").status == "ok"
+    assert read_record(submit.results / "queued/data/result.json").status == "ok"
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_requeued_and_cancelled_jobs_go_on(submit, workflow):
     command("scancel", job)
     assert run.wait(WAIT) == 0, (submit.results / "snakemake.log").read_text()[-3000:]
     assert first_step() >= requeued
-    record = records.read(submit.results / "queued/pretrain/ib-bert-large/result.json")
+    record = read_record(submit.results / "queued/pretrain/ib-bert-large/result.json")
     assert record.status == "ok"
     steps = [step for step, _ in record.curves["train_loss"]]
     assert steps == sorted(set(steps))

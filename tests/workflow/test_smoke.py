@@ -7,8 +7,12 @@ import sqlite3
 
 import pytest
 
-from mobilebert import config, expectations, jobs, records
-from mobilebert.settings import Expectation
+from mobilebert.jobs.freshness import VIEWS
+from mobilebert.jobs.record import read_record
+from mobilebert.study import expectations
+from mobilebert.study.graph import build_graph, jobs_in_scope
+from mobilebert.study.load import load_study
+from mobilebert.study.sections import Expectation
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,7 @@ def smoke(workflow, tmp_path_factory):
 
 def every_record(results, study="smoke"):
     files = [file for file in (results / study).rglob("result.json") if "mlartifacts" not in file.parts]
-    return {record.id: record for record in map(records.read, files)}
+    return {record.id: record for record in map(read_record, files)}
 
 
 def test_every_stage_left_a_record_that_ended_well(smoke):
@@ -34,9 +38,9 @@ def test_every_stage_left_a_record_that_ended_well(smoke):
 
 
 def test_every_metric_of_a_record_is_one_that_a_study_may_expect_something_of(smoke):
-    graph = jobs.build(config.load("smoke"))
+    graph = build_graph(load_study("smoke"))
     for key, record in every_record(smoke).items():
-        if key not in records.VIEWS:
+        if key not in VIEWS:
             assert record.metrics.keys() == expectations.metrics(graph[key]).keys(), key
 
 
@@ -64,10 +68,10 @@ def test_every_trained_row_is_above_its_majority_and_the_bag_of_words_is_not(smo
 
 def test_the_study_expects_something_of_every_job_that_it_scores():
     """A row that no expectation names could learn nothing, and the study would still end well."""
-    study = config.load("smoke")
+    study = load_study("smoke")
     sides = [side for item in study.expect for side in (item.metric, item.above, item.below) if isinstance(side, str)]
     named = {key for side in sides for key in Expectation.records(side)}
-    assert {key for key in jobs.scope(study, jobs.build(study)) if key.startswith(("finetune/", "quantize/"))} <= named
+    assert {key for key in jobs_in_scope(study, build_graph(study)) if key.startswith(("finetune/", "quantize/"))} <= named
 
 
 def test_every_classifier_shows_the_share_of_its_classes(smoke):

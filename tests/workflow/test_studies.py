@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from mobilebert import config, jobs, preflight
-from mobilebert.__main__ import main
-from mobilebert.data.glue import TASKS
+from mobilebert.cli.main import main
+from mobilebert.data import preflight
 from mobilebert.data.sources import open_source
-from mobilebert.errors import UserError
-from mobilebert.records import sha256
+from mobilebert.study.graph import build_graph, jobs_in_scope
+from mobilebert.study.load import load_study
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import file_sha256
 
 STUDIES = ("smoke", "cpu", "gpu", "learning", "small-tasks", "released", "paper")
 
@@ -32,10 +34,10 @@ def test_dry_run(workflow, study, tmp_path):
 def test_plan_prints_every_job(study):
     from mobilebert.reporting.plan import plan
 
-    loaded = config.load(study)
-    graph = jobs.build(loaded)
+    loaded = load_study(study)
+    graph = build_graph(loaded)
     text = plan(loaded, graph, "h100")
-    assert all(key in text for key in jobs.scope(loaded, graph))
+    assert all(key in text for key in jobs_in_scope(loaded, graph))
 
 
 def test_lint(workflow):
@@ -47,7 +49,7 @@ def test_lint(workflow):
 
 def test_help_is_instant_and_light():
     code = (
-        "import sys; from mobilebert.__main__ import parser; parser().format_help(); print({'torch', 'pandas'} & {*sys.modules})"
+        "import sys; from mobilebert.cli.main import parser; parser().format_help(); print({'torch', 'pandas'} & {*sys.modules})"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
@@ -104,7 +106,7 @@ def study_on(workflow, tmp_path):
     def make(folder, **data):
         content = yaml.safe_load(workflow.mini.read_text())
         sums = folder / "SHA256SUMS"
-        pin = sha256(sums) if sums.is_file() else "0" * 64
+        pin = file_sha256(sums) if sums.is_file() else "0" * 64
         content["data"] = {"source": f"local:{folder}", "heldout_share": 0.1, "sums": pin, **data}
         for part in ("pretrain", "transfer", "distill"):
             content[part]["learning_rate"] = 0.003
@@ -124,7 +126,7 @@ def copy(prepared, tmp_path):
 
 def refused(study_file):
     with pytest.raises(UserError) as caught:
-        preflight.check(config.load(study_file), prepared=False)
+        preflight.check(load_study(study_file), prepared=False)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -138,10 +140,10 @@ def test_a_program_checks_what_snakemake_does_before_any_work(prepared, study_on
         assert line.startswith("mobilebert: mine: data.sums: ")
         assert line.count("\n") == 1
     assert not (tmp_path / "results").exists()
-    graph = jobs.build(config.load(study))
-    preflight.before_work(config.load(study), tmp_path, graph, ["latency"])
+    graph = build_graph(load_study(study))
+    preflight.before_work(load_study(study), tmp_path, graph, ["latency"])
     with pytest.raises(UserError, match=r"data\.sums"):
-        preflight.before_work(config.load(study), tmp_path, graph, graph)
+        preflight.before_work(load_study(study), tmp_path, graph, graph)
 
 
 ODD = ["-x", "~/x", "a{x}", "a}", "a?", "a#b", "a%20b", "a\nb", "a\tb", "a\u2028b", "file", "file/below", "taken", "x" * 300]
@@ -169,7 +171,7 @@ def test_a_results_path_of_plain_letters_spaces_and_quotes_is_taken(tmp_path):
 
 
 def test_good_data_passes(prepared, study_on):
-    preflight.check(config.load(study_on(prepared)), prepared=False)
+    preflight.check(load_study(study_on(prepared)), prepared=False)
 
 
 def test_missing_folder_stops_snakemake(workflow, study_on, tmp_path):
@@ -190,10 +192,10 @@ def test_an_expectation_on_a_set_that_the_folder_lacks(prepared, study_on, tmp_p
     content["run"]["mobilebert"] = ["mnli", "sst2"]
     content["expect"][0]["metric"] = "finetune/mobilebert/mnli:mismatched_accuracy"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
-    preflight.check(config.load(tmp_path / "mine.yaml"), prepared=False)
+    preflight.check(load_study(tmp_path / "mine.yaml"), prepared=False)
     (folder / "glue/mnli/validation_mismatched.parquet").unlink()
     sign(folder)
-    content["data"]["sums"] = sha256(folder / "SHA256SUMS")
+    content["data"]["sums"] = file_sha256(folder / "SHA256SUMS")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     assert "no glue/mnli/validation_mismatched.parquet, which the study mine needs" in refused(tmp_path / "mine.yaml")
 
@@ -229,8 +231,8 @@ def test_wrong_tables(prepared, study_on, tmp_path, break_it, wanted):
 def test_a_gpu_study_names_the_machine_that_has_none(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     code = (
-        "from mobilebert import config; from mobilebert.training.device import device_of\n"
-        "try: device_of(config.load('gpu'))\nexcept Exception as error: print(error)"
+        "from mobilebert.study.load import load_study; from mobilebert.training.device import device_of\n"
+        "try: device_of(load_study('gpu'))\nexcept Exception as error: print(error)"
     )
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout == "device: the study gpu trains on an NVIDIA GPU and this machine shows none; study cpu needs none\n"

@@ -1,4 +1,4 @@
-# The study, its graph of jobs, and what on disk belongs to it. Fingerprints decide what is stale (mobilebert/jobs.py); file
+# The study, its graph of jobs, and what on disk belongs to it. Fingerprints decide what is stale (mobilebert/study/code_hash.py); file
 # times do not: a job whose record stands has no inputs, and one with a stale record gets an input that is newer.
 import contextlib
 import os
@@ -8,8 +8,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from mobilebert import config as studies, freshness, jobs, locks, preflight, records
-from mobilebert.errors import UserError
+from mobilebert.data import preflight
+from mobilebert.jobs import locks, staleness
+from mobilebert.jobs.freshness import current_records, freshness_of, record_file
+from mobilebert.study.graph import add_views, build_graph, table_jobs
+from mobilebert.study.load import load_study
+from mobilebert.study.stages import VIEWS
+from mobilebert.util.errors import UserError
 
 
 def refuse(error):
@@ -24,14 +29,14 @@ try:
     if unread := [f"{key}={value}" for key, value in config.items() if not isinstance(value, str)]:
         raise UserError(f"--config: {unread[0]} is read as a number or list; write ./{unread[0].partition('=')[2]} or another name")
     STUDY_FILE = config.get("study", "smoke")
-    STUDY = studies.load(STUDY_FILE)
-    GRAPH = jobs.build(STUDY)
+    STUDY = load_study(STUDY_FILE)
+    GRAPH = build_graph(STUDY)
     RESULTS = Path(config.get("results", "results"))
     preflight.check_results(RESULTS, STUDY.name)
     OUT = RESULTS / STUDY.name
-    CURRENT = records.current(RESULTS, STUDY.name, GRAPH)
-    jobs.finish(STUDY, GRAPH, CURRENT)
-    STATES = {key: records.state_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
+    CURRENT = current_records(RESULTS, STUDY.name, GRAPH)
+    add_views(STUDY, GRAPH, CURRENT)
+    STATES = {key: freshness_of(RESULTS, STUDY.name, job, GRAPH) for key, job in GRAPH.items()}
     # An input newer than all there is: Snakemake's own reason to make things again, in a dry run too. It lies outside the results.
     NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
     TIMES = [path.stat().st_mtime + 1 for folder in (*GRAPH, "tables") for path in (OUT / folder).glob("*") if path.is_file()]
@@ -40,7 +45,7 @@ except (UserError, OSError) as error:  # OSError: a folder that cannot be read, 
     refuse(error)
 
 if workflow.is_main_process:  # not in the processes that Snakemake starts for single jobs
-    for LINE in freshness.lines(RESULTS, STUDY.name, GRAPH):
+    for LINE in staleness.lines(RESULTS, STUDY.name, GRAPH):
         print(f"mobilebert: stale: {LINE}", file=sys.stderr)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
@@ -65,7 +70,7 @@ onstart:
 
 
 def record(key):
-    return str(records.file(RESULTS, STUDY.name, GRAPH[key]))
+    return str(record_file(RESULTS, STUDY.name, GRAPH[key]))
 
 
 def key_of(stage, wildcards):
@@ -76,7 +81,7 @@ def key_of(stage, wildcards):
 def products(key):
     """The files without which a job is to be made, whatever its record says."""
     more = {"report": ["index.html", "tables.md"], "check": ["passed"]}.get(key, [])
-    return [records.file(RESULTS, STUDY.name, GRAPH[key]).with_name(name) for name in ["result.json", *more]]
+    return [record_file(RESULTS, STUDY.name, GRAPH[key]).with_name(name) for name in ["result.json", *more]]
 
 
 def forced():
@@ -96,7 +101,7 @@ def rests(key):
     an input has refused, if nothing is made by force: of that its fingerprint knows nothing."""
     if STATES[key] != "current" or is_forced(key) or not all(path.exists() for path in products(key)):
         return False
-    if key in records.VIEWS:
+    if key in VIEWS:
         return not forced() and all(rests(shown) or is_spared(shown) for shown in GRAPH[key].inputs)
     return not (forced() and CURRENT[key].status == "refused")
 
@@ -105,7 +110,7 @@ def is_spared(key):
     """Whether a record is missing and not missed: what was made from it stands. A score is missed: it is a result itself."""
     if STATES[key] != "missing" or GRAPH[key].stage == "finetune":
         return False
-    users = (other for other, job in GRAPH.items() if key in job.inputs and other not in records.VIEWS)
+    users = (other for other, job in GRAPH.items() if key in job.inputs and other not in VIEWS)
     return any(rests(user) or is_spared(user) for user in users)
 
 

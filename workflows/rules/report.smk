@@ -51,7 +51,7 @@ for NUMBER in range(1, 10):
             f"table_{NUMBER}"
         input:
             NEWER.name,  # printed whenever it is asked for
-            [record(key) for key in jobs.table_jobs(STUDY, GRAPH, NUMBER)],
+            [record(key) for key in table_jobs(STUDY, GRAPH, NUMBER)],
         output:
             f"{OUT}/tables/table_{NUMBER}.md",
         log:

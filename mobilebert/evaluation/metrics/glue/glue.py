@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from mobilebert.data.glue import TASKS
 from mobilebert.evaluation.glue import score
+from mobilebert.study.tasks import TASKS
 
 
 class Glue(evaluate.Metric):

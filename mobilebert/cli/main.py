@@ -1,0 +1,81 @@
+"""Run one command of the suite.
+
+python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
+mobilebert state list                               list the saved states of running and killed trainings
+mobilebert plan --study smoke                       print tokens, FLOPs and hours before anything runs
+mobilebert describe mobilebert                      print a model's sizes beside the paper's
+mobilebert table 8 --study smoke                    print one of the paper's tables from the records
+mobilebert score --task cola --data D --predictions P   score a file of predictions as the benchmark does
+mobilebert evaluate MODEL --task cola --data D      score a checkpoint
+mobilebert predict MODEL --task cola --text "..."   run a checkpoint on your own text
+mobilebert submission cola=MODEL ... --data D --out Z   write a zip for the GLUE server
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+
+from mobilebert.cli import stages, tools
+from mobilebert.study.stages import STAGES
+from mobilebert.util.errors import UserError
+from mobilebert.util.packages import not_installed
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every command; each sets `func`, which takes the options and returns an exit code."""
+    top = argparse.ArgumentParser(prog="mobilebert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    stages.add_commands(commands)
+    tools.add_commands(commands)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: done. 1: an expectation does not hold. 2: the user can mend what went wrong; one line says what.
+    """
+    options = parser().parse_args(arguments)
+    # Importing torch and transformers makes 2 million objects that all stay. With Python's threshold of 700 the collector
+    # walks them thousands of times: a quarter of the import's time.
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        return options.func(options)
+    except UserError as error:
+        return _refuse(error)
+    except ModuleNotFoundError as error:
+        return _refuse(not_installed(error))
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _refuse(f"{str(error).splitlines()[0].rstrip('.')}{_memory_hint(options)}")
+    except BrokenPipeError:
+        return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        return _refuse(error)
+
+
+def _refuse(error: object) -> int:
+    print(f"mobilebert: {error}", file=sys.stderr)
+    return 2
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a GPU's or a CPU's memory was too small."""
+    torch = sys.modules.get("torch")
+    return bool(torch and (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)))
+
+
+def _memory_hint(options: argparse.Namespace) -> str:
+    """Return what helps a training that memory does not hold; nothing for other commands."""
+    stage = STAGES.get(options.command)
+    if not (stage and stage.distributed):
+        return ""
+    section = options.command
+    if section == "pretrain":
+        from mobilebert import paper
+
+        section = paper.models()[options.name].settings  # Tables 2 and 3 are pre-trained by `search`
+    return f"; {section}.accumulate makes smaller parts of a batch"

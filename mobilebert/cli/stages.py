@@ -1,0 +1,136 @@
+"""Run a stage, or print a table of its records."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilebert.cli.options import positive, prepare_environment
+from mobilebert.study.stages import STAGES
+
+if TYPE_CHECKING:
+    from mobilebert.jobs.record import Record
+
+
+def add_commands(commands) -> None:
+    """Add a command for every stage, and `table`."""
+    for stage in STAGES.values():
+        one = commands.add_parser(stage.name, help=stage.help, description=stage.help)
+        if stage.takes:
+            one.add_argument("name", help=stage.takes)
+        _add_study(one)
+        one.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
+        one.set_defaults(func=run_stage)
+        if stage.name == "track":
+            one.add_argument(
+                "--live",
+                action="store_true",
+                help="follow running stages and stream their curves, until none has run for 30 seconds",
+            )
+            one.set_defaults(func=track)
+    table = commands.add_parser("table", help="print one of the paper's tables from the records")
+    table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
+    _add_study(table)
+    table.set_defaults(func=print_table)
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--study", default="smoke", help="a study's name or file (default smoke)")
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+
+
+def _open(options: argparse.Namespace):
+    """Return the study, its graph and its current records; views are added to the graph if the command is one."""
+    from mobilebert.data.preflight import check_results
+    from mobilebert.jobs.freshness import current_records
+    from mobilebert.study.graph import add_views, build_graph
+    from mobilebert.study.load import load_study
+
+    study = load_study(options.study)
+    prepare_environment(getattr(options, "threads", 1))
+    graph = build_graph(study)
+    check_results(options.results, study.name)
+    found = current_records(options.results, study.name, graph)
+    stage = STAGES.get(options.command)
+    if stage and stage.is_view:
+        add_views(study, graph, found)
+    return study, graph, found
+
+
+def print_table(options: argparse.Namespace) -> int:
+    """Print one table as Markdown."""
+    from mobilebert.jobs.freshness import edited_records
+    from mobilebert.reporting.tables import fill, markdown
+
+    study, graph, found = _open(options)
+    tables = fill(study, found, edited_records(options.results, study.name, graph))
+    print(markdown([table for table in tables if table.number == options.number]), end="")
+    return 0
+
+
+def track(options: argparse.Namespace) -> int:
+    """Write every record to MLflow; with --live follow the running stages."""
+    if not options.live:
+        return run_stage(options)
+    from mobilebert.reporting.tracking import follow
+
+    study, graph, _ = _open(options)
+    print(f"following {options.results / study.name}, until no stage has run for 30 seconds", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        follow(options.results, study, graph, say=functools.partial(print, flush=True))
+    return 0
+
+
+def run_stage(options: argparse.Namespace) -> int:
+    """Run one stage; return 1 if it is `check` and an expectation does not hold."""
+    from mobilebert.data.preflight import before_work
+    from mobilebert.jobs.execute import execute_job
+    from mobilebert.study.graph import find_job
+
+    study, graph, found = _open(options)
+    stage = STAGES[options.command]
+    job = find_job(graph, stage.name, getattr(options, "name", ""))
+    if not stage.is_view:
+        before_work(study, options.results, graph, [job.id])
+    if stage.gpu and study.device == "cuda":
+        from mobilebert.jobs import gpus
+
+        gpus.bind()  # before the program imports torch
+    program = importlib.import_module(f"mobilebert.stages.{stage.name}")
+    arguments = (job, study.name, options.results, graph, lambda context: program.main(context, study))
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # one of the processes that torchrun started
+        from mobilebert.training.distributed import processes
+
+        record = processes.execute(*arguments, study.device)
+        if record is None:
+            return 0
+    else:
+        record = execute_job(*arguments)
+    if stage.name == "check":
+        for line in record.details.get("lines", []):
+            print(line)
+        return 1 if record.metrics.get("failed") else 0
+    print(_summary(record, None if stage.is_view else found.get(job.id)))
+    return 0
+
+
+def _summary(record: Record, before: Record | None) -> str:
+    """Return the line that a stage prints at its end.
+
+    before: the current record that there was when the command began.
+    """
+    from mobilebert.reporting import reading
+    from mobilebert.util.text import one_line
+
+    why = reading.reason(record)
+    status = f"{reading.status(record)} ({why})" if why else reading.status(record)
+    when = f"already done (made {record.started})" if record == before else f"in {record.seconds:.1f} s"
+    figures = {key: round(value, 4) for key, value in record.metrics.items() if value is not None}
+    summary = record.details.get("summary") if record.stage == "report" else None
+    return one_line(f"{record.id}: {status}{', ' if record == before else ' '}{when} {summary or json.dumps(figures)}")

@@ -1,0 +1,92 @@
+"""Compute the loss of pre-training distillation; build its student and its teacher."""
+
+from __future__ import annotations
+
+import torch
+
+from mobilebert.distillation import losses
+from mobilebert.distillation.teacher_layers import by_layer, with_statistics
+from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, shuffle_weights
+from mobilebert.jobs.context import JobContext
+from mobilebert.paper import models
+from mobilebert.pretraining import objective
+from mobilebert.study.graph import final_job
+from mobilebert.study.schema import Study
+
+
+def schedule_labels(study: Study, config: dict) -> list[str]:
+    """The labels of distillation's schedule; of AKT, which makes the transfer's steps here, those of the transfer's too."""
+    return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config["transfer"] else [])
+
+
+def new_student(context: JobContext, teacher, device: str):
+    """The student that the transfer left, or a new one."""
+    config, transferred = context.job.config, f"transfer/{context.job.name}"
+    if transferred in context.job.inputs:
+        return objective.input_model(context, transferred).to(device)
+    torch.manual_seed(config["seed"])
+    student = objective.new_model(config["architecture"]).to(device)
+    if config["control"] != "fresh-student":
+        copy_outside_encoder(student, teacher)
+    return student
+
+
+def wanted(transfer: Transfer | None) -> dict:
+    """What AKT asks of both models beside their last hidden states."""
+    if not transfer:
+        return {}
+    maps = list(range(transfer.layers)) if "at" in transfer.config["losses"] else []
+    return {"output_hidden_states": True, "attention_layers": maps}
+
+
+@torch.no_grad()
+def teacher_guide(teacher, batch: dict, config: dict, transfer: Transfer | None) -> tuple[torch.Tensor, dict[int, dict]]:
+    """What the teacher tells its students of a batch: masked-LM logits (N, V), and for AKT its layers as `Transfer.compare` takes
+    them.
+
+    The vocabulary logits are those of the masked positions alone, and the NSP head does not run.
+    """
+    inputs = {key: batch[key] for key in objective.INPUTS if key in batch}
+    out = teacher.mobilebert(**inputs, **wanted(transfer))
+    logits = soft_logits(teacher, out.last_hidden_state, batch["masked_positions"], config["temperature"])
+    if not transfer:
+        return logits, {}
+    layers = by_layer(out.hidden_states, out.attentions, range(transfer.layers))
+    if transfer.slips:
+        layers = with_statistics(layers, [losses.statistics(states) for states in out.hidden_states])
+    return logits, layers
+
+
+def distillation_loss(student, theirs: tuple, batch: dict, config: dict, transfer: Transfer | None) -> dict[str, torch.Tensor]:
+    """alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and AKT's mean over the layers. theirs: from `guide`."""
+    logits, layers = theirs
+    out = objective.heads(student, batch, **wanted(transfer))
+    released = config["recipe"] == "released"
+    labels, real = batch["masked_labels"], batch.get("masked_real")
+    mixed, mlm, kd = losses.pretraining_distillation(out["mlm"], logits, labels, config["alpha"], released, real)
+    weight = batch.get("masked_weight", 1.0)  # of a part of a batch: its share of the masked positions
+    parts = {"mlm": mlm * weight, "kd": kd * weight, "nsp": losses.next_sentence(out["nsp"], batch["next_sentence_label"])}
+    parts = {"loss": mixed * weight + parts["nsp"], **parts}
+    if transfer:
+        mine = by_layer(out["states"], out["attentions"], range(transfer.layers))
+        parts["layers"] = transfer.compare(mine, layers, batch)
+        parts["loss"] = parts["loss"] + parts["layers"]
+    return parts
+
+
+def soft_logits(teacher, states: torch.Tensor, positions: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Masked-LM logits (N, V) at `positions` of the flattened `states` (B, T, C).
+
+    The released code's `distill_temperature` multiplies what enters the head's transform, not the logits; at 1 nothing happens.
+    """
+    masked = states.flatten(0, 1).index_select(0, positions)
+    return teacher.cls.predictions(masked if temperature == 1 else masked * temperature)
+
+
+def teacher_of(context: JobContext, study: Study, device: str):
+    """The frozen teacher; its weights shuffled for that control."""
+    model = models()[context.job.name]
+    teacher = objective.input_model(context, final_job(study, model.teacher)).to(device).eval()
+    if context.job.config["control"] == "shuffled-teacher":
+        shuffle_weights(teacher, context.job.config["seed"])
+    return teacher.requires_grad_(False)

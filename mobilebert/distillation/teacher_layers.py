@@ -1,0 +1,67 @@
+"""Run a frozen teacher once a batch and hand its layers to its students."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mobilebert.distillation import losses
+from mobilebert.modeling.encoder import additive_mask
+
+
+class Guide:
+    """A frozen teacher before one batch: its layers, made once in each of the ways that its students ask for them.
+
+    The blocks below the taught ones run once for all. From there on they run apart with attention maps and without: a fused
+    attention rounds in another way, and a student beside others gets the bits that it gets alone.
+    """
+
+    @torch.no_grad()
+    def __init__(self, teacher: nn.Module, batch: dict[str, torch.Tensor], depth: int, taught: range, recipe: str):
+        self.model, self.depth, self.taught = teacher.mobilebert, depth, taught
+        self.mask = additive_mask(batch.get("attention_mask"), self.model.compute_dtype(), teacher.config.mask_value)
+        self.made: dict[tuple[bool, bool], dict[int, dict]] = {}
+        self.below = self.model.embeddings(batch["input_ids"], batch.get("token_type_ids"))
+        self.found = [losses.statistics(self.below)] if recipe == "released" else []
+        for block in self.model.encoder.layer[: taught.start]:
+            self.below = block(self.below, self.mask, False)[0]
+            if recipe == "released":
+                self.found.append(losses.statistics(self.below))
+
+    @torch.no_grad()
+    def layers(self, maps: bool, slips: bool) -> dict[int, dict]:
+        """As the function `layers`. Where a loss slips all the blocks run, and of each only the statistics stay."""
+        if (maps, slips) not in self.made:
+            state, found, states = self.below, [*self.found], {}
+            for index in range(self.taught.start, self.model.config.num_hidden_layers if slips else self.depth):
+                state, attention = self.model.encoder.layer[index](state, self.mask, maps and index in self.taught)
+                if index in self.taught:
+                    states[index] = {"features": state, "attention": attention}
+                if slips:
+                    found.append(losses.statistics(state))
+            self.made[maps, slips] = with_statistics(states, found) if slips else states
+        return self.made[maps, slips]
+
+
+def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
+    """Run `depth` blocks; of each taught one its "features" (B, T, C), and where `maps` names it its "attention" (B, H, T, T).
+
+    A stage of PKT needs the last block's features alone: then no other hidden state is kept.
+    """
+    last = taught == range(depth - 1, depth)
+    out = model.mobilebert(**inputs, num_layers=depth, output_hidden_states=not last, attention_layers=maps)
+    return by_layer(None if last else out.hidden_states, out.attentions, taught, out.last_hidden_state)
+
+
+def by_layer(states, attentions, taught: range, last: torch.Tensor | None = None) -> dict[int, dict]:
+    """A model's hidden states, embeddings first, and attention maps as `Transfer.compare` takes them."""
+    return {
+        index: {"features": last if states is None else states[index + 1], "attention": attentions and attentions[index]}
+        for index in taught
+    }
+
+
+def with_statistics(teacher: dict[int, dict], found: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, dict]:
+    """Give every layer the means and variances, (L + 1, B, T) each, of the teacher's embeddings and all its layers."""
+    statistics = tuple(torch.stack(one) for one in zip(*found, strict=True))
+    return {index: layer | {"statistics": statistics} for index, layer in teacher.items()}

@@ -1,0 +1,257 @@
+"""Fine-tune one model on one task: search its setting on the development set, run the chosen one with every seed, score it.
+
+One job, many runs. Each leaves a line in runs.jsonl: run, role (search or seed), setting, seed, part (1/part of the training
+rows), status (ok, failed, diverged), reason, metrics, details, loss (of the first and last point), started, seconds. Of a run
+that was trained in a stack of K runs `details` say `stacked_with: K`, and a K-th of the stack's time is among its seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from mobilebert.data import squad
+from mobilebert.data.examples import sample, table_file
+from mobilebert.evaluation.squad import score_v2
+from mobilebert.finetuning.outcomes import failure, summary
+from mobilebert.finetuning.search import Trial, grid, search, stacks, total
+from mobilebert.finetuning.stacked import train as together
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.schema import Study
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import Diverged
+from mobilebert.util.files import json_safe, write_atomically
+from mobilebert.util.progress import bar
+
+Train = Callable[[JobContext, Trial, Path], tuple[dict, dict]]
+
+TrainTogether = Callable[[JobContext, list[Trial]], Train | None]
+
+
+def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
+    """What a run on SQuAD must beat: the better of answering nothing and of answering the context's first word."""
+    frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
+    wanted = squad.references(frame)
+    words = [context.split()[:1] for context in frame["context"]]
+    guesses = [dict.fromkeys(frame["id"], ""), {key: " ".join(word) for key, word in zip(frame["id"], words, strict=True)}]
+    return {"constant_exact_match": max(score_v2(guess, wanted)["exact_match"] for guess in guesses)}
+
+
+def runs_at_once(study: Study, setting: dict, device: str) -> int:
+    """What `finetune.together` allows, on a GPU no more than fit into its memory with the search's largest batch. That is all of
+    its memory, which a job has to itself, not what is free now: a job that goes on after a kill finds its stacks again."""
+    if device != "cuda" or study.finetune.together == 1:
+        return study.finetune.together
+    rows = max(item["batch_size"] for item in grid(setting))
+    memory = torch.cuda.mem_get_info()[1]
+    return min(study.finetune.together, together.most(setting["architecture"], rows, setting["length"], memory))
+
+
+def every_run(context: JobContext, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
+    """The runs of the search, then the chosen setting with every seed; their records, in that order.
+
+    A failed run of the search (`training.runs.failure`) is chosen only where none learnt: its score stands below all of theirs,
+    and failed ones are ranked among themselves by theirs.
+
+    train: (what holds state and curves, the trial, a folder for what it leaves) -> (metrics, details). A run that was finished
+    before a kill is read, not made again; the one under way goes on from its last state.
+    train_together: (what holds state and curves, at most `most` trials) -> what `train` is for each of them; None where their
+    model cannot be stacked, and each is trained alone.
+    """
+    context.resume("", 0)  # the curves of seeds that were finished before a kill
+    setting, found = context.job.config, []
+    headline = TASKS[setting["task"]].metrics[0]
+    with bar(total(setting), f"{context.job.id} runs", unit="run") as progress:
+
+        def scores_of(trials: list[Trial]) -> list[float | None]:
+            records = {}
+            for group in stacks(trials, most):
+                for trial, record in zip(group, several_runs(context, group, train, train_together), strict=True):
+                    records[trial] = record
+                    progress.update()
+            found.extend(records[trial] for trial in trials)
+            return [_rank(records[trial], headline) for trial in trials]
+
+        chosen = search(setting, scores_of)
+        scores_of([Trial(**chosen, seed=seed) for seed in setting["seeds"]])
+    return found
+
+
+def several_runs(context: JobContext, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
+    """The record of each of several runs, trained at once where that is possible; as two halves where memory was too small for
+    all, for what a stack takes is estimated."""
+    name = together.key_of([trial.name for trial in trials])
+    shared, fits = None, True
+    if len(trials) > 1 and not all(record_file(context, trial).exists() for trial in trials):
+        part = part_of(context, trials[0].role, name)
+        started, clock = datetime.now(UTC), time.monotonic()
+        try:
+            one = train_together(part, trials)
+        except torch.OutOfMemoryError:
+            one, fits = None, False
+        if one:
+            train, shared = one, Shared(part, len(trials), started, (time.monotonic() - clock) / len(trials))
+    if fits:
+        for trial in trials:
+            yield one_run(context, trial, train, shared)
+    else:
+        for half in (trials[: len(trials) // 2], trials[len(trials) // 2 :]):
+            yield from several_runs(context, half, train, train_together)
+    (context.state / f"{name}.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(context.state / name, ignore_errors=True)
+
+
+@dataclass
+class Shared:
+    """What runs of a stack have in common: where state and curves are, how many they are, when they began, a run's share of the
+    seconds."""
+
+    part: JobContext
+    size: int
+    started: datetime
+    seconds: float
+
+
+def part_of(context: JobContext, role: str, name: str) -> JobContext:
+    """What holds state and curves. 270 curves are no part of the record: those of a search are apart, and go with its runs."""
+    part = context
+    if role == "search":
+        part = JobContext(context.job, context.study, context.results, context.graph)
+        part.state = context.state / name
+        part.state.mkdir(exist_ok=True)
+    return part
+
+
+def record_file(context: JobContext, trial: Trial) -> Path:
+    return context.state / "runs" / f"{trial.name}.json"
+
+
+def _rank(record: dict, headline: str) -> float | None:
+    """The score by which the search ranks a run; None for one that diverged."""
+    score = record["metrics"].get(headline)
+    return score - 3 if record["status"] == "failed" else score  # scores lie in -1..1, so the best failed one is at -2
+
+
+def one_run(context: JobContext, trial: Trial, train: Train, shared: Shared | None) -> dict:
+    """The record of one run, made now or before a kill. A run of the search leaves nothing else."""
+    done = record_file(context, trial)
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    out, task = context.state / trial.name, context.job.config["task"]
+    out.mkdir(exist_ok=True)
+    part = shared.part if shared else part_of(context, trial.role, trial.name)
+    started, clock = shared.started if shared else datetime.now(UTC), time.monotonic()
+    status, reason, metrics, details = "ok", None, {}, {"stacked_with": shared.size} if shared else {}
+    try:
+        metrics, found = train(part, trial, out)
+        details |= found
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    losses = [value for _, value in part.curves.get(f"{trial.name}_loss", [])]
+    if status == "ok":
+        shares = details["shares"].get("validation", [])
+        reason = failure(task, metrics, details["rows"]["validation"], shares, losses)
+        status = "failed" if reason else "ok"
+    record = {
+        "run": trial.name,
+        "role": trial.role,
+        "setting": trial.setting,
+        "seed": trial.seed,
+        "part": trial.part,
+        "status": status,
+        "reason": reason,
+        "metrics": metrics,
+        "details": details,
+        "loss": [losses[0], losses[-1]] if losses else [],
+        "training": {key: value for key, value in part.details.items() if key.startswith(f"{trial.name}_")},
+        "started": started.isoformat(timespec="seconds"),
+        # Of this process: a continued run's earlier ones are not in it.
+        "seconds": round(time.monotonic() - clock + (shared.seconds if shared else 0), 3),
+    }
+    write_atomically(done, json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False).encode())
+    if trial.role == "search":
+        shutil.rmtree(out)
+    elif status != "diverged":  # whose last good state stays
+        (context.state / f"{trial.name}.safetensors").unlink(missing_ok=True)
+    return record
+
+
+def collect(context: JobContext, runs: list[dict], headline: str) -> None:
+    """What the job's record says of its runs; artefacts are those of the best seed on the development set, of those that learnt
+    where there are any.
+
+    metrics: the median over the seeds that did not diverge, and failed_share, the share of all seeds that failed or diverged.
+    samples: every seed's value, null where it diverged. details: `summary` (see `outcomes`), `statuses` of the
+    seeds, `setting`, and `search`: its runs, the statuses' counts and the chosen setting's score. Raises Diverged when every seed
+    did.
+    """
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in runs)
+    write_atomically(context.folder / "runs.jsonl", text.encode())
+    context.artefacts.append("runs.jsonl")
+    seeds = [record for record in runs if record["role"] == "seed"]
+    tried = [record for record in runs if record["role"] == "search"]
+    ended = [record for record in seeds if record["status"] != "diverged"]
+    if not ended:
+        raise Diverged(f"every seed: {seeds[0]['reason']}")
+    context.details["summary"] = summary(seeds, headline)
+    for name, figures in context.details["summary"].items():
+        context.samples[name] = [record["metrics"].get(name) for record in seeds]
+        context.metrics[name] = figures["median"]
+    context.metrics["failed_share"] = sum(record["status"] != "ok" for record in seeds) / len(seeds)
+    best = max(ended, key=lambda record: (record["status"] == "ok", record["metrics"][headline]))
+    for record in seeds:
+        context.details |= record["training"]
+    context.details |= {**best["details"], "best_seed": best["seed"], "seeds": [record["seed"] for record in seeds]}
+    context.details |= {"statuses": [record["status"] for record in seeds], "setting": best["setting"]}
+    if tried:
+        counts = {status: sum(record["status"] == status for record in tried) for status in ("ok", "failed", "diverged")}
+        chosen = next(record for record in reversed(tried) if record["setting"] == best["setting"])
+        context.details["search"] = {"runs": len(tried), **counts, f"chosen_{headline}": chosen["metrics"].get(headline)}
+    source = context.state / f"seed{best['seed']}"
+    for file in sorted(source.rglob("*")):
+        if file.is_file():
+            keep(context, file, str(file.relative_to(source)))
+    for record in ended:
+        for file in sorted((context.state / record["run"]).glob("predictions.*")):
+            keep(context, file, f"runs/{record['run']}/{file.name}")
+
+
+def keep(context: JobContext, file: Path, name: str) -> None:
+    """Copy a file of the state to the job's folder, as an artefact."""
+    (context.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, context.folder / name)
+    context.artefacts.append(name)
+
+
+def setting_labels(study: Study, setting: dict, others: list[str]) -> list[str]:
+    """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
+    result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
+    judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
+    if setting["search"] != "none":
+        halved = ", by successive halving" if setting["halving"] else ""
+        found = [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
+    else:
+        found = ["search: none, one setting a task"] if judged else []
+    return found + (study.finetune.changed(setting["task"]) if judged else [])
+
+
+def subset_labels(context: JobContext, task: str, used: int, whole: int, setting: dict) -> list[str]:
+    """What keeps a result from being one on the whole of the task's data."""
+    labels = [
+        f"subset ({role}): {text}"
+        for role, text in context.record_of("data").details["labels"].get(task, {}).items()
+        if not role.startswith("test")
+    ]
+    if used < whole:
+        labels.append(f"subset (train): {used:,} of {whole:,} rows drawn at random")
+    if context.details["rows"]["validation"] < context.record_of("data").details["rows"][task]["validation"]:
+        labels.append(f"subset (validation): {setting['eval_rows']:,} rows drawn at random")
+    return labels

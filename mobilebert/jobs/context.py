@@ -1,0 +1,159 @@
+"""Give a running stage its folders and its inputs, and collect what its record will say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from mobilebert.jobs.freshness import record_file, record_folder
+from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record, read_record, sealed
+from mobilebert.study.code_hash import module_hashes
+from mobilebert.study.job import Graph, Job
+from mobilebert.util.errors import UserError
+from mobilebert.util.files import file_sha256, json_safe, write_atomically
+from mobilebert.util.machine import cores
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "onnxruntime", "snakemake", "mlflow")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def machine_facts() -> dict:
+    facts = {"cores": cores(), "arch": platform.machine(), "load": os.getloadavg()[0]}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                facts["cpu"] = line.split(":", 1)[1].strip()
+                break
+    return facts
+
+
+class JobContext:
+    """One run of one job, as its stage sees it: where to write, what to read, what to say in the record."""
+
+    def __init__(self, job: Job, study: str, results: Path, graph: Graph):
+        self.job, self.study, self.results, self.graph = job, study, results, graph
+        self.folder = record_folder(results, study, job)
+        self.state = results / study / ".state" / f"{job.id.replace('/', '-')}-{job.fingerprint[:16]}"
+        self.labels: list[str] = []
+        self.metrics: dict[str, float] = {}
+        self.samples: dict[str, list] = {}
+        self.curves: dict[str, list] = {}
+        self.details: dict = {}
+        self.artefacts: list[str] = []
+        self.weights_dtype: dict[str, str] = {}
+        self.quantization: Quantization | None = None
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+
+    def begin(self) -> None:
+        """Make the state folder, which says whose it is: two study files of one name share the folder of all states."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        facts = {"job": self.job.id, "fingerprint": self.job.fingerprint, "pid": os.getpid()}
+        facts["study"] = getattr(self.graph, "study_file", None)
+        write_atomically(self.state / "run.json", json.dumps(facts).encode())
+
+    def log(self, step: int, **values: float) -> None:
+        """A point of every named curve, at once on disk too, for whoever follows the run."""
+        for key, value in values.items():
+            self.curves.setdefault(key, []).append((step, value))
+        with (self.state / "curves.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **json_safe(values)}) + "\n")
+
+    def resume(self, name: str, start: int) -> None:
+        """Take up the curves that an earlier process left; of training `name` the points before step `start`."""
+        path, kept = self.state / "curves.jsonl", []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                with contextlib.suppress(json.JSONDecodeError):  # a line cut short by the kill
+                    point = json.loads(line)
+                    if name and point["step"] >= start:  # a line may hold points of several runs, of which others have ended
+                        point = {key: value for key, value in point.items() if not key.startswith(f"{name}_")}
+                    if len(point) > 1:
+                        kept.append(point)
+        write_atomically(path, "".join(json.dumps(point) + "\n" for point in kept).encode())
+        self.curves = {}
+        for point in kept:
+            for key, value in point.items():
+                if key != "step":
+                    self.curves.setdefault(key, []).append((point["step"], value))
+
+    def record_of(self, key: str) -> Record:
+        """The current record of an input. Raises UserError when it is missing or belongs to another configuration."""
+        job = self.graph[key]
+        path = record_file(self.results, self.study, job)
+        if not path.exists():
+            raise UserError(f"{path}: missing; make it with: python -m mobilebert {job.stage} {job.name} --study {self.study}")
+        record = read_record(path)
+        if record.seal == "edited":
+            raise UserError(f"{path}: edited after it was written; delete it to make it again")
+        if record.fingerprint != job.fingerprint:
+            raise UserError(
+                f"{path}: made by another configuration or other code (fingerprint {record.fingerprint[:12]}, "
+                f"wanted {job.fingerprint[:12]}); make it again with: python -m mobilebert {job.stage} {job.name}"
+            )
+        if record.status == "refused":
+            raise UserError(f"{path}: refused: {record.reason}")
+        return record
+
+    def artefact_of(self, key: str, name: str) -> Path:
+        """Path of an input's artefact, its hash checked."""
+        record, where = self.record_of(key), record_folder(self.results, self.study, self.graph[key])
+        path, known = where / name, record.artefacts.get(name)
+        if known is None or not path.is_file():
+            raise UserError(f"{path}: missing, though {key} has a record; delete {where / 'result.json'} to make it again")
+        if file_sha256(path) != known["sha256"]:
+            raise UserError(f"{path}: sha256 is not the {known['sha256'][:12]}... of its record; delete result.json beside it")
+        return path
+
+    def label(self, labels, *inputs: str) -> None:
+        """Add labels, and those of the inputs: what holds of a teacher holds of its student."""
+        for text in [*labels, *(text for key in inputs for text in self.record_of(key).labels)]:
+            if text not in self.labels:
+                self.labels.append(text)
+
+    def write(self, status: str = "ok", reason: str | None = None) -> None:
+        files = {
+            name: {"sha256": file_sha256(self.folder / name), "bytes": (self.folder / name).stat().st_size}
+            for name in self.artefacts
+        }
+        record = {
+            "schema": RECORD_SCHEMA,
+            "study": self.study,
+            "stage": self.job.stage,
+            "name": self.job.name,
+            "status": status,
+            "reason": reason,
+            "fingerprint": self.job.fingerprint,
+            "config": self.job.config,
+            "inputs": {key: self.graph[key].fingerprint for key in self.job.inputs},
+            "labels": self.labels,
+            "metrics": self.metrics,
+            "samples": self.samples,
+            "curves": self.curves,
+            "details": self.details,
+            "artefacts": files,
+            "versions": versions(),
+            "machine": machine_facts(),
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "modules": module_hashes(self.job.stage),
+            "weights_dtype": self.weights_dtype,
+            "predictions": [name for name in self.artefacts if Path(name).name.startswith("predictions.")],
+            "quantization": self.quantization and self.quantization.model_dump(mode="json"),
+            "row": self.job.row,
+            "pretraining_seed": self.job.config.get("seed"),
+        }
+        text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.folder / "result.json", text.encode())

@@ -1,0 +1,109 @@
+"""`result.json`: the truth about one run of one stage. Written once, at the end, atomically; a schema of its own.
+
+results/<study>/<stage>/<name>/result.json    and the artefacts beside it
+results/<study>/.state/<stage>-<name>-<fingerprint>/   checkpoints and curves of a run under way, never an output
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mobilebert.study.code_hash import digest
+from mobilebert.study.load import first_problem
+from mobilebert.util.errors import UserError
+
+RECORD_SCHEMA = 1  # of result.json: raised when a key changes its meaning, never when one is added
+
+
+class Quantization(BaseModel):
+    """How an int8 file was made, and on which processor it was scored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    method: str  # dynamic, static, weight-only, quantization-aware
+    engine: str  # the program that made the file and scored it, with its version
+    weight_range: tuple[int, int]  # least and greatest integer that a weight of a matrix product takes
+    activation_type: str  # uint8, int8, float32
+    saturates: bool  # whether 16-bit sums of two products can overflow on a processor without VNNI
+    scored_on: dict[str, str] = {}  # cpu (model name), isa (avx2, avx512_vnni, amx_int8, ...)
+    bytes_before: int
+    bytes_after: int
+    int8_flops_share: float | None = None  # of the matrix products' FLOPs; None: not counted
+
+
+class Record(BaseModel):
+    """One result.json. Metrics are fractions (accuracy 0.91), nats, milliseconds or counts, as their names say."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    schema_version: Literal[1] = Field(RECORD_SCHEMA, alias="schema")
+    study: str
+    stage: str
+    name: str
+    status: Literal["ok", "diverged", "refused", "void"]
+    reason: str | None = None
+    fingerprint: str
+    config: dict
+    inputs: dict[str, str]  # job id -> fingerprint
+    labels: tuple[str, ...] = ()  # scaled, subset, ... and why
+    metrics: dict[str, float | None] = {}
+    samples: dict[str, list] = {}  # raw values behind a metric, one a seed or a round
+    curves: dict[str, list[tuple[int, float | None]]] = {}
+    details: dict = {}  # counts, shares of the predicted classes, hashes of the data read
+    artefacts: dict[str, dict] = {}  # file -> {sha256, bytes}
+    versions: dict[str, str] = {}
+    machine: dict = {}
+    started: str = ""
+    seconds: float = 0.0
+    modules: dict[str, str] = {}  # module of this package that the stage uses -> start of its syntax hash
+    weights_dtype: dict[str, str] = {}  # where weights were read from -> their type in the file; they are loaded as float32
+    predictions: tuple[str, ...] = ()  # the artefacts that hold a prediction for every scored row
+    quantization: Quantization | None = None
+    row: str | None = None  # the paper's model row that this record belongs to
+    pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
+    checksum: str | None = None  # sha256 of this record's content without this key
+
+    _seal: str = "unsealed"
+
+    @property
+    def seal(self) -> Literal["sealed", "unsealed", "edited"]:
+        """Return whether the file still has the content that its program wrote.
+
+        `unsealed`: written before records had a checksum. `edited`: the content is not that of the checksum.
+        """
+        return self._seal
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.name}" if self.name else self.stage
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in a file. Raises UserError, one line, if the file is not a record."""
+    try:
+        content = path.read_bytes()
+        record = Record.model_validate_json(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: not a record of schema {RECORD_SCHEMA}: {first_problem(error, Record)}") from None
+    if record.checksum is not None:
+        record._seal = "edited"
+        with contextlib.suppress(ValueError):  # NaN, which no program of ours writes
+            record._seal = "sealed" if record.checksum == checksum(json.loads(content)) else "edited"
+    return record
+
+
+def sealed(content: dict) -> dict:
+    """Return a record's content with its checksum."""
+    return content | {"checksum": checksum(content)}
+
+
+def checksum(content: dict) -> str:
+    """Return the sha256 of a record's content, the key `checksum` left out; spaces and the order of keys do not count."""
+    return digest({key: value for key, value in content.items() if key != "checksum"})

@@ -1,0 +1,85 @@
+"""Why a record is not its job's: which key, input or module is another one. It reads the records, never changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mobilebert.jobs.freshness import freshness_of, record_file
+from mobilebert.jobs.record import Record, read_record
+from mobilebert.study.code_hash import module_hashes
+from mobilebert.study.job import Graph, Job
+from mobilebert.util.errors import UserError
+from mobilebert.util.text import cut
+
+LINE = 200  # characters of a line
+LINES = 20  # of a workflow's start, however many records are stale
+VALUE = 40  # characters of a value in a line
+_ABSENT = object()
+
+
+def why(record: Record | None, job: Job, graph: Graph) -> list[str]:
+    """Return the reasons for which a record is not the job's: "config.learning_rate: 0.001, was 0.002", "input data changed",
+    "module mobilebert.training.loop changed", "missing", "edited"; none if it is the job's."""
+    if record is None:
+        return ["missing"]
+    if record.seal == "edited":
+        return ["edited"]
+    if record.id != job.id:
+        return [f"a record of {record.id}"]
+    if record.fingerprint == job.fingerprint:
+        return [f"refused before: {record.reason}"] if record.status == "refused" else []
+    found = [
+        *_config(record.config, job.config, "config"),
+        *_inputs(record.inputs, {key: graph[key].fingerprint for key in job.inputs}),
+    ]
+    if record.modules:
+        found += _modules(record.modules, module_hashes(job.stage))
+    return found or ["the code of the stage changed" if record.modules else "the code changed (the record names no modules)"]
+
+
+def _config(before: Mapping, now: Mapping, prefix: str) -> Iterator[str]:
+    for key in [*now, *(key for key in before if key not in now)]:
+        old, new, name = before.get(key, _ABSENT), now.get(key, _ABSENT), f"{prefix}.{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _config(old, new, name)
+        elif old is _ABSENT:
+            yield f"{name}: {_short(new)}, was not there"
+        elif new is _ABSENT:
+            yield f"{name}: no longer there, was {_short(old)}"
+        elif old != new:
+            yield f"{name}: {_short(new)}, was {_short(old)}"
+
+
+def _short(value) -> str:
+    return cut(str(value), VALUE)
+
+
+def _inputs(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"input {key} changed" for key in now if key in before and before[key] != now[key])
+    yield from (f"input {key} is new" for key in now if key not in before)
+    yield from (f"input {key} is no longer read" for key in before if key not in now)
+
+
+def _modules(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"module {name} changed" for name in now if name in before and before[name] != now[name])
+    yield from (f"module {name} is new" for name in now if name not in before)
+    yield from (f"module {name} is no longer used" for name in before if name not in now)
+
+
+def lines(results: Path, study: str, graph: Graph) -> list[str]:
+    """Return a line for every job whose record is there and is not its own, in the graph's order; at most LINES and a last one
+    that counts the others."""
+    found = []
+    for key, job in graph.items():
+        if freshness_of(results, study, job, graph) == "stale":
+            found.append(cut(f"{key}: {'; '.join(_reasons(record_file(results, study, job), job, graph))}", LINE))
+    left = len(found) - LINES
+    return found[:LINES] + ([f"and {left} more"] if left > 0 else [])
+
+
+def _reasons(path: Path, job: Job, graph: Graph) -> list[str]:
+    try:
+        return why(read_record(path), job, graph)
+    except UserError as error:
+        return [str(error)]

@@ -1,0 +1,70 @@
+"""The architecture of a model row at a study's scale, as a plain configuration dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from mobilebert.modeling.presets import check, preset
+from mobilebert.study.schema import Study
+from mobilebert.util.errors import UserError
+
+WIDTHS = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediate_size")
+
+
+def architecture(study: Study, model: str, full_size: bool = False) -> dict:
+    """Fields of `MobileBertConfig` or `BertConfig` of the model row, `model_type` included, divided by the study's scale.
+
+    Of a baseline, which comes as it is, no more than the vocabulary; its model type is "auto".
+
+    `full_size` gives the paper's own widths. Raises UserError when a width does not divide, or leaves no model.
+    """
+    row = study.models[model]
+    if row.preset == "checkpoint":  # known once it is loaded; its ids must be those of the study's tokenizer
+        return {"model_type": "auto", "vocab_size": study.data.vocab_size or preset("bert-base")["vocab_size"]}
+    if row.preset == "bag-of-embeddings":
+        base = preset("mobilebert")
+        fields = {
+            "model_type": "bag-of-embeddings",
+            "hidden_size": base["hidden_size"],
+            "vocab_size": base["vocab_size"],
+        }
+    else:
+        fields = preset(row.preset, **row.overrides)
+    if full_size:
+        return fields
+    scale = study.scale
+    for key in WIDTHS:
+        if key in fields:
+            if fields[key] % scale.width_divisor:
+                raise UserError(
+                    f"{study.name}: scale.width_divisor: {scale.width_divisor} does not divide {key} {fields[key]} of {model}"
+                )
+            fields[key] //= scale.width_divisor
+    if "num_hidden_layers" in fields:
+        fields["num_hidden_layers"] = max(1, round(fields["num_hidden_layers"] / scale.layer_divisor))
+        if scale.max_position_embeddings:
+            fields["max_position_embeddings"] = scale.max_position_embeddings
+        if scale.residual_init and fields["model_type"] == "mobilebert":
+            fields["residual_init_scale"] = (2 * fields["num_hidden_layers"]) ** -0.5
+    if study.data.vocab_size:
+        fields["vocab_size"] = study.data.vocab_size
+    if fields["model_type"] != "bag-of-embeddings":
+        try:
+            check(fields)
+        except UserError as error:
+            raise UserError(f"{study.name}: scale: no model {model} at this scale: {error}") from None
+    return fields
+
+
+def mismatch(student: Mapping, teacher: Mapping, losses: Collection[str] = ("fmt", "at")) -> str | None:
+    """Why the two architectures cannot be compared, in one line: by the logits of masked words, with `losses` layer by layer."""
+    fields = ["vocab_size"]
+    if losses:
+        fields += ["num_hidden_layers", "hidden_size"]
+    if "at" in losses:
+        fields.append("num_attention_heads")
+    for field in fields:
+        mine, theirs = student[field], teacher[field]
+        if mine != theirs:
+            return f"{field}: the student has {mine}, the teacher {theirs}; knowledge transfer needs them equal"
+    return None

@@ -1,0 +1,80 @@
+"""A study: everything that defines a result, typed. The defaults are the paper's recipe.
+
+A study file (`workflows/config/<study>.yaml`) lists only its differences from them. Threads, paths and devices are execution:
+`device` says what a study needs, and nothing of the sort enters a fingerprint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from mobilebert.study import file as study_file
+from mobilebert.study.recipe import TaskSetting
+from mobilebert.study.schema import NAME, Study
+from mobilebert.study.sections import Checkpoint, Expectation
+from mobilebert.util.errors import UserError, allowed, shown
+
+
+def studies() -> dict[str, Path]:
+    """Name -> file of the studies in `workflows/config`, of the working directory first, then of this checkout."""
+    here = Path("workflows/config")
+    folder = here if here.is_dir() else Path(__file__).parents[2] / "workflows" / "config"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load_study(study: str | Path) -> Study:
+    """Read a study by name or file.
+
+    `jobs.build` says whether every stage of it can be made. Raises UserError, one line with file, key and what is allowed.
+    """
+    file = Path(study)
+    if file.suffix not in (".yaml", ".yml"):
+        known = studies()
+        if str(study) not in known:
+            names = allowed(known, study)
+            raise UserError(f"study: unknown study {shown(str(study))}; {names}, or a path to a .yaml file")
+        file = known[str(study)]
+    if not NAME.fullmatch(file.stem):
+        raise UserError(
+            f"{file}: {shown(file.stem)} is no study's name, which has at most 64 letters, digits, '.', '_' and '-' "
+            "and begins with a letter or digit; rename the file"
+        )
+    content = study_file.read(file)
+    try:
+        loaded = Study.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{file}: {first_problem(error, Study)}") from None
+    object.__setattr__(loaded, "_name", file.stem)
+    object.__setattr__(loaded, "_file", str(file.resolve()))
+    return loaded
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first of pydantic's complaints: key, what is wrong, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part)[:60] for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        fields = _fields_at(model, problem["loc"][:-1])
+        return f"{where}: unknown key" + (f"; {allowed(fields, problem['loc'][-1])}" if fields else "")
+    kinds = {"model_type": "a group of keys is allowed", "dict_type": "a mapping is allowed", "tuple_type": "a list is allowed"}
+    message = kinds.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    if problem["type"] in ("missing", "value_error"):
+        return f"{where}: {message}" if where else message  # of the whole study: the message names its key
+    return f"{where}: {message}, not {shown(problem['input'])}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
+    """Keys allowed where pydantic's `location` points to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:  # a key of a mapping or an index of a list: `model` is already what it holds
+            continue
+        inner = [kind for kind in (TaskSetting, Expectation, Checkpoint) if kind.__name__ in str(field.annotation)]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner = [field.annotation]
+        if not inner:
+            return []
+        model = inner[0]
+    return sorted(field.alias or name for name, field in model.model_fields.items())

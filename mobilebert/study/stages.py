@@ -1,0 +1,44 @@
+"""Name the stages and what each of them is: the one table that commands, graph and views read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a program, a rule of the workflow, a kind of record.
+
+    help: what its command does.
+    takes: what its name is, "MODEL" or "MODEL/TASK"; None for a stage that runs once a study.
+    gpu: whether it takes a GPU of its own in a study for one.
+    distributed: whether it runs in several processes that torchrun starts.
+    is_view: whether it only reads the records of the others.
+    """
+
+    name: str
+    help: str
+    takes: str | None = None
+    gpu: bool = False
+    distributed: bool = False
+    is_view: bool = False
+
+
+_MODEL, _TASK = "MODEL", "MODEL/TASK"
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("data", "check the tables, build the tokenizer, tokenize the corpus"),
+        Stage("pretrain", "pre-train MODEL with masked LM and next-sentence prediction", _MODEL, True, True),
+        Stage("checkpoint", "take MODEL's weights from a published checkpoint", _MODEL),
+        Stage("transfer", "transfer knowledge from the teacher to MODEL (PKT, JKT)", _MODEL, True, True),
+        Stage("distill", "distil MODEL from its teacher in pre-training", _MODEL, True, True),
+        Stage("finetune", "fine-tune and score MODEL/TASK", _TASK, True),
+        Stage("quantize", "quantize MODEL/TASK to int8 and score it again", _TASK),
+        Stage("latency", "time the study's models"),
+        Stage("report", "write tables, figures and the page", is_view=True),
+        Stage("track", "write every record to MLflow", is_view=True),
+        Stage("check", "compare the records with what the study expects; exit 1 if it does not hold", is_view=True),
+    )
+}
+VIEWS = tuple(name for name, stage in STAGES.items() if stage.is_view)

@@ -1,0 +1,26 @@
+"""Texts of a study and of records, made safe for where they are printed."""
+
+from __future__ import annotations
+
+import re
+
+_SIGNS = re.compile(r"([\\`*_<>\[\]|~&$])")
+
+_BLOCK = re.compile(r"^([#+=-]|\d+(?=[.)]))")  # what makes a heading, a list or a rule of the line that it begins
+
+
+def one_line(text: str) -> str:
+    """Return the text as one line without control characters."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
+
+
+def cut(text: str, most: int) -> str:
+    """Return the text as one line of at most `most` characters."""
+    text = one_line(text)
+    return text if len(text) <= most else f"{text[: most - 4].rstrip()} ..."
+
+
+def markdown(text: str) -> str:
+    """Return Markdown that shows the text as it is, on one line: no markup, HTML, link or heading of its own."""
+    text = _SIGNS.sub(r"\\\1", one_line(text))
+    return _BLOCK.sub(lambda match: rf"\{match[0]}" if not match[0].isdigit() else f"{match[0]}\\", text)

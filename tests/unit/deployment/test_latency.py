@@ -1,0 +1,212 @@
+import json
+import os
+import statistics
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilebert.deployment import latency
+from mobilebert.util.errors import UserError
+
+SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+MOBILEBERT = {"model_type": "mobilebert", "embedding_size": 16, "intra_bottleneck_size": 16, **SIZES}
+BERT = {"model_type": "bert", **SIZES}
+SETTINGS = {"length": 8, "batch": 2, "threads": 1, "rounds": 7, "warmup": 1, "seed": 3}
+
+
+def spec(name="student", config=MOBILEBERT, engine="onnxruntime"):
+    return {"name": name, "config": config, "engine": engine}
+
+
+def reasons(result):
+    """What makes the run void, apart from a machine that others use while the tests run."""
+    validity = result["validity"]
+    if validity == "ok":
+        return []
+    assert validity.startswith("void: ")
+    return [part for part in validity.removeprefix("void: ").split("; ") if not part.startswith("other processes used")]
+
+
+@given(st.lists(st.floats(0.01, 1e4), min_size=2, max_size=60))
+def test_percentiles_are_linear_between_samples(samples):
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    expected = {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "min": min(samples)}
+    assert latency.summary(samples) == pytest.approx(expected)
+
+
+def test_one_sample_is_all_percentiles():
+    assert latency.summary([4.0]) == {"p50": 4.0, "p90": 4.0, "p99": 4.0, "min": 4.0}
+
+
+def test_busy_time_counts_all_but_idle_and_iowait_and_guests_once():
+    #        user nice system idle  iowait irq softirq steal guest guest_nice
+    text = "cpu  1000 200  300    90000 5000   40  50      60    700   80\ncpu0 1 1 1 1 1 1 1 1 1 1\nintr 5\n"
+    assert latency.busy_seconds(text, ticks_per_second=100) == pytest.approx(16.5)
+
+
+def test_busy_time_of_this_machine_grows_with_work():
+    before = latency._busy_now()
+    while latency._busy_now() - before < 0.05:  # would not end if this process did not count
+        sum(range(10_000))
+    assert latency._busy_now() - before < 60
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "wall", "cores", "shared"),
+    [
+        (10.0, 10.0, 10.0, 2, False),
+        (11.0, 10.0, 10.0, 2, False),  # 0.10 of a core: the limit itself
+        (11.1, 10.0, 10.0, 2, True),
+        (20.0, 10.0, 10.0, 2, True),  # one spinning process
+        (0.02, 0.0, 0.0, 2, False),  # no time passed: only the clock's coarseness
+        (0.11, 0.0, 0.1, 8, True),  # 0.01 s of use and 8 ticks allowed
+        (0.08, 0.0, 0.1, 8, False),
+        (9.9, 10.0, 10.0, 2, False),  # the kernel's ticks may miss some of our own time
+    ],
+)
+def test_the_sharing_rule(busy, own, wall, cores, shared):
+    machine = {"busy_s": busy, "own_s": own, "wall_s": wall, "cores": cores, "tick_s": 0.01}
+    reason = latency.sharing(machine)
+    assert (reason is not None) == shared
+    if shared:
+        assert f"{(busy - own) / wall:.2f} of a core" in reason
+
+
+def test_a_machine_that_does_not_tell_is_not_trusted():
+    assert "/proc/stat" in latency.sharing({"busy_s": None, "own_s": 1.0, "wall_s": 1.0, "cores": 2, "tick_s": 0.01})
+
+
+def test_errors_are_relative_and_never_pass_by_accident():
+    reference = np.array([[3e7, 4e7]], dtype=np.float32)
+    assert latency.relative_error(reference * 1.01, reference) == pytest.approx(0.01, rel=1e-3)
+    assert latency.relative_error(reference[:, :1], reference) == float("inf")
+    assert not latency.relative_error(reference * np.float32("nan"), reference) <= 0.1
+
+
+def test_a_run_records_every_sample_of_every_model():
+    specs = [spec(engine, MOBILEBERT, engine) for engine in latency.ENGINES] + [spec("bert", BERT, "pytorch")]
+    result = json.loads(json.dumps(latency.measure(specs, **SETTINGS)))
+    assert reasons(result) == []
+    assert {name: result[name] for name in SETTINGS} == SETTINGS
+    assert set(result["models"]) == {*latency.ENGINES, "bert"}
+    for name, model in result["models"].items():
+        assert len(model["samples_ms"]) == SETTINGS["rounds"]
+        assert all(0 < sample < 60_000 for sample in model["samples_ms"])
+        assert model["p50"] == pytest.approx(statistics.median(model["samples_ms"]))
+        assert model["min"] == min(model["samples_ms"]) <= model["p50"] <= model["p90"] <= model["p99"]
+        assert (model["bytes"] is None) == (model["engine"] == "pytorch"), name
+    models, machine = result["models"], result["machine"]
+    # Same weights, three engines: float32 agrees to rounding, int8 is near but not the same.
+    assert models["pytorch"]["error"] < 1e-5
+    assert models["onnxruntime"]["error"] < 1e-5
+    assert 1e-5 < models["onnxruntime-int8"]["error"] < 0.1
+    assert models["onnxruntime-int8"]["bytes"] < models["onnxruntime"]["bytes"]
+    timed_s = sum(sum(model["samples_ms"]) for model in models.values()) / 1e3
+    assert timed_s <= machine["wall_s"]
+    assert len(machine["load_before"]) == len(machine["load_after"]) == 3
+
+
+def test_a_wrong_model_voids_the_run_by_name(monkeypatch):
+    prepare = latency._prepare
+
+    def prepare_another(processes, config, engines, folder, length, batch, seed):
+        right = prepare(processes, config, engines, folder, length, batch, seed)
+        wrong = prepare(processes, config, engines, folder.with_name("wrong"), length, batch, seed + 1)
+        return right | {"files": wrong["files"]}
+
+    monkeypatch.setattr(latency, "_prepare", prepare_another)
+    result = latency.measure([spec("impostor"), spec("honest", engine="pytorch")], **SETTINGS)
+    (reason,) = reasons(result)
+    assert reason.startswith("impostor: its output is ")
+    assert result["models"]["impostor"]["error"] > latency.TOLERANCE["onnxruntime-int8"]
+
+
+def test_a_loaded_machine_voids_the_run():
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        result = latency.measure([spec()], **SETTINGS | {"rounds": 3000})  # a second or more: many ticks of /proc/stat
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    assert "other processes used" in result["validity"]
+    machine = result["machine"]
+    # The processes that are measured are not taken for others, which is the rest of what was busy.
+    assert 0 < machine["own_s"] < machine["busy_s"]
+
+
+def test_more_threads_than_cores_void_the_run(monkeypatch):
+    """Than those that it may use, which a scheduler or a container may have cut."""
+    cores = 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    result = latency.measure([spec()], **SETTINGS | {"threads": cores + 1, "rounds": 1, "warmup": 0})
+    assert reasons(result) == [f"{cores + 1} threads on {cores} cores"]
+
+
+def test_orders_differ_between_rounds_and_repeat_with_the_seed():
+    class Recorder:
+        def __init__(self, name):
+            self.name, self.seconds = name, 0.0
+
+        def ask(self, question):
+            if question == "forward":
+                asked.append(self.name)
+                self.seconds += 10.0
+            return self.seconds
+
+    workers = {name: Recorder(name) for name in "abcd"}
+    runs = []
+    for seed in (0, 0, 1):
+        asked = []
+        samples, machine = latency._rounds(workers, rounds=6, warmup=2, threads=1, seed=seed)
+        assert {name: len(taken) for name, taken in samples.items()} == dict.fromkeys("abcd", 6)
+        assert machine["own_s"] == pytest.approx(4 * 6 * 10.0, abs=5.0)  # without the warm-up
+        turns = [tuple(asked[start : start + 4]) for start in range(0, len(asked), 4)]
+        assert len(turns) == 8
+        assert all(sorted(turn) == list("abcd") for turn in turns)
+        assert len(set(turns)) > 1
+        runs.append(turns)
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("specs", "changes", "message"),
+    [
+        ([spec(engine="tflite")], {}, "engine of student: 'tflite'.*onnxruntime-int8"),
+        ([spec(config={"model_type": "t5"})], {}, "model_type of student: 't5'"),
+        ([spec(), spec(engine="pytorch")], {}, "name: 'student'"),
+        ([spec()], {"rounds": 0}, "rounds: 0"),
+        ([spec()], {"threads": 0}, "threads: 0"),
+        ([spec()], {"warmup": -1}, "warmup: -1"),
+        ([spec()], {"length": 1}, "length: 1"),
+        ([spec(config=MOBILEBERT | {"num_attention_heads": 3})], {}, "num_attention_heads: 3"),
+        ([spec(engine="onnxruntime")], {"length": 513}, "length: 513"),
+    ],
+)
+def test_settings_that_cannot_be_measured_are_refused(specs, changes, message):
+    with pytest.raises(UserError, match=message):
+        latency.measure(specs, **SETTINGS | changes)
+
+
+def test_a_failing_process_is_an_error_not_a_number():
+    with pytest.raises(RuntimeError, match=r"reference of mobilebert: AttributeError: .+"):
+        latency.measure([spec(config=MOBILEBERT | {"id2label": 5})], **SETTINGS)
+
+
+def test_a_machine_without_onnxruntime_is_told_so(monkeypatch):
+    sent = []
+    monkeypatch.delitem(sys.modules, "mobilebert.deployment.latency_worker", raising=False)
+    monkeypatch.delattr("mobilebert.deployment.latency_worker", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    latency._work(SimpleNamespace(send=sent.append), "prepare", ())
+    assert sent == [("user error", "onnxruntime is not installed; it comes with: pip install '.[workflow,deploy]'")]
+
+
+def test_importing_costs_neither_torch_nor_transformers():
+    code = "import sys, mobilebert.deployment.latency; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,132 @@
+"""What one pass of a teacher gives to students of several losses: to each the bits that it gets alone."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from mobilebert import MobileBertConfig, MobileBertForPreTraining
+from mobilebert.distillation.shared_teacher import train_together
+from mobilebert.distillation.teacher_layers import Guide
+from mobilebert.distillation.transfer import Transfer, layer_of
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.job import Job
+from mobilebert.training import optim
+from mobilebert.training.loop import Task
+
+torch.set_num_threads(1)
+LAYERS, STEPS = 3, 9
+SIZES = {
+    "vocab_size": 31,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": LAYERS,
+    "intermediate_size": 12,
+    "max_position_embeddings": 16,
+    "classifier_activation": False,
+}
+WIDE = {"intra_bottleneck_size": 12, "num_feedforward_networks": 1, "key_query_shared_bottleneck": False}
+LOSSES = {"a": ("fmt", "at"), "b": ("fmt",), "c": ("at",), "d": ("fmt", "at")}
+
+
+def model(seed, **fields):
+    """Weights drawn wide, so that two roundings of the same attention are seen."""
+    torch.manual_seed(seed)
+    found = MobileBertForPreTraining(MobileBertConfig(**SIZES, **fields)).eval()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return found
+
+
+@pytest.fixture
+def teacher():
+    return model(0, **WIDE, normalization_type="layer_norm").requires_grad_(False)
+
+
+@pytest.fixture
+def blocks(teacher):
+    """How often each block of the teacher ran."""
+    runs = Counter()
+    for index, block in enumerate(teacher.mobilebert.encoder.layer):
+        block.register_forward_hook(lambda module, args, out, index=index: runs.update([index]))
+    return runs
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    ids = torch.randint(1, 31, (4, 12), generator=generator)
+    return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": (torch.arange(12) < 9).expand(4, 12) * 1}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_with_maps_and_without_the_taught_block_alone_runs_twice(teacher, blocks, depth):
+    taught = range(depth - 1, depth)
+    guide = Guide(teacher, batch(0), depth, taught, "paper")
+    both = {maps: guide.layers(maps, False) for maps in (True, False, True)}
+    assert blocks == Counter({**dict.fromkeys(range(depth - 1), 1), depth - 1: 2})
+    for maps, found in both.items():
+        own = Guide(teacher, batch(0), depth, taught, "paper").layers(maps, False)[depth - 1]
+        assert torch.equal(found[depth - 1]["features"], own["features"])
+        assert (own["attention"] is not None) == maps
+    states = teacher.mobilebert(**batch(0), output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(both[True][depth - 1]["features"], states.hidden_states[depth])
+    torch.testing.assert_close(both[True][depth - 1]["attention"], states.attentions[depth - 1])
+    torch.testing.assert_close(both[False][depth - 1]["features"], states.hidden_states[depth])
+
+
+def test_the_released_slip_runs_on_for_those_whose_loss_has_it(teacher, blocks):
+    guide = Guide(teacher, batch(0), 2, range(1, 2), "released")
+    assert "statistics" not in guide.layers(True, False)[1]
+    assert blocks == Counter({0: 1, 1: 1})
+    means, variances = guide.layers(True, True)[1]["statistics"]
+    assert blocks == Counter({0: 1, 1: 2, 2: 1})
+    states = torch.stack(teacher.mobilebert(**batch(0), output_hidden_states=True).hidden_states)
+    torch.testing.assert_close(means, states.mean(-1))
+    torch.testing.assert_close(variances, states.var(-1, unbiased=False))
+
+
+def learnt(folder, teacher, names, strategy, recipe):
+    """The students after their training, the first one leading the others."""
+    models = {}
+    runs = [JobContext(Job("transfer", name, {}, (), name * 64), "study", folder, {}) for name in names]
+
+    def prepare(run, shared):
+        run.state.mkdir(parents=True, exist_ok=True)
+        name = run.job.name
+        student = models[name] = model(ord(name), intra_bottleneck_size=8, num_feedforward_networks=2)
+        setting = {"strategy": strategy, "recipe": recipe, "losses": LOSSES[name], "factors": None, "lower_layers": 0.1}
+        transfer = Transfer(student, teacher, {**setting, "steps": STEPS, "warmup_steps": 1})
+        optimizer = optim.make(student, "adamw", 0.01, 0.0, group=layer_of)
+        task = Task(
+            steps=STEPS,
+            batch=batch,
+            loss=lambda batch, step: transfer.loss(batch, step, lambda make: shared.get(run.job.id, step, make)),
+            rate=transfer.rate,
+            seed=0,
+            prepare=transfer.prepare(optimizer),
+            accumulate=2,
+        )
+        return student, optimizer, task
+
+    train_together(runs[0], runs[1:], prepare, "cpu")
+    return {name: {key: value.detach().clone() for key, value in found.named_parameters()} for name, found in models.items()}
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+@pytest.mark.parametrize("strategy", ["pkt", "jkt"])
+def test_students_of_several_losses_learn_what_they_learn_alone(teacher, blocks, tmp_path, strategy, recipe):
+    alone = {name: learnt(tmp_path / name, teacher, name, strategy, recipe)[name] for name in LOSSES}
+    apart = blocks.total()
+    together = learnt(tmp_path / "together", teacher, "bacd", strategy, recipe)
+    for name, weights in together.items():
+        assert all(torch.equal(value, alone[name][key]) for key, value in weights.items()), name
+    if (strategy, recipe) == (
+        "pkt",
+        "paper",
+    ):  # 3 stages of 3 steps of two parts: the taught block twice
+        assert blocks.total() - apart == 3 * 2 * (2 + 3 + 4)
+        assert apart == 4 * 3 * 2 * (1 + 2 + 3)
+    else:
+        assert blocks.total() - apart < apart

@@ -1,0 +1,438 @@
+"""Knowledge transfer on models of two layers and three: what is copied, what learns, how fast, and from which loss."""
+
+import copy
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from mobilebert import MobileBertConfig, MobileBertForPreTraining
+from mobilebert.distillation.losses import FACTORS
+from mobilebert.distillation.teacher_layers import Guide
+from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.job import Job
+from mobilebert.training import optim
+from mobilebert.training.loop import Task, train
+from mobilebert.util.errors import UserError
+
+torch.set_num_threads(1)
+LAYERS, STEPS = 3, 30
+SIZES = {
+    "vocab_size": 31,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": LAYERS,
+    "intermediate_size": 12,
+    "max_position_embeddings": 12,
+}
+STUDENT = {"intra_bottleneck_size": 8, "num_feedforward_networks": 2, "classifier_activation": False}
+TEACHER = {
+    "intra_bottleneck_size": 12,
+    "num_feedforward_networks": 1,
+    "key_query_shared_bottleneck": False,
+    "normalization_type": "layer_norm",
+    "classifier_activation": True,
+}
+
+
+def model(seed, **fields):
+    """A model without dropout at work, its weights drawn wide enough that every one of them matters."""
+    torch.manual_seed(seed)
+    found = MobileBertForPreTraining(MobileBertConfig(**(SIZES | fields))).eval()
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return found
+
+
+@pytest.fixture
+def student():
+    return model(1, **STUDENT)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return model(2, **TEACHER).requires_grad_(False)
+
+
+def batch(step=0, padded=True):
+    generator = torch.Generator().manual_seed(step)
+    arrays = {
+        "input_ids": torch.randint(1, 31, (2, 6), generator=generator),
+        "token_type_ids": torch.randint(2, (2, 6), generator=generator),
+    }
+    if padded:
+        arrays["attention_mask"] = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    return arrays
+
+
+def config(strategy="pkt", recipe="paper", chosen=("fmt", "at"), lower_layers=0.1, factors=None):
+    return {
+        "strategy": strategy,
+        "recipe": recipe,
+        "losses": chosen,
+        "factors": factors,
+        "lower_layers": lower_layers,
+        "steps": STEPS,
+        "warmup_steps": 5,
+    }
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# --- what comes from the teacher
+
+
+def outside(model):
+    return {name for name, _ in model.named_parameters() if ".encoder." not in name}
+
+
+def test_copied_is_all_outside_the_encoder_but_the_norm_of_another_kind(student, teacher):
+    before, source = weights(student), weights(teacher)
+    copied = copy_outside_encoder(student, teacher)
+    norm = {"mobilebert.embeddings.LayerNorm.weight", "mobilebert.embeddings.LayerNorm.bias"}
+    assert not any("pooler" in name for name in copied)  # the student has none, whatever the teacher has
+    assert any("pooler" in name for name in source)
+    assert len(copied) == len(set(copied))
+    assert set(copied) == outside(student) - norm
+    assert {"cls.predictions.transform.LayerNorm.weight", "cls.seq_relationship.weight"} <= set(copied)
+    after = weights(student)
+    assert changed(before, after) == set(copied)
+    assert all(torch.equal(after[name], source[name]) for name in copied)
+    assert student.cls.predictions.decoder.weight is student.mobilebert.embeddings.word_embeddings.weight
+
+
+def test_norm_and_pooler_are_copied_between_models_that_have_the_same(teacher):
+    alike = model(3, **STUDENT | {"normalization_type": "layer_norm", "classifier_activation": True})
+    assert set(copy_outside_encoder(alike, teacher)) == outside(alike) == outside(teacher)
+
+
+def test_layer_of():
+    assert layer_of("mobilebert.encoder.layer.0.attention.self.query.weight") == 0
+    assert layer_of("mobilebert.encoder.layer.23.output.LayerNorm.bias") == 23
+    for name in ("mobilebert.embeddings.word_embeddings.weight", "cls.predictions.bias", "mobilebert.pooler.dense.bias"):
+        assert layer_of(name) == -1
+
+
+def test_shuffled_weights_are_the_same_values_in_another_order(teacher):
+    mine, again, other = (copy.deepcopy(teacher) for _ in range(3))
+    for shuffled, seed in ((mine, 7), (again, 7), (other, 8)):
+        shuffle_weights(shuffled, seed)
+    for (name, before), a, b, c in zip(teacher.named_parameters(), mine.parameters(), again.parameters(), other.parameters()):
+        assert a.shape == before.shape
+        assert torch.equal(a.flatten().sort().values, before.flatten().sort().values), name
+        assert torch.equal(a, b)
+        if before.numel() > 30:
+            assert not torch.equal(a, before), name
+            assert not torch.equal(a, c), name
+
+
+# --- what learns
+
+
+def rates(student, transfer, step, kind="lamb"):
+    optimizer = optim.make(student, kind, 0.1, 0.01, group=layer_of)
+    transfer.prepare(optimizer)(step)
+    return {id(p): group["rate"] for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("lower", [0.1, 0.0])
+def test_progressive_transfer_teaches_one_layer_after_the_other(student, teacher, lower):
+    transfer = Transfer(student, teacher, config(lower_layers=lower))
+    for step in range(STEPS):
+        taught = step // 10  # 30 steps over three layers
+        found = rates(student, transfer, step)
+        for name, parameter in student.named_parameters():
+            layer = layer_of(name)
+            expected = 1.0 if layer == taught else lower if 0 <= layer < taught else 0.0
+            assert found[id(parameter)] == expected, (step, name)
+            assert parameter.requires_grad == (expected > 0), (step, name)
+
+
+def test_joint_transfer_teaches_every_layer_and_nothing_else(student, teacher):
+    transfer = Transfer(student, teacher, config("jkt"))
+    for step in (0, 17, STEPS - 1):
+        found = rates(student, transfer, step)
+        for name, parameter in student.named_parameters():
+            assert found[id(parameter)] == (1.0 if layer_of(name) >= 0 else 0.0)
+            assert parameter.requires_grad == (layer_of(name) >= 0)
+
+
+def one_step(student, teacher, step, kind="adamw", **fields):
+    """What each parameter moved by in one step of the optimizer."""
+    student = copy.deepcopy(student)
+    transfer = Transfer(student, teacher, config(**fields))
+    optimizer = optim.make(student, kind, 0.01, 0.01, group=layer_of)
+    before = weights(student)
+    transfer.prepare(optimizer)(step)
+    transfer.loss(batch(step), step)["loss"].backward()
+    optimizer.step()
+    return {name: value - before[name] for name, value in weights(student).items()}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lamb"])
+@pytest.mark.parametrize("step", [0, 12, 29])
+def test_a_step_moves_its_layer_and_the_lower_ones_by_a_tenth(student, teacher, step, kind):
+    taught = step // 10
+    slow, full = (one_step(student, teacher, step, kind, lower_layers=rate) for rate in (0.1, 1.0))
+    frozen = one_step(student, teacher, step, kind, lower_layers=0.0)
+    for name, moved in slow.items():
+        layer = layer_of(name)
+        if layer < 0 or layer > taught:
+            assert (moved == 0).all(), name
+            continue
+        share = 1.0 if layer == taught else 0.1
+        torch.testing.assert_close(moved, share * full[name], rtol=1e-3, atol=1e-6)
+        assert (frozen[name] == moved).all() if layer == taught else (frozen[name] == 0).all(), name
+    for layer in range(taught + 1):
+        matrices = [full[name] for name in full if layer_of(name) == layer and name.endswith("weight")]
+        assert all(moved.abs().max() > 1e-4 for moved in matrices)
+
+
+def test_a_joint_step_moves_the_encoder_alone(student, teacher):
+    moved = {name for name, value in one_step(student, teacher, 0, strategy="jkt").items() if value.abs().max() > 1e-4}
+    expected = {name for name in moved if layer_of(name) >= 0}
+    assert moved == expected
+    assert {layer_of(name) for name in moved} == {0, 1, 2}
+
+
+def test_rate_follows_the_curve_of_each_stage(student, teacher):
+    """Ten steps a stage: the peak at once, 0.9 of it at the end; three times the peak in the released recipe."""
+    fall = [1.0] + [1 - 0.1 * (within / 9) ** 0.5 for within in range(9)]
+    for recipe, peak in (("paper", 1.0), ("released", 3.0)):
+        transfer = Transfer(student, teacher, config(recipe=recipe))
+        assert [transfer.rate(step) for step in range(STEPS)] == pytest.approx([peak * x for x in fall] * LAYERS)
+    joint = Transfer(student, teacher, config("jkt"))
+    assert [joint.rate(step) for step in (0, 4, 5, 29)] == pytest.approx([0.2, 1.0, 1.0, 1 / 25])
+
+
+def test_the_table_of_stages_at_full_scale():
+    """Released recipe: 240,000 steps over 24 layers at 0.0015, three times that within a stage's curve; a tenth below."""
+    small = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_bottleneck_size": 4}
+    student, teacher = model(1, **STUDENT | small), model(2, **TEACHER | small)
+    transfer = Transfer(student, teacher, config(recipe="released") | {"steps": 240_000})
+    optimizer = optim.make(student, "lamb", 0.0015, 0.01, group=layer_of)
+    prepare, groups = transfer.prepare(optimizer), {}
+    for group in optimizer.param_groups:
+        names = [name for name, p in student.named_parameters() if any(p is member for member in group["params"])]
+        groups.setdefault(layer_of(names[0]), []).append(group)
+    curve = {0: 0.001, 499: 0.5, 999: 1.0, 1000: 1.0, 3250: 0.95, 9999: 0.9}
+    for stage in (0, 1, 11, 23):
+        for within, height in curve.items():
+            step = 10_000 * stage + within
+            prepare(step)
+            for layer, found in groups.items():
+                share = 1.0 if layer == stage else 0.1 if 0 <= layer < stage else 0.0
+                for group in found:
+                    rate = 0.0015 * transfer.rate(step) * group["rate"]
+                    assert rate == pytest.approx(3 * 0.0015 * height * share, rel=1e-5)
+    assert set(groups) == {-1, *range(24)}
+
+
+# --- the loss
+
+
+def forward(model, inputs):
+    """Hidden states (layers + 1, B, T, C) and attention maps (layers, B, H, T, T) of a whole forward pass, in float64."""
+    with torch.no_grad():
+        out = model.mobilebert(**inputs, output_hidden_states=True, output_attentions=True)
+    return tuple(np.stack([x.numpy() for x in found]).astype(np.float64) for found in (out.hidden_states, out.attentions))
+
+
+def expected_loss(student, teacher, inputs, layer, recipe, chosen):
+    (mine, my_maps), (theirs, their_maps) = forward(student, inputs), forward(teacher, inputs)
+    s, t, a, b = mine[layer + 1], theirs[layer + 1], my_maps[layer], their_maps[layer]
+    total = 0.0
+    log = np.log(np.maximum(a, 1e-12))
+    if recipe == "paper":
+        real = inputs["attention_mask"].numpy().astype(bool)
+        if "fmt" in chosen:
+            total += ((s - t) ** 2)[real].mean()
+        if "at" in chosen:
+            kl = (b * (np.log(np.maximum(b, 1e-12)) - log)).sum(-1).mean(1)
+            total += kl[real].mean()
+        return total
+    if "fmt" in chosen:
+        normal = [(x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in (s, t)]
+        total += 100 * ((normal[0] - normal[1]) ** 2).mean()
+        total += 5000 * ((s.mean(-1) - theirs.mean(-1)) ** 2).mean()  # all four of the teacher's states, the slip
+        total += 5 * np.abs(s.var(-1) - theirs.var(-1)).mean()
+    if "at" in chosen:
+        total += -(b * log).sum(-1).mean()
+    return total
+
+
+@pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",), ("at",)])
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_a_stages_loss_is_its_layers_of_whole_forwards(student, teacher, recipe, chosen):
+    layers = []
+    for layer in range(LAYERS):
+        transfer = Transfer(student, teacher, config(recipe=recipe, chosen=chosen))
+        layers.append(expected_loss(student, teacher, batch(layer), layer, recipe, chosen))
+        share = 1 / LAYERS if recipe == "released" else 1  # the released code divides by the layers, all but one of them idle
+        assert transfer.loss(batch(layer), layer * 10)["loss"].item() == pytest.approx(share * layers[-1], rel=1e-4)
+    assert len(set(layers)) == LAYERS
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_the_joint_loss_is_the_mean_over_layers(student, teacher, recipe):
+    transfer, chosen = Transfer(student, teacher, config("jkt", recipe)), ("fmt", "at")
+    expected = np.mean([expected_loss(student, teacher, batch(), layer, recipe, chosen) for layer in range(LAYERS)])
+    assert transfer.loss(batch(), 3)["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture
+def calls(student, teacher):
+    """("student" or "teacher", block, whether its attention map came out, whether autograd was on) of every block that runs."""
+    found = []
+    hooks = [
+        block.register_forward_hook(lambda *a, w=who, i=index: found.append((w, i, a[2][1] is not None, torch.is_grad_enabled())))
+        for who, whole in (("student", student), ("teacher", teacher))
+        for index, block in enumerate(whole.mobilebert.encoder.layer)
+    ]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",)])
+@pytest.mark.parametrize(("recipe", "deep"), [("paper", 2), ("released", 3)])
+def test_a_stage_runs_no_deeper_than_it_needs(student, teacher, calls, recipe, deep, chosen):
+    """Each block once, the attention map of the taught layer alone. The released slip needs the whole teacher, for statistics."""
+    Transfer(student, teacher, config(recipe=recipe, chosen=chosen)).loss(batch(), 10)
+    mapped = 1 if "at" in chosen else None
+    assert calls == [
+        *(("teacher", index, index == mapped, False) for index in range(deep)),
+        *(("student", index, index == mapped, True) for index in range(2)),
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_a_stage_keeps_one_hidden_state_of_the_teacher(student, teacher, recipe):
+    transfer, born = Transfer(student, teacher, config(recipe=recipe)), []
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: born.append(weakref.ref(out if torch.is_tensor(out) else out[0])))
+        for module in (teacher.mobilebert.embeddings, *teacher.mobilebert.encoder.layer)
+    ]
+
+    def alive():
+        return sum(state() is not None for state in born)
+
+    for step in (0, 10, 20):
+        depth, taught = transfer.depth(step)
+        guide = Guide(teacher, batch(), depth, taught, recipe).layers(True, transfer.slips)
+        assert len(born) == 1 + (LAYERS if recipe == "released" else depth)
+        assert alive() == 1
+        assert set(guide) == set(taught)
+        assert not guide[depth - 1]["features"].requires_grad
+        assert guide[depth - 1]["attention"].shape == (2, 2, 6, 6)
+        del guide
+        assert alive() == 0
+        born.clear()
+    assert all(len(block._forward_hooks) == 1 for block in teacher.mobilebert.encoder.layer)  # this test's own
+    for hook in hooks:
+        hook.remove()
+
+
+def test_frozen_lower_layers_keep_nothing_for_the_backward_pass(student, teacher):
+    """Autograd begins at the taught layer."""
+    for lower, begins in ((0.0, 2), (0.1, 0)):
+        transfer = Transfer(student, teacher, config(lower_layers=lower))
+        transfer.prepare(optim.make(student, "lamb", 0.1, 0.01, group=layer_of))(20)
+        entered = []
+        hooks = [
+            block.register_forward_hook(lambda module, args, out, found=entered: found.append(out[0].requires_grad))
+            for block in student.mobilebert.encoder.layer
+        ]
+        transfer.loss(batch(), 20)
+        for hook in hooks:
+            hook.remove()
+        assert entered == [index >= begins for index in range(LAYERS)]
+
+
+def test_parts_of_a_batch_add_up_to_it(student, teacher):
+    """Means over real tokens take the weight of their part; released ones are over all positions and take none."""
+    whole = batch()
+    for recipe in ("paper", "released"):
+        transfer, total = Transfer(student, teacher, config(recipe=recipe)), 0.0
+        for row in range(2):
+            part = {key: value[row : row + 1] for key, value in whole.items()}
+            part["token_weight"] = part["attention_mask"].sum() / whole["attention_mask"].sum() * 2
+            total += transfer.loss(part, 10)["loss"].item() / 2
+        assert total == pytest.approx(transfer.loss(whole, 10)["loss"].item(), rel=1e-5)
+
+
+def test_factors_are_the_recipes_unless_given(student, teacher):
+    assert Transfer(student, teacher, config(recipe="released")).factors == FACTORS["released"]
+    transfer = Transfer(student, teacher, config(chosen=("fmt",), factors=[4.0, 0.0, 0.0, 1.0]))
+    expected = 4 * expected_loss(student, teacher, batch(), 0, "paper", ("fmt",))
+    assert transfer.loss(batch(), 0)["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("num_hidden_layers", {"num_hidden_layers": LAYERS + 1}),
+        ("num_hidden_layers", {"num_hidden_layers": LAYERS - 1}),
+        ("hidden_size", {"hidden_size": 12}),
+        ("vocab_size", {"vocab_size": 40}),
+        ("num_attention_heads", {"num_attention_heads": 4}),
+        ("num_attention_heads", {"num_attention_heads": 1}),
+    ],
+    ids=["deeper", "shallower", "narrower", "other vocabulary", "more heads", "one head"],
+)
+def test_models_that_cannot_be_compared_are_refused(teacher, field, fields):
+    with pytest.raises(UserError, match=field) as caught:
+        Transfer(model(4, **STUDENT | fields), teacher, config())
+    assert str(next(iter(fields.values()))) in str(caught.value)
+
+
+def test_heads_may_differ_where_no_attention_is_compared(teacher):
+    Transfer(model(4, **STUDENT | {"num_attention_heads": 4}), teacher, config(chosen=("fmt",)))
+
+
+# --- the whole of it
+
+
+def transferred(folder, teacher, last=None, recipe="paper"):
+    """30 steps of progressive transfer, or an error at step `last`."""
+    student = model(1, **STUDENT)
+    copy_outside_encoder(student, teacher)
+    transfer = Transfer(student, teacher, config(recipe=recipe))
+    optimizer = optim.make(student, "lamb", 0.05, 0.01, group=layer_of)
+
+    def batch_at(step):
+        if step == last:
+            raise KeyboardInterrupt
+        return batch(0)
+
+    task = Task(STEPS, batch_at, transfer.loss, transfer.rate, 0, transfer.prepare(optimizer), checkpoint_every=7)
+    run = JobContext(Job("transfer", "toy", {}, (), "f" * 64), "study", folder, {})
+    run.state.mkdir(parents=True, exist_ok=True)
+    train(run, student, optimizer, task)
+    return run, student
+
+
+def test_transfer_brings_the_student_nearer_and_can_be_continued_in_any_stage(tmp_path, teacher):
+    whole, expected = transferred(tmp_path / "whole", teacher)
+    fresh = model(1, **STUDENT)
+    copy_outside_encoder(fresh, teacher)
+    for layer in range(LAYERS):
+        distance = [expected_loss(who, teacher, batch(), layer, "paper", ("fmt",)) for who in (expected, fresh)]
+        assert distance[0] < 0.9 * distance[1], layer
+    for last in (5, 9, 16, 29):  # before the first state; in stage 0, 1 and 2, the last state of the stage before or its own
+        with pytest.raises(KeyboardInterrupt):
+            transferred(tmp_path / "broken", teacher, last)
+    run, found = transferred(tmp_path / "broken", teacher)
+    assert not changed(weights(expected), weights(found))
+    assert run.curves == whole.curves
+    assert {name for name in changed(weights(fresh), weights(found)) if layer_of(name) < 0} == set()

@@ -1,0 +1,563 @@
+"""Runs trained as a stack against the same runs alone: weights, curves, ends, kills."""
+
+import json
+import math
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_search as toy
+import torch
+import transformers
+import yaml
+from family import SMALL
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilebert import MobileBertConfig, MobileBertForQuestionAnswering, MobileBertForSequenceClassification
+from mobilebert.cli.main import main
+from mobilebert.data.examples import Examples
+from mobilebert.finetuning.search import Trial, grid, stacks
+from mobilebert.finetuning.stacked import train as together
+from mobilebert.finetuning.stacked.train import Member
+from mobilebert.finetuning.task import BagOfEmbeddings, finetune, make_task
+from mobilebert.finetuning.trials import collect, every_run, runs_at_once
+from mobilebert.jobs.context import JobContext
+from mobilebert.modeling.cost import cost
+from mobilebert.study.graph import build_graph
+from mobilebert.study.job import Job
+from mobilebert.study.load import load_study
+from mobilebert.study.recipe import Finetune
+from mobilebert.study.tasks import TASKS
+from mobilebert.util.errors import Diverged, UserError
+
+torch.set_num_threads(1)
+SETTING = {
+    "recipe": "paper", "precision": "fp32", "warmup_share": 0.1, "weight_decay": 0.01, "batch_size": 4, "epochs": 2,
+    "learning_rate": 0.01, "architecture": {"model_type": "auto"},
+}  # fmt: skip
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+def rows(task_name: str, count: int = 22) -> Examples:
+    """Rows of 3 to 16 tokens, the longest a whole number of eights, and a last batch that is short."""
+    rng, task = np.random.default_rng(0), TASKS[task_name]
+    lengths = rng.integers(3, 17, count)
+    lengths[:3] = 16, 8, 8
+    ids = [rng.integers(1, 50, size).astype(np.int32) for size in lengths]
+    types = [(np.arange(size) > size // 2).astype(np.int8) for size in lengths]
+    if task.is_squad:
+        targets = {f"{end}_positions": np.array([rng.integers(0, size) for size in lengths]) for end in ("start", "end")}
+    elif task.is_regression:
+        targets = {"labels": rng.uniform(0, 5, count).astype(np.float32)}
+    else:
+        targets = {"labels": rng.integers(0, task.num_labels, count)}
+    return Examples(ids, types, 0, targets)
+
+
+def ours(task_name: str, **fields):
+    task = TASKS[task_name]
+    kind = MobileBertForQuestionAnswering if task.is_squad else MobileBertForSequenceClassification
+    return kind(MobileBertConfig(**{**SMALL, **DROPOUT, "classifier_dropout": 0.1, "num_labels": task.num_labels, **fields}))
+
+
+def bert(task_name: str):
+    task = TASKS[task_name]
+    kind = transformers.BertForQuestionAnswering if task.is_squad else transformers.BertForSequenceClassification
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    return kind(transformers.BertConfig(**sizes, max_position_embeddings=16, num_labels=task.num_labels))
+
+
+def bag(task_name: str):
+    return BagOfEmbeddings(50, 8, TASKS[task_name].num_labels)
+
+
+def new_run(folder: Path) -> JobContext:
+    run = JobContext(Job("finetune", "toy/cola", {}, (), "a" * 64), "study", folder, {})
+    run.state.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(batch, last):
+    def stopped(step):
+        if step == last:
+            raise Stop
+        return batch(step)
+
+    return stopped
+
+
+def new_models(make, task_name, seeds):
+    found = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        found.append(make(task_name).train())
+        with torch.no_grad():
+            for parameter in found[-1].parameters():  # biases and padding rows start at zero, and pre-training moves them
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return found
+
+
+def alone(folder, make, task_name, seeds, rates, **changes):
+    setting, run = {**SETTING, "task": task_name, **changes}, new_run(folder)
+    models = new_models(make, task_name, seeds)
+    for index, (model, seed, rate) in enumerate(zip(models, seeds, rates, strict=True)):
+        finetune(run, rows(task_name), model, {**setting, "learning_rate": rate}, seed, "cpu", f"run{index}")
+    return run, models
+
+
+def stacked(folder, make, task_name, seeds, rates, stop=None, every=500, **changes):
+    setting, run = {**SETTING, "task": task_name, **changes}, new_run(folder)
+    models = new_models(make, task_name, seeds)
+    members = [
+        Member(f"run{index}", make_task(rows(task_name), model, setting, seed), rate)
+        for index, (model, seed, rate) in enumerate(zip(models, seeds, rates, strict=True))
+    ]
+    stack = together.stack_of(models, members, task_name, "cpu")
+    for member in members:
+        member.task.checkpoint_every = every
+        if stop is not None:
+            member.task.batch = stop_at(member.task.batch, stop)
+    together.train(run, stack, members, task_name, setting["weight_decay"], "cpu")
+    for index, model in enumerate(models):
+        stack.copy_to(model, index)
+    return run, models, stack, members
+
+
+# Of a softmax over positions: what is added to all of its inputs has no gradient but rounding noise, of which Adam makes steps.
+SHIFTS = (
+    "qa_outputs.bias",
+    "layer.1.output.LayerNorm.bias",
+    "layer.1.output.bottleneck.LayerNorm.bias",
+    "layer.1.output.bottleneck.dense.bias",
+)
+
+
+def agree(found, wanted, task_name):
+    """Every weight, to 1e-5 of the largest number of its tensor."""
+    for mine, theirs in zip(found, wanted, strict=True):
+        for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+            if not (TASKS[task_name].is_squad and name.endswith(SHIFTS)):
+                assert (a - b).abs().max() <= 1e-5 * b.abs().max(), name
+
+
+@pytest.mark.parametrize("task_name", ["cola", "stsb", "squad_v1.1"])
+@pytest.mark.parametrize("make", [ours, bert, bag])
+def test_runs_of_a_search_are_the_runs_alone(tmp_path, make, task_name):
+    """One seed, so one order of rows and one draw of dropout; three rates."""
+    if make is bag and task_name == "squad_v1.1":
+        pytest.skip("a bag has no order, so no span")
+    seeds, rates = [5, 5, 5], [0.001, 0.002, 0.0005]
+    run, models, *_ = stacked(tmp_path / "stack", make, task_name, seeds, rates)
+    whole, wanted = alone(tmp_path / "alone", make, task_name, seeds, rates)
+    agree(models, wanted, task_name)
+    assert run.curves.keys() == whole.curves.keys() == {"run0_loss", "run1_loss", "run2_loss"}
+    for name, curve in whole.curves.items():
+        assert [step for step, _ in run.curves[name]] == [step for step, _ in curve] == list(range(12))
+        assert [value for _, value in run.curves[name]] == pytest.approx([value for _, value in curve], rel=1e-4)
+    assert run.details.keys() == whole.details.keys()
+
+
+@pytest.mark.parametrize("task_name", ["cola", "stsb", "squad_v1.1"])
+def test_seeds_are_the_runs_alone(tmp_path, task_name):
+    """Each its own rows, lengths, short batch and dropout."""
+    seeds, rates = [0, 1, 2], [0.001, 0.002, 0.0005]
+    _, models, *_ = stacked(tmp_path / "stack", ours, task_name, seeds, rates)
+    _, wanted = alone(tmp_path / "alone", ours, task_name, seeds, rates)
+    agree(models, wanted, task_name)
+
+
+def test_dropout_is_drawn_and_no_other_than_alone(tmp_path):
+    """The agreement above would be empty were nothing dropped: without one of its dropouts a run ends elsewhere."""
+    _, (model, _), *_ = stacked(tmp_path / "stack", ours, "cola", [5, 5], [0.001, 0.002])
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        _, wanted = alone(tmp_path / name, lambda task, name=name: ours(task, **{name: 0.0}), "cola", [5], [0.001])
+        with pytest.raises(AssertionError):
+            agree([model], wanted, "cola")
+
+
+def test_bfloat16_agrees_to_its_rounding(tmp_path):
+    run, *_ = stacked(tmp_path / "stack", ours, "cola", [5, 6], [0.001, 0.002], precision="bf16")
+    whole, _ = alone(tmp_path / "alone", ours, "cola", [5, 6], [0.001, 0.002], precision="bf16")
+    full, _ = alone(tmp_path / "fp32", ours, "cola", [5, 6], [0.001, 0.002])
+    for name, curve in whole.curves.items():
+        assert run.curves[name] != full.curves[name]
+        assert [value for _, value in run.curves[name]] == pytest.approx([value for _, value in curve], abs=0.05)
+
+
+@pytest.mark.parametrize("seeds", [[5, 5, 5], [0, 1, 2]])
+def test_a_run_that_diverges_leaves_the_others_as_they_are(tmp_path, seeds):
+    """A rate of 1e30 ends a run at its second step; alone it says the same."""
+    run, models, stack, members = stacked(tmp_path / "stack", ours, "cola", seeds, [0.001, 1e30, 0.002])
+    _, wanted = alone(tmp_path / "alone", ours, "cola", seeds[::2], [0.001, 0.002])
+    agree(models[::2], wanted, "cola")
+    assert [together.reason(stack, members, index) is None for index in range(3)] == [True, False, True]
+    with pytest.raises(Diverged) as error:
+        alone(tmp_path / "diverged", ours, "cola", seeds[1:2], [1e30])
+    assert re.search(r"at step \d+ of 12, batch \w{12};", str(error.value))[0] in together.reason(stack, members, 1)
+    assert all(parameter.isfinite().all() for parameter in models[1].parameters())
+    step = int(stack.ended[1, 0])
+    assert [place for place, _ in run.curves["run1_loss"]] == list(range(step))
+    assert len(run.curves["run0_loss"]) == len(run.curves["run2_loss"]) == 12
+    assert {"run0_steps", "run2_steps"} <= run.details.keys()
+    assert "run1_steps" not in run.details
+
+
+def test_a_stack_whose_every_run_diverged_ends(tmp_path):
+    run, _, stack, members = stacked(tmp_path, ours, "cola", [5, 5], [1e30, 1e31])
+    assert all(together.reason(stack, members, index) for index in range(2))
+    assert max(step for step, _ in run.curves["run0_loss"]) < 3
+
+
+@pytest.mark.parametrize("stop", [0, 5, 11])
+@pytest.mark.parametrize("rates", [[0.001, 0.002], [1e30, 0.002]])
+def test_a_continued_stack_is_the_stack_that_never_stopped(tmp_path, stop, rates):
+    whole, wanted, *_ = stacked(tmp_path / "whole", ours, "cola", [0, 1], rates, every=4)
+    with pytest.raises(Stop):
+        stacked(tmp_path / "broken", ours, "cola", [0, 1], rates, every=4, stop=stop)
+    run, models, stack, members = stacked(tmp_path / "broken", ours, "cola", [0, 1], rates, every=4)
+    for mine, theirs in zip(models, wanted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+    assert run.curves == whole.curves
+    assert (together.reason(stack, members, 0) is None) == (rates[0] < 1)
+    again, *_ = stacked(tmp_path / "broken", ours, "cola", [0, 1], rates, every=4, stop=0)  # no step is made twice
+    assert again.curves == whole.curves
+
+
+def test_a_damaged_or_foreign_state_is_refused(tmp_path):
+    run, *_ = stacked(tmp_path, ours, "cola", [0, 1], [0.001, 0.002])
+    (path,) = run.state.glob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"stack-\w+\.safetensors: damaged state"):
+        stacked(tmp_path, ours, "cola", [0, 1], [0.001, 0.002])
+    path.with_name(f"{together.key_of(['run0', 'run1', 'run2'])}.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="state of another run"):
+        stacked(tmp_path, ours, "cola", [0, 1, 2], [0.001, 0.002, 0.001])
+
+
+def test_a_model_that_looks_into_its_batch_is_not_stacked():
+    """So is another family's where each run has a batch of its own. An error of the model itself is not taken for that."""
+
+    class Looks(BagOfEmbeddings):
+        def forward(self, input_ids, attention_mask, token_type_ids=None):
+            found = super().forward(input_ids, attention_mask, token_type_ids)
+            return found if found["logits"].sum() > 0 else {"logits": -found["logits"]}
+
+    def members(models, seeds):
+        setting = {**SETTING, "task": "cola"}
+        return [
+            Member(str(seed), make_task(rows("cola"), model, setting, seed), 0.1)
+            for model, seed in zip(models, seeds, strict=True)
+        ]
+
+    models = new_models(lambda task: Looks(50, 8, 2), "cola", [0, 1])
+    for seeds in ([0, 0], [0, 1]):
+        assert together.stack_of(models, members(models, seeds), "cola", "cpu") is None
+    models = new_models(bert, "cola", [0, 1])
+    assert together.stack_of(models, members(models, [0, 1]), "cola", "cpu") is None
+    assert together.stack_of(models, members(models, [0, 0]), "cola", "cpu") is not None
+    calls = iter([None, RuntimeError("of the model")])
+
+    def broken(*_):
+        if error := next(calls):
+            raise error
+
+    models[0].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="of the model"):
+        together.stack_of(models, members(models, [0, 0]), "cola", "cpu")
+
+
+def test_a_weight_that_gets_no_gradient_stays_as_it_is(tmp_path):
+    """The bottleneck that exists and that nobody reads: AdamW with a gradient of zeros would let it decay."""
+    layout = {"use_bottleneck_attention": True, "key_query_shared_bottleneck": True}
+    _, models, stack, _ = stacked(tmp_path / "stack", lambda task: ours(task, **layout), "cola", [0, 1], [0.001, 0.002])
+    before = new_models(lambda task: ours(task, **layout), "cola", [0, 1])
+    name = "mobilebert.encoder.layer.0.bottleneck.attention.dense.weight"
+    assert name not in stack.shapes
+    for model, first in zip(models, before, strict=True):
+        assert torch.equal(model.get_parameter(name), first.get_parameter(name))
+
+
+# --- one job
+
+
+def several(part, trials, before=lambda model: None):
+    """What `test_search.train` is alone, of several runs."""
+
+    def new(trial):
+        torch.manual_seed(trial.seed)
+        model = BagOfEmbeddings(12, 8, 2).train()
+        model.register_forward_pre_hook(lambda model, _: before(model))
+        return model
+
+    def seen(trial):
+        examples = toy.Rows(0).examples
+        return examples if trial.part == 1 else examples.part(36 // trial.part)
+
+    trained = together.fit(part, trials, new, seen, toy.TASK, "cpu")
+
+    def one(part, trial, out):
+        return toy.scores(trained(trial), out)
+
+    return one
+
+
+def whole_job(folder, train_together=several, most=3):
+    run = toy.new_run(folder)
+    collect(run, every_run(run, toy.train, train_together, most), "matthews_correlation")
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return whole_job(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def alone_job(tmp_path_factory):
+    return toy.whole_job(tmp_path_factory.mktemp("alone"))
+
+
+def sizes_of(run, alone):
+    """How many each run of the job was trained with, None alone; that is all that tells its lines from those of `alone`."""
+    (mine, *figures), (theirs, *expected) = toy.lasting(run), toy.lasting(alone)
+    sizes = [line["details"].pop("stacked_with", None) for line in mine]
+    assert [line["run"] for line in mine] == [line["run"] for line in theirs]
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.pop("loss") == pytest.approx(b.pop("loss"), rel=1e-4)
+        assert a == b
+    assert figures[:2] == expected[:2]
+    assert figures[2].keys() == expected[2].keys()
+    assert run.details.keys() - {"stacked_with"} == alone.details.keys() - {"stacked_with"}
+    assert not list(run.state.rglob("*.safetensors"))
+    return sizes
+
+
+def test_a_job_of_stacks_leaves_what_a_job_of_runs_leaves(whole, alone_job):
+    """The same lines in the same order, but for the stack that each was in: 2 x 3, 2 and 1 of the rungs, 2 seeds."""
+    sizes = sizes_of(whole, alone_job)
+    assert sizes[:6] == [3] * 6
+    assert sizes[8:] == [None, 2, 2]
+    assert whole.details["stacked_with"] == 2
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_stack_that_finds_no_memory_is_made_of_two(tmp_path, alone_job, room):
+    """Of three runs: the first alone and two at once, or each alone. The device is full at the third step."""
+    passes = []
+
+    def some(part, trials):
+        passes.clear()
+        return several(part, trials, lambda model: full(len(trials)))
+
+    def full(count):
+        passes.append(count)
+        if count > room and len(passes) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    sizes = sizes_of(whole_job(tmp_path, some), alone_job)
+    assert Counter(sizes[:6]) == ({2: 4, None: 2} if room == 2 else {None: 6})
+    assert sizes[9:] == [2 if room == 2 else None] * 2
+
+
+@pytest.mark.parametrize("steps", [0, 7, 40])
+def test_a_job_of_stacks_stopped_anywhere_goes_on_there(tmp_path, whole, steps, monkeypatch):
+    """Stopped after so many passes of its models, with a state at every second step."""
+    monkeypatch.setattr("mobilebert.finetuning.task.CHECKPOINT_EVERY", 2)
+    left, made = [steps], []
+
+    def stop(model):
+        if not left[0]:
+            raise toy.Stop
+        left[0] -= 1
+
+    with pytest.raises(toy.Stop):
+        whole_job(tmp_path, lambda part, trials: several(part, trials, stop))
+    done = {path.stem for path in (tmp_path / "study").rglob("runs/*.json")}
+
+    def counted(part, trials):
+        one = several(part, trials)
+        return lambda part, trial, out: made.append(trial.name) or one(part, trial, out)
+
+    assert toy.lasting(whole_job(tmp_path, counted)) == toy.lasting(whole)
+    assert not done & set(made)
+
+
+@pytest.mark.parametrize("runs", [1, 4, 9])
+def test_a_job_stopped_between_the_runs_of_a_stack_trains_none_again(tmp_path, whole, runs):
+    scored, steps = [], []
+
+    def count(model):
+        if model.training:
+            steps.append(1)
+
+    def counted(part, trials):
+        one = several(part, trials, count)
+
+        def score(part, trial, out):
+            if len(scored) == runs:
+                raise toy.Stop
+            scored.append(trial.name)
+            return one(part, trial, out)
+
+        return score
+
+    with pytest.raises(toy.Stop):
+        whole_job(tmp_path / "stopped", counted)
+    runs = 99
+    assert toy.lasting(whole_job(tmp_path / "stopped", counted)) == toy.lasting(whole)
+    assert len(scored) == len(set(scored))
+    made = len(steps)
+    scored.clear()
+    whole_job(tmp_path / "at once", counted)
+    assert made == len(steps) - made + 2  # the two passes before a stack's work: of one model, and of the stack
+
+
+def test_a_run_that_trains_alone_after_a_kill_leaves_the_curves_of_those_that_ended_in_its_stack(tmp_path, whole):
+    """Stopped when one seed of the last stack has its record; then each run by itself."""
+
+    def broken(part, trials):
+        one = several(part, trials)
+
+        def score(part, trial, out):
+            if trial == trials[1] and trial.role == "seed":
+                raise toy.Stop
+            return one(part, trial, out)
+
+        return score
+
+    with pytest.raises(toy.Stop):
+        whole_job(tmp_path, broken)
+    run = whole_job(tmp_path, most=1)
+    assert run.curves.keys() == whole.curves.keys()
+    for name, curve in whole.curves.items():
+        assert [step for step, _ in run.curves[name]] == [step for step, _ in curve]
+
+
+def test_a_killed_job_of_stacks_goes_on(tmp_path, whole):
+    """SIGKILL at a random moment after the first run's record, then the same job to its end."""
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE)
+    try:
+        while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
+            time.sleep(0.005)
+        moment = random.uniform(0, 0.3)
+        time.sleep(moment)
+    finally:
+        process.kill()
+        error = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, error
+    assert toy.lasting(whole_job(tmp_path)) == toy.lasting(whole), moment
+
+
+def test_a_model_that_cannot_be_stacked_is_trained_alone(tmp_path):
+    run = whole_job(tmp_path / "none", lambda part, trials: None)
+    assert toy.lasting(run) == toy.lasting(toy.whole_job(tmp_path / "alone"))
+
+
+def test_the_program_trains_together_what_a_study_says(tmp_path):
+    content = {
+        "schema": 1, "description": "d", "device": "cpu", "data": {"source": "synthetic", "vocab_size": 600, "documents": 100},
+        "scale": {"width_divisor": 8, "layer_divisor": 12, "max_position_embeddings": 80}, "pretrain": {"length": 32},
+        "search": {"length": 32}, "transfer": {"length": 32}, "distill": {"length": 32}, "latency": {"length": 32},
+        "run": {"bag-of-embeddings": ["sst2"]}, "quantize": {},
+    }  # fmt: skip
+    tuning = {"search": "none", "seeds": [0, 1], "epochs": 2, "length": 48, "doc_stride": 32, "max_query_length": 16}
+    tuning["tasks"] = {"squad_v1.1": {"length": 80}, "squad_v2.0": {"length": 80}}
+    file, found = tmp_path / "mine.yaml", []
+    folder = tmp_path / "results/mine/finetune/bag-of-embeddings/sst2"
+    for count in (1, 2):
+        file.write_text(yaml.safe_dump(content | {"finetune": tuning | {"together": count}}))
+        for stage_of in (["data"], ["finetune", "bag-of-embeddings/sst2"]):
+            assert main([*stage_of, "--study", str(file), "--results", str(tmp_path / "results")]) == 0
+        found.append(json.loads((folder / "result.json").read_text()))
+        (folder / "result.json").unlink()
+    alone, together = found
+    assert together["details"].pop("stacked_with") == 2
+    assert together["details"].keys() == alone["details"].keys()
+    for key in ("fingerprint", "status", "metrics", "samples", "labels"):
+        assert together[key] == alone[key]
+    for name, curve in alone["curves"].items():
+        assert [value for _, value in together["curves"][name]] == pytest.approx([value for _, value in curve], rel=1e-4)
+
+
+# --- how many
+
+
+def test_memory_by_hand():
+    """BERT of two layers of width 4 and a 10-word vocabulary: 20 bytes a weight, and what `cost` counts of a token."""
+    config = {
+        "model_type": "bert", "num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 16, "num_attention_heads": 2,
+        "vocab_size": 10, "max_position_embeddings": 8, "type_vocab_size": 2, "hidden_act": "gelu",
+    }  # fmt: skip
+    known = cost(config, 8)
+    each = 20 * known.parameters + 3 * 8 * known.saved_bytes_per_token  # three sequences of eight tokens
+    for count in (1, 2, 7):
+        assert together.most(config, 3, 8, math.ceil(count * each / 0.8)) == count
+        assert together.most(config, 3, 8, math.ceil((count + 1) * each / 0.8) - 2) == count
+    assert together.most(config, 3, 8, 0) == 1
+    assert together.most({"model_type": "auto", "vocab_size": 10}, 3, 8, 10**12) == 1
+
+
+def test_a_gpu_takes_no_more_than_its_memory_holds(monkeypatch):
+    """The search's largest batch counts; a study's own number is an upper bound, and one asks no GPU."""
+    graph = build_graph(load_study("paper"))
+    setting = graph["finetune/mobilebert/mnli"].config
+    study = load_study("paper").model_copy(update={"finetune": Finetune(together=100)})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
+    found = runs_at_once(study, setting, "cuda")
+    assert found == together.most(setting["architecture"], 48, 128, 80 * 2**30)
+    assert 1 < found < 100
+    assert runs_at_once(study, setting, "cpu") == 100
+    few = study.model_copy(update={"finetune": Finetune(together=2)})
+    assert runs_at_once(few, setting, "cuda") == 2
+    monkeypatch.delattr(torch.cuda, "mem_get_info")
+    assert runs_at_once(load_study("paper"), setting, "cuda") == 1
+
+
+def test_how_many_is_no_part_of_the_fingerprint():
+    def prints(**changes):
+        study = load_study("paper").model_copy(update={"finetune": Finetune(**changes)})
+        return {key: job.fingerprint for key, job in build_graph(study).items()}
+
+    assert prints() == prints(together=10) != prints(weight_decay=0.1)
+
+
+def test_the_papers_grid_is_27_stacks_of_ten_rates():
+    config = {"search": "paper", "halving": False}
+    found = stacks([Trial(**setting, seed=1, role="search") for setting in grid(config)], 10)
+    assert [len(group) for group in found] == [10] * 27
+    assert all(len({trial.learning_rate for trial in group}) == 10 for group in found)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.floats(0.1, 1), st.integers(1, 3), st.integers(0, 9)), unique=True, max_size=30),
+    st.integers(1, 7),
+)
+def test_stacks_hold_every_trial_once_and_are_even(values, most):
+    trials = [Trial(size, rate, epochs, seed) for size, rate, epochs, seed in values]
+    found = stacks(trials, most)
+    assert sorted(map(repr, (trial for group in found for trial in group))) == sorted(map(repr, trials))
+    sizes: dict = {}
+    for group in found:
+        assert len({(trial.batch_size, trial.epochs, trial.part) for trial in group}) == 1
+        sizes.setdefault((group[0].batch_size, group[0].epochs), []).append(len(group))
+    for own in sizes.values():
+        assert 1 <= max(own) <= most
+        assert max(own) - min(own) <= 1
+        assert len(own) == math.ceil(sum(own) / most)
+
+
+if __name__ == "__main__":  # what is killed
+    whole_job(Path(sys.argv[1]), lambda part, trials: several(part, trials, lambda model: time.sleep(0.004)))

@@ -1,0 +1,66 @@
+"""The schemas of version 1 are extended, never replaced: what the golden file names is still there, with its type and default."""
+
+import json
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from mobilebert import paper
+from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record
+from mobilebert.study.recipe import Distill, Finetune, Pretrain, Search, TaskSetting, Transfer
+from mobilebert.study.schema import SCHEMA, Study
+from mobilebert.study.sections import Checkpoint, Data, Expectation, Latency, Scale
+
+GOLDEN = Path(__file__).with_name("golden") / "schemas.json"
+MODELS: list[type[BaseModel]] = [
+    Study,
+    Data,
+    Scale,
+    Pretrain,
+    Search,
+    Transfer,
+    Distill,
+    Finetune,
+    TaskSetting,
+    Latency,
+    Expectation,
+    Checkpoint,
+    Record,
+    Quantization,
+    paper.Model,
+    paper.Table,
+    paper.Column,
+    paper.Row,
+]
+
+
+def named(annotation) -> str:
+    """Name a type without the modules of this package: a class may move, its name and fields may not change."""
+    return re.sub(r"\bmobilebert\.[\w.]*\.", "", str(annotation))
+
+
+def described() -> dict:
+    return {
+        model.__qualname__: {field.alias or name: named(field.annotation) for name, field in model.model_fields.items()}
+        for model in MODELS
+    }
+
+
+def test_no_key_is_lost_or_changes_its_type():
+    golden, now = json.loads(GOLDEN.read_text()), described()
+    for model, fields in golden.items():
+        for name, annotation in fields.items():
+            assert now[model].get(name) == named(annotation), f"{model}.{name}"
+
+
+def test_a_new_key_has_a_default():
+    golden = json.loads(GOLDEN.read_text())
+    for model in MODELS:
+        for name, field in model.model_fields.items():
+            if (field.alias or name) not in golden[model.__qualname__]:
+                assert not field.is_required(), f"{model.__qualname__}.{name}"
+
+
+def test_the_versions_are_one():
+    assert SCHEMA == RECORD_SCHEMA == paper.SCHEMA == 1

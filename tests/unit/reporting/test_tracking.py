@@ -1,0 +1,439 @@
+"""MLflow as a view of the records: the oracle is MLflow's own client, asked about the store afterwards."""
+
+import fcntl
+import json
+import shutil
+import threading
+import time
+
+import pytest
+
+from mobilebert.jobs.freshness import record_file
+from mobilebert.jobs.record import read_record, sealed
+from mobilebert.reporting import experiment, tracking
+from mobilebert.study.job import Graph, Job
+from mobilebert.study.schema import Study
+from mobilebert.util.errors import UserError
+
+STUDY = Study(schema=1, description="a study of three jobs")  # its name is "study"
+
+
+def job(stage, name, fingerprint, **config):
+    return Job(stage, name, config, (), fingerprint * 8)
+
+
+def graph_of(*jobs):
+    graph = Graph()
+    for item in jobs:
+        graph[item.id] = item
+    return graph
+
+
+def write_record(results, item, status="ok", **fields):
+    path = record_file(results, "study", item)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "schema": 1,
+        "study": "study",
+        "stage": item.stage,
+        "name": item.name,
+        "status": status,
+        "fingerprint": item.fingerprint,
+        "config": item.config,
+        "inputs": {},
+        "started": "2020-01-01T00:00:00+00:00",
+        "seconds": 2.5,
+        **fields,
+    }
+    path.write_text(json.dumps(sealed(record)))
+    return read_record(path)
+
+
+def write_state(results, item, points):
+    state = results / "study" / ".state" / f"{item.id.replace('/', '-')}-{item.fingerprint[:16]}"
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "run.json").write_text(json.dumps({"job": item.id, "fingerprint": item.fingerprint, "pid": 1}))
+    (state / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    return state
+
+
+def client_of(results):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{results / 'study' / 'mlflow.db'}")
+
+
+def runs_of(results):
+    """(parents, children by job id) as MLflow has them."""
+    client = client_of(results)
+    experiment = client.get_experiment_by_name("study").experiment_id
+    runs = list(client.search_runs([experiment], max_results=1000))
+    children = {}
+    for run in runs:
+        if "mlflow.parentRunId" in run.data.tags:
+            children.setdefault(run.info.run_name, []).append(run)
+    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], children
+
+
+PRETRAIN = job("pretrain", "teacher", "aaaaaaaa", steps=10, architecture={"hidden_size": 64}, seeds=[0, 1])
+FINETUNE = job("finetune", "student/sst2", "bbbbbbbb", epochs=3)
+LATENCY = job("latency", "", "cccccccc")
+REASONS = {"ok": "the reason", "void": "the reason; measure again: snakemake --forcerun latency"}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """MLflow takes seconds to create one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch, empty_database):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "results" / "study").mkdir(parents=True)
+    shutil.copy(empty_database, tmp_path / "results" / "study" / "mlflow.db")
+    return tmp_path / "results"
+
+
+def test_one_store_of_several_studies(results, monkeypatch):
+    """The one that MLflow's own variable names: an experiment a study, to be compared in one window."""
+    from mlflow import MlflowClient
+
+    shutil.move(results / "study" / "mlflow.db", results / "all.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{results / 'all.db'}")
+    graph, found = graph_of(PRETRAIN), {PRETRAIN.id: write_record(results, PRETRAIN, metrics={"loss": 2.5})}
+    another = STUDY.model_copy()
+    object.__setattr__(another, "_name", "another")
+    for study in (STUDY, another, STUDY):
+        tracking.ingest(results, study, graph, found)
+    client = MlflowClient(f"sqlite:///{results / 'all.db'}")
+    for name in ("study", "another"):
+        runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+        assert sorted(run.data.metrics.get("loss", 0) for run in runs) == [0, 2.5]  # the parent, and one record once
+    assert not (results / "study" / "mlflow.db").exists()
+    assert not (results.parent / "mlruns").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://host")
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: .*nowhere"):
+        tracking.ingest(results, STUDY, graph, found)
+
+
+def test_ingesting_twice_adds_nothing(results):
+    graph = graph_of(PRETRAIN, FINETUNE, LATENCY)
+    found = {
+        PRETRAIN.id: write_record(results, PRETRAIN, curves={"loss": [[1, 3.5], [2, None], [3, 2.5]]}),
+        FINETUNE.id: write_record(
+            results,
+            FINETUNE,
+            metrics={"accuracy": 0.75, "f1": None},
+            samples={"accuracy": [0.7, 0.8]},
+            labels=["scaled"],
+        ),
+    }
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 2, "completed": 0, "there": 0}
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 0, "there": 2}
+
+    parents, children = runs_of(results)
+    assert [run.info.status for run in parents] == ["FINISHED"]
+    assert parents[0].data.params["finetune.learning_rate"] == "5e-05"
+    assert {key: len(runs) for key, runs in children.items()} == {PRETRAIN.id: 1, FINETUNE.id: 1}
+    tuned, trained = children[FINETUNE.id][0], children[PRETRAIN.id][0]
+    assert tuned.data.metrics == {"accuracy": 0.75, "samples/accuracy": 0.8}
+    assert {tuned.data.tags[key] for key in ("status", "labels", "stage", "study", "fingerprint")} == {
+        "ok", "scaled", "finetune", "study", FINETUNE.fingerprint,
+    }  # fmt: skip
+    assert "reused" not in tuned.data.tags
+    assert trained.data.params == {"steps": "10", "architecture.hidden_size": "64", "seeds": "[0,1]"}
+    assert trained.info.end_time - trained.info.start_time == 2500
+    client = client_of(results)
+    history = client.get_metric_history(trained.info.run_id, "curves/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 3.5), (3, 2.5)]
+    assert [item.path for item in client.list_artifacts(tuned.info.run_id)] == ["result.json"]
+    assert list((results / "study" / "mlartifacts").rglob("result.json"))
+
+
+def lines_of_runs(**changes):
+    line = {
+        "run": "seed0", "role": "seed", "setting": {"learning_rate": 1e-4, "epochs": 3}, "seed": 0, "part": 1, "status": "ok",
+        "reason": None, "metrics": {"accuracy": 0.75}, "started": "2020-01-01T00:00:00+00:00", "seconds": 1.5,
+    }  # fmt: skip
+    return json.dumps(line) + "\n" + json.dumps(line | changes) + "\n"
+
+
+def below(results, run):
+    client = client_of(results)
+    return {
+        item.info.run_name: item
+        for item in client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    }
+
+
+def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
+    """Also where the first attempt was killed between two of them."""
+    record = write_record(results, FINETUNE, metrics={"accuracy": 0.75})
+    diverged = {"run": "seed1", "seed": 1, "status": "diverged", "reason": "loss nan", "metrics": {}}
+    (record_file(results, "study", FINETUNE).parent / "runs.jsonl").write_text(lines_of_runs(**diverged))
+    graph, found, log, calls = graph_of(FINETUNE), {FINETUNE.id: record}, experiment.Experiment._log, []
+
+    def killed_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:  # the parent's, the first line's, the second's
+            raise KeyboardInterrupt
+        return log(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Experiment, "_log", killed_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.ingest(results, STUDY, graph, found)
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 1, "there": 0}
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 0, "there": 1}
+    parents, children = runs_of(results)
+    (run,) = children[FINETUNE.id]
+    assert len(parents) == 1
+    nested = below(results, run)
+    assert set(nested) == {"seed0", "seed1"}
+    assert len(children["seed0"]) == len(children["seed1"]) == 1
+    assert nested["seed0"].data.metrics == {"accuracy": 0.75}
+    assert nested["seed0"].data.params == {"learning_rate": "0.0001", "epochs": "3", "seed": "0", "part": "1"}
+    assert nested["seed0"].info.end_time - nested["seed0"].info.start_time == 1500
+    assert (nested["seed1"].info.status, nested["seed1"].data.tags["reason"]) == ("FAILED", "loss nan")
+
+
+def test_nothing_is_written_outside_the_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracking.ingest(tmp_path / "results", STUDY, graph_of(LATENCY), {})  # creates its database
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert [run.data.tags["study"] for run in runs_of(tmp_path / "results")[0]] == ["study"]
+
+
+def test_small_artefacts_are_stored_and_large_ones_are_not(results):
+    folder = record_file(results, "study", FINETUNE).parent
+    folder.mkdir(parents=True)
+    (folder / "predictions.json").write_text("[]")
+    (folder / "model.safetensors").write_bytes(b"0")
+    artefacts = {"predictions.json": {"bytes": 2}, "model.safetensors": {"bytes": experiment.SMALL_ARTEFACT + 1}}
+    record = write_record(results, FINETUNE, artefacts=artefacts)
+    tracking.ingest(results, STUDY, graph_of(FINETUNE), {FINETUNE.id: record})
+    run = runs_of(results)[1][FINETUNE.id][0]
+    assert {item.path for item in client_of(results).list_artifacts(run.info.run_id)} == {
+        "predictions.json",
+        "result.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("diverged", "FAILED"), ("refused", "FAILED"), ("void", "FINISHED"), ("ok", "FINISHED")]
+)
+def test_a_bad_end_shows(results, status, expected):
+    record = write_record(results, LATENCY, status, reason="the reason")
+    found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
+    tracking.ingest(results, STUDY, graph_of(LATENCY), found)
+    run = runs_of(results)[1][LATENCY.id][0]
+    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (
+        expected,
+        status,
+        REASONS.get(status, "the reason"),
+    )
+
+
+MOBILE = job("finetune", "mobilebert/sst2", "dddddddd")
+WNLI = job("finetune", "mobilebert/wnli", "eeeeeeee")
+BASELINE = job("finetune", "bag-of-embeddings/sst2", "ffffffff")
+
+
+@pytest.mark.parametrize(
+    ("failed", "parent"),
+    [((MOBILE,), "FAILED"), ((WNLI,), "FINISHED"), ((BASELINE,), "FINISHED"), ((MOBILE, WNLI, BASELINE), "FAILED")],
+)
+def test_a_score_that_was_not_learnt_is_a_failed_run_and_the_headline_fails_the_study(results, failed, parent):
+    found = {}
+    for item in (MOBILE, WNLI, BASELINE):
+        details = {"statuses": ["failed" if item in failed else "ok"]}
+        found[item.id] = write_record(results, item, metrics={"accuracy": 0.5}, details=details)
+    tracking.ingest(results, STUDY, graph_of(MOBILE, WNLI, BASELINE), found, lambda: {"measured_failed": len(failed)})
+    parents, children = runs_of(results)
+    assert [run.info.status for run in parents] == [parent]
+    assert parents[0].data.metrics == {"cells/measured_failed": len(failed)}
+    for item in (MOBILE, WNLI, BASELINE):
+        (run,) = children[item.id]
+        wanted = ("FAILED", "failed", "1 of 1 runs failed") if item in failed else ("FINISHED", "ok", None)
+        assert (run.info.status, run.data.tags["status"], run.data.tags.get("reason")) == wanted
+
+
+def test_only_headline_failures_decide_unless_nothing_was_learnt(results):
+    other = {BASELINE.id: write_record(results, BASELINE, details={"statuses": ["failed"]})}
+    assert tracking.has_failed(other)
+    assert not tracking.has_failed(other | {MOBILE.id: write_record(results, MOBILE)})
+    assert not tracking.has_failed({PRETRAIN.id: write_record(results, PRETRAIN)})
+
+
+def test_a_store_that_called_a_failed_score_finished_is_mended(results):
+    graph, record = graph_of(MOBILE), write_record(results, MOBILE, details={"statuses": ["failed"]})
+    tracking.ingest(results, STUDY, graph, {MOBILE.id: record})
+    client, (run,) = client_of(results), runs_of(results)[1][MOBILE.id]
+    client.set_tag(run.info.run_id, "status", "ok")
+    client.set_terminated(run.info.run_id, "FINISHED")
+    assert tracking.ingest(results, STUDY, graph, {MOBILE.id: record})["completed"] == 1
+    (run,) = runs_of(results)[1][MOBILE.id]
+    assert (run.info.status, run.data.tags["status"]) == ("FAILED", "failed")
+
+
+def test_a_record_edited_by_hand_is_named_and_left_out(results):
+    said = []
+    counts = tracking.ingest(results, STUDY, graph_of(PRETRAIN), {}, edited=[PRETRAIN.id], say=said.append)
+    assert counts == {"added": 0, "completed": 0, "there": 0}
+    assert said == [f"{PRETRAIN.id}: edited after it was written; left out of MLflow"]
+
+
+def test_what_was_followed_and_is_gone_does_not_stay_under_way(results):
+    """Its study was edited meanwhile: no state and no record of it is there any more."""
+    state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
+    stop = threading.Event()
+    stop.set()
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tracking.follow(results, STUDY, graph_of(PRETRAIN), stop)
+        tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+        assert runs_of(results)[1][PRETRAIN.id][0].info.status == "RUNNING"
+    shutil.rmtree(state)
+    tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+    (run,) = runs_of(results)[1][PRETRAIN.id]
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "killed")
+
+
+@pytest.mark.parametrize(("end", "status"), [("record", "FINISHED"), ("kill", "KILLED")])
+def test_a_followed_run_ends_in_the_store_when_its_stage_ends(results, end, status):
+    state, said, stop = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}]), [], threading.Event()
+    thread = threading.Thread(
+        target=tracking.follow, args=(results, STUDY, graph_of(PRETRAIN), stop), kwargs={"interval": 0.05, "say": said.append}
+    )
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread.start()
+        wait_for(lambda: live_steps(results) == [1])
+        if end == "record":
+            write_record(results, PRETRAIN, metrics={"loss": 2.0}, curves={"loss": [[1, 3.0], [2, 2.0]]})
+            shutil.rmtree(state)
+    wait_for(lambda: len(said) == 2)
+    stop.set()
+    thread.join(10)
+    (parent,), children = runs_of(results)
+    (run,) = children[PRETRAIN.id]
+    assert (run.info.status, parent.info.status) == (status, "FINISHED")
+    assert said[0] == f"{PRETRAIN.id}: under way"
+    assert said[1] == f"{PRETRAIN.id}: {'ok' if end == 'record' else 'killed'}, 1 points streamed"
+    assert live_steps(results) == ([1, 2] if end == "record" else [1])
+
+
+def test_points_of_a_followed_run_are_told_now_and_then(results, monkeypatch):
+    monkeypatch.setattr(tracking, "PROGRESS_S", 0)
+    state, said, stop = (
+        write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]),
+        [],
+        threading.Event(),
+    )
+    stop.set()
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tracking.follow(results, STUDY, graph_of(PRETRAIN), stop, say=said.append)
+    assert said == [f"{PRETRAIN.id}: under way", f"{PRETRAIN.id}: step 2, loss 2.5; 2 points"]
+
+
+def test_a_record_under_another_configuration_is_tagged_reused(results):
+    found = {PRETRAIN.id: write_record(results, PRETRAIN)}
+    tracking.ingest(results, STUDY, graph_of(PRETRAIN, FINETUNE), found)
+    other = job("finetune", "student/sst2", "dddddddd", epochs=4)
+    found[other.id] = write_record(results, other)
+    tracking.ingest(results, STUDY, graph_of(PRETRAIN, other), found)
+    parents, children = runs_of(results)
+    assert len(parents) == 2
+    assert sorted(run.data.tags.get("reused", "no") for run in children[PRETRAIN.id]) == ["no", "true"]
+    assert [run.data.tags.get("reused") for run in children[other.id]] == [None]
+
+
+def test_a_result_made_again_is_a_second_run(results):
+    graph = graph_of(LATENCY)
+    tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 1.0})})
+    tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 2.0})})
+    runs = runs_of(results)[1][LATENCY.id]
+    assert sorted(run.data.metrics["p50_ms"] for run in runs) == [1.0, 2.0]
+
+
+def test_a_killed_run_shows_and_is_completed_when_it_goes_on(results):
+    graph = graph_of(PRETRAIN)
+    state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
+    assert tracking.ingest(results, STUDY, graph, {})["added"] == 1
+    assert tracking.ingest(results, STUDY, graph, {}) == {"added": 0, "completed": 0, "there": 1}
+    run = runs_of(results)[1][PRETRAIN.id][0]
+    assert (run.info.status, run.data.tags["status"], run.data.metrics) == ("KILLED", "killed", {"curves/loss": 3.0})
+
+    for path in state.iterdir():
+        path.unlink()
+    state.rmdir()
+    record = write_record(results, PRETRAIN, curves={"loss": [[1, 3.0], [2, 2.0]]})
+    assert tracking.ingest(results, STUDY, graph, {PRETRAIN.id: record})["completed"] == 1
+    (run,) = runs_of(results)[1][PRETRAIN.id]
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "ok")
+    history = client_of(results).get_metric_history(run.info.run_id, "curves/loss")
+    assert [point.step for point in history] == [1, 2]
+
+
+def test_a_run_under_way_or_of_another_configuration_is_not_killed(results):
+    state = write_state(results, PRETRAIN, [])
+    write_state(results, job("pretrain", "other", "eeeeeeee"), [])
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        counts = tracking.ingest(results, STUDY, graph_of(PRETRAIN), {})
+    assert counts == {"added": 0, "completed": 0, "there": 0}
+
+
+def test_follow_streams_each_point_once_and_ingest_completes_the_run(results):
+    graph = graph_of(PRETRAIN)
+    points = [{"step": step, "loss": 1.0 / step} for step in range(1, 4)]
+    state = write_state(results, PRETRAIN, points[:2])
+    stop, streamed = threading.Event(), []
+
+    def work():
+        streamed.append(tracking.follow(results, STUDY, graph, stop, interval=0.05, patience=60))
+
+    with state.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=work)
+        thread.start()
+        wait_for(lambda: len(live_steps(results)) == 2)
+        with (state / "curves.jsonl").open("a") as stream:
+            stream.write(json.dumps(points[1]) + "\n" + json.dumps(points[2]) + '\n{"step": 4, "lo')  # repeated, half
+        wait_for(lambda: len(live_steps(results)) == 3)
+        (run,) = runs_of(results)[1][PRETRAIN.id]
+        assert run.info.status == "RUNNING"
+        stop.set()
+        thread.join(10)
+    assert streamed == [3]
+    record = write_record(results, PRETRAIN, curves={"loss": [[step, 1.0 / step] for step in range(1, 5)]})
+    assert tracking.ingest(results, STUDY, graph, {PRETRAIN.id: record})["completed"] == 1
+    assert live_steps(results) == [1, 2, 3, 4]
+    assert len(runs_of(results)[1][PRETRAIN.id]) == 1
+
+
+def test_follow_ends_when_nobody_holds_a_lock(results):
+    write_state(results, PRETRAIN, [{"step": 1, "loss": 1.0}])
+    assert tracking.follow(results, STUDY, graph_of(PRETRAIN), interval=0.01, patience=0) == 0
+
+
+def live_steps(results):
+    try:
+        (run,) = runs_of(results)[1][PRETRAIN.id]
+    except (KeyError, AttributeError):  # not created yet
+        return []
+    return [point.step for point in client_of(results).get_metric_history(run.info.run_id, "curves/loss")]
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)

@@ -1,0 +1,336 @@
+"""Fingerprints: what makes a result stale, and what does not."""
+
+import shutil
+
+import pytest
+
+from mobilebert import paper
+from mobilebert.study.code_hash import PACKAGE, _read, _syntax, code_hash, modules
+from mobilebert.study.graph import STAGES, add_views, build_graph, jobs_in_scope
+from mobilebert.study.load import load_study
+from mobilebert.study.recipe import TASK_NAMES
+from mobilebert.util.errors import UserError
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package whose files a test may change; call it to change one and forget what was read."""
+    copy = tmp_path / "mobilebert"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("mobilebert.study.code_hash.PACKAGE", copy)
+
+    def forget():
+        for function in (_read, modules, code_hash):
+            function.cache_clear()
+
+    def change(name, old, new):
+        text = (copy / name).read_text()
+        assert old in text
+        (copy / name).write_text(text.replace(old, new))
+        forget()
+        return {stage: code_hash(stage) for stage in STAGES}
+
+    forget()
+    yield change
+    monkeypatch.undo()
+    forget()
+
+
+def changed(study, other):
+    before, after = build_graph(study), build_graph(other)
+    assert list(before) == list(after)
+    return {key for key in before if before[key].fingerprint != after[key].fingerprint}
+
+
+def with_task(study, task, **values):
+    tasks = {**study.finetune.tasks, task: study.finetune.tasks.get(task, type(study.finetune.tasks["squad_v1.1"])())}
+    tasks[task] = tasks[task].model_copy(update=values)
+    return study.model_copy(update={"finetune": study.finetune.model_copy(update={"tasks": tasks})})
+
+
+def test_one_tasks_rate_touches_that_task_alone():
+    study = load_study("smoke")
+    keys = changed(study, with_task(study, "mrpc", learning_rate=3e-4))
+    assert keys
+    assert all(key.endswith("/mrpc") and key.split("/")[0] in ("finetune", "quantize") for key in keys)
+
+
+def test_the_report_follows_its_records():
+    study = load_study("smoke")
+    before, after = (add_views(item, build_graph(item)) for item in (study, with_task(study, "mrpc", learning_rate=3e-4)))
+    scope = jobs_in_scope(study, before)
+    stale = {key for key in [*scope, "report", "track", "check"] if before[key].fingerprint != after[key].fingerprint}
+    assert stale == {"finetune/mobilebert/mrpc", "report", "track", "check"}
+
+
+def test_the_teacher_touches_its_students_and_no_one_else():
+    study = load_study("smoke")
+    keys = changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"learning_rate": 1e-4})}))
+    assert {"pretrain/ib-bert-large", "transfer/mobilebert", "distill/mobilebert-pd", "finetune/mobilebert/sst2"} <= keys
+    assert not keys & {"data", "latency", "pretrain/search-a", "finetune/bag-of-embeddings/sst2"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"description": "another"},
+        {"run": {}, "expect": ()},
+    ],
+)
+def test_what_is_no_science_touches_nothing(changes):
+    study = load_study("smoke")
+    assert changed(study, study.model_copy(update=changes)) == set()
+
+
+def test_other_data_or_other_weights_touch_everything_made_from_them():
+    study = load_study("cpu")
+    other = study.model_copy(update={"data": study.data.model_copy(update={"sums": "0" * 64})})
+    assert {"data", "pretrain/ib-bert-large", "finetune/mobilebert/sst2"} <= changed(study, other)
+    study = load_study("released")
+    weights = {**study.checkpoints, "mobilebert": study.checkpoints["mobilebert"].model_copy(update={"revision": "abc"})}
+    keys = changed(study, study.model_copy(update={"checkpoints": weights}))
+    assert {"checkpoint/mobilebert", "finetune/mobilebert/sst2"} <= keys
+    assert "finetune/bert-base/sst2" not in keys
+
+
+def test_a_local_checkpoint_is_its_weights_not_its_path():
+    study = load_study("released")
+
+    def at(path, sha256):
+        weights = study.checkpoints["mobilebert"].model_copy(update={"source": path, "sha256": sha256})
+        return study.model_copy(update={"checkpoints": {**study.checkpoints, "mobilebert": weights}})
+
+    assert changed(at("/a", "0" * 64), at("/b", "0" * 64)) == set()
+    assert "checkpoint/mobilebert" in changed(at("/a", "0" * 64), at("/a", "1" * 64))
+
+
+def test_an_expectation_on_no_record_is_refused():
+    study = load_study("smoke")
+    item = study.expect[0].model_copy(update={"metric": "finetune/mobilebirt/sst2:accuracy"})
+    study = study.model_copy(update={"expect": (item,)})
+    with pytest.raises(UserError, match="names no record of this study"):
+        add_views(study, build_graph(study))
+
+
+def test_a_transfer_too_short_for_its_layers_is_refused():
+    study = load_study("smoke")
+    study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"steps": 1})})
+    with pytest.raises(UserError, match=r"transfer\.steps: 1 is less than one for each of 2 layers"):
+        build_graph(study)
+
+
+@pytest.mark.parametrize(
+    ("divisor", "wanted"),
+    [
+        (64, "scale: no model mobilebert-bare at this scale: num_attention_heads: 4 does not divide intra_bottleneck_size"),
+        (3, r"scale\.width_divisor: 3 does not divide hidden_size 512 of"),
+    ],
+)
+def test_a_scale_that_leaves_no_model_is_refused_before_any_work(divisor, wanted):
+    """Heads that do not divide their width were found when the model was built, after the corpus."""
+    study = load_study("smoke")
+    study = study.model_copy(update={"scale": study.scale.model_copy(update={"width_divisor": divisor})})
+    with pytest.raises(UserError, match=wanted):
+        build_graph(study)
+
+
+def test_a_published_cell_is_part_of_the_report(monkeypatch):
+    study = load_study("smoke")
+    before = add_views(study, build_graph(study))
+    table = paper.table(8)
+    tables = [item if item.number != 8 else table.model_copy(update={"title": "another"}) for item in paper.tables()]
+    monkeypatch.setattr(paper, "tables", lambda: tables)
+    after = add_views(study, build_graph(study))
+    assert {key for key in before if before[key].fingerprint != after[key].fingerprint} == {"report", "check"}
+
+
+def test_paths_and_checkpoint_intervals_touch_nothing():
+    study = load_study("cpu")
+    data = study.data.model_copy(update={"source": "local:/somewhere/else"})
+    pretrain = study.pretrain.model_copy(update={"checkpoint_every": 7})
+    assert changed(study, study.model_copy(update={"data": data, "pretrain": pretrain})) == set()
+
+
+def test_how_a_run_is_computed_touches_nothing_and_how_long_it_may_take_does():
+    study = load_study("smoke")
+
+    def touched(**changes):
+        return changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update=changes)}))
+
+    assert touched(compile=True, graph=True) == set()
+    assert "pretrain/ib-bert-large" in touched(accumulate=4)  # its dropout is drawn for each micro-batch
+    assert "pretrain/mobilebert-bare" not in touched(accumulate=4)  # which has none
+    distill = study.distill.model_copy(update={"accumulate": 4})
+    assert "distill/mobilebert" not in changed(study, study.model_copy(update={"distill": distill}))
+    assert "pretrain/ib-bert-large" in touched(max_minutes=1.0)
+
+
+def test_akt_gets_the_minutes_of_both_stages():
+    study = load_study("smoke")
+    sections = {name: getattr(study, name).model_copy(update={"max_minutes": 2.0}) for name in ("transfer", "distill")}
+    graph = build_graph(study.model_copy(update=sections))
+    assert graph["distill/mobilebert-akt"].config["max_minutes"] == 4.0
+    assert graph["distill/mobilebert"].config["max_minutes"] == 2.0
+    assert build_graph(study)["distill/mobilebert-akt"].config["max_minutes"] is None
+
+
+def test_a_comment_or_a_docstring_changes_no_code_hash(package):
+    before = {stage: code_hash(stage) for stage in STAGES}
+    after = package(
+        "training/loop.py",
+        "            place = clock.place(step)",
+        "            # said anew\n            place = clock.place(step)",
+    )
+    assert after == before
+    assert package("study/schedule.py", '"""Learning-rate multipliers', '"""Rates') == before
+
+
+def test_a_statement_changes_the_stages_that_use_it(package):
+    before = {stage: code_hash(stage) for stage in STAGES}
+    after = package("study/schedule.py", "1.0 - 0.1 * math.sqrt", "1.0 - 0.2 * math.sqrt")
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {
+        "pretrain",
+        "transfer",
+        "distill",
+        "finetune",
+        "quantize",
+    }
+    after = package("evaluation/glue.py", "import numpy as np", "import numpy as np\nEXTRA = 1")
+    assert after["finetune"] != before["finetune"]
+    assert after["latency"] == before["latency"]
+
+
+@pytest.mark.parametrize(
+    "file", ["modeling/cost.py", "study/budget.py", "data/preflight.py", "util/machine.py", "util/progress.py"]
+)
+def test_what_only_counts_flops_or_looks_ahead_runs_no_training_again(package, file):
+    before = {stage: code_hash(stage) for stage in STAGES}
+    after = package(file, "\n\ndef ", "\n\nEXTRA = 1\n\n\ndef ")
+    found = {stage for stage in STAGES if after[stage] != before[stage]}
+    assert found == ({"report"} if file == "modeling/cost.py" else set())
+
+
+def test_a_template_is_code_of_the_report(package):
+    before = {stage: code_hash(stage) for stage in STAGES}
+    after = package("reporting/page.html.j2", "</html>", "<!-- x --></html>")
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {"report"}
+
+
+def test_modules_reach_the_model():
+    assert "mobilebert.modeling.layers" in modules("finetune")
+    assert "mobilebert.modeling.layers" not in modules("data")
+    for stage in ("pretrain", "transfer", "distill", "checkpoint", "finetune", "quantize", "latency"):
+        assert {"mobilebert.modeling.layers", "mobilebert.modeling.encoder"} <= set(modules(stage)), stage
+    assert "mobilebert.study.load" not in modules("finetune")
+
+
+def test_empty_fields_do_not_tell_python_versions_apart():
+    import ast
+
+    one, two = ast.parse("def f(x):\n    return x"), ast.parse("def f(x):\n    return x")
+    two.body[0].type_params = []  # what 3.12 adds
+    assert _syntax(one) == _syntax(two)
+
+
+def test_inputs_come_before_their_users():
+    for name in ("smoke", "released", "paper"):
+        graph = add_views(load_study(name), build_graph(load_study(name)))
+        seen = set()
+        for key, job in graph.items():
+            assert set(job.inputs) <= seen
+            seen.add(key)
+
+
+def test_smoke_imports_torch_at_most_45_times():
+    study = load_study("smoke")
+    heavy = ("pretrain", "transfer", "distill", "finetune", "quantize", "latency")
+    assert sum(key.split("/")[0] in heavy for key in jobs_in_scope(study, build_graph(study))) <= 45
+
+
+def test_smoke_runs_the_spine_and_every_strategy():
+    scope = jobs_in_scope(load_study("smoke"), build_graph(load_study("smoke")))
+    assert {f"finetune/mobilebert/{task}" for task in TASK_NAMES} <= set(scope)
+    wanted = {"mobilebert-akt", "mobilebert-jkt", "mobilebert-bare", "mobilebert-pd", "mobilebert-pd-fmt", "mobilebert-no-opt"}
+    assert {f"finetune/{model}/sst2" for model in wanted | {"bert-base", "bag-of-embeddings"}} <= set(scope)
+
+
+def test_akt_gets_the_steps_of_both_stages():
+    study = load_study("paper")
+    graph = build_graph(study)
+    assert graph["distill/mobilebert-akt"].config["steps"] == 740_000
+    assert graph["distill/mobilebert"].config["steps"] == 500_000
+    assert graph["transfer/mobilebert"].config["steps"] == graph["transfer/mobilebert-jkt"].config["steps"] == 240_000
+    assert "transfer/mobilebert-akt" not in graph
+
+
+def with_rows(monkeypatch, **rows):
+    """The paper's models, some rows changed."""
+    models = paper.models()
+    changed = {name: models[name].model_copy(update=fields) for name, fields in rows.items()}
+    monkeypatch.setattr(paper, "models", lambda: models | changed)
+
+
+@pytest.mark.parametrize(
+    ("field", "mine", "theirs"),
+    [
+        ("num_hidden_layers", 6, 24),
+        ("hidden_size", 256, 512),
+        ("num_attention_heads", 8, 4),
+        ("vocab_size", 28996, 30522),
+    ],
+)
+def test_a_student_that_cannot_be_compared_with_its_teacher_is_refused_before_any_work(monkeypatch, field, mine, theirs):
+    with_rows(monkeypatch, mobilebert={"overrides": {field: mine}})
+    with pytest.raises(UserError) as caught:
+        build_graph(load_study("paper"))
+    expected = f"{field}: the student has {mine}, the teacher {theirs}; knowledge transfer needs them equal"
+    assert str(caught.value) == f"paper: mobilebert, taught by ib-bert-large: {expected}"
+
+
+def test_a_student_of_logits_alone_needs_only_the_vocabulary(monkeypatch):
+    with_rows(monkeypatch, **{"mobilebert-pd": {"overrides": {"num_hidden_layers": 6, "num_attention_heads": 8}}})
+    build_graph(load_study("paper"))
+    with_rows(monkeypatch, **{"mobilebert-pd": {"overrides": {"vocab_size": 28996}}})
+    with pytest.raises(UserError, match="mobilebert-pd, taught by ib-bert-large: vocab_size"):
+        build_graph(load_study("paper"))
+
+
+def test_features_alone_may_differ_in_heads(monkeypatch):
+    with_rows(monkeypatch, **{"mobilebert-pd-fmt": {"overrides": {"num_attention_heads": 8}}})
+    build_graph(load_study("paper"))
+
+
+def test_every_strategy_gets_the_same_extra_steps():
+    for name in ("paper", "smoke", "gpu"):
+        study = load_study(name)
+        graph = build_graph(study)
+        total = {
+            model: sum(
+                graph[f"{stage}/{model}"].config["steps"] for stage in ("transfer", "distill") if f"{stage}/{model}" in graph
+            )
+            for model in ("mobilebert", "mobilebert-akt", "mobilebert-jkt")
+        }
+        assert set(total.values()) == {study.transfer.steps + study.distill.steps}
+
+
+def test_a_model_from_scratch_gets_its_students_steps_settings_and_seeds():
+    study = load_study("learning")
+    graph = build_graph(study)
+    for seed, suffix in enumerate(("", "-seed-1", "-seed-2")):
+        student, scratch = graph[f"distill/mobilebert{suffix}"], graph[f"pretrain/scratch{suffix}"]
+        assert scratch.config["steps"] == student.config["steps"] + graph[f"transfer/mobilebert{suffix}"].config["steps"]
+        assert scratch.config["seed"] == student.config["seed"] == graph[f"transfer/mobilebert{suffix}"].config["seed"] == seed
+        for key in ("architecture", "batch_size", "length", "learning_rate", "optimizer", "beta2", "warmup_steps"):
+            assert scratch.config[key] == student.config[key], key
+        assert scratch.config["dropout"] is False  # nor has the student any
+        assert student.inputs[:2] == ("data", "pretrain/ib-bert-large")
+        assert scratch.inputs == ("data",)
+        compute = graph[f"pretrain/scratch-compute{suffix}"].config
+        assert {**compute, "steps": 0} == {**scratch.config, "steps": 0}
+        assert compute["steps"] > scratch.config["steps"]
+
+
+def test_a_published_checkpoint_takes_the_place_of_pre_training():
+    graph = build_graph(load_study("released"))
+    assert graph["finetune/mobilebert/sst2"].inputs == ("data", "checkpoint/mobilebert")
+    assert not any(key in graph for key in ("distill/mobilebert", "transfer/mobilebert"))
