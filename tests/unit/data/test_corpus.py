@@ -181,7 +181,7 @@ from pathlib import Path
 from mobilebert.data import corpus
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
-from mobilebert.errors import UserError
+from mobilebert.util.errors import UserError
 corpus.BATCH_CHARACTERS = 5000
 folder, limit, documents = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 source = open_source("synthetic", documents=documents)

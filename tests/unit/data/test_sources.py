@@ -158,7 +158,7 @@ def test_the_hub_without_a_network_is_one_line_and_does_not_hang(tmp_path):
     pytest.importorskip("datasets")
     program = """
 from mobilebert.data.sources import open_source
-from mobilebert.errors import UserError
+from mobilebert.util.errors import UserError
 source = open_source("hub")
 for read in (lambda: source.table("cola", "train"), lambda: next(source.documents()), source.vocab,
              lambda: source.files("squad_v2.0")):

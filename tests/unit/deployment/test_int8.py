@@ -209,7 +209,7 @@ def test_a_run_of_the_stage_leaves_what_it_found_before_it_scores(files, tmp_pat
         quantization=None,
     )
     with pytest.raises(RuntimeError, match="scored elsewhere"):
-        quantize.run(run, None)
+        quantize.main(run, None)
     assert run.quantization.scored_on == int8.processor()
     assert run.quantization.bytes_after == run.metrics["bytes_after"] == (tmp_path / "model.int8.onnx").stat().st_size
 

@@ -33,11 +33,11 @@ import torch
 import torch.distributed as dist
 from pathlib import Path
 from torch import nn
-from mobilebert.errors import UserError
-from mobilebert.jobs import Job
-from mobilebert.records import Run
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.job import Job
 from mobilebert.training import checkpoint, optim
 from mobilebert.training.loop import Task, train
+from mobilebert.util.errors import UserError
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -45,7 +45,7 @@ for case in ("alike", "step", "weights"):
     torch.manual_seed(rank if case == "weights" else 0)
     model = nn.Linear(3, 1)
     optimizer = optim.make(model, "adamw", 0.1, 0.0)
-    run = Run(Job("pretrain", case, {}, (), "f" * 64), "study", Path(sys.argv[1], str(rank)), {})
+    run = JobContext(Job("pretrain", case, {}, (), "f" * 64), "study", Path(sys.argv[1], str(rank)), {})
     run.state.mkdir(parents=True)
     if case == "step" and rank:
         checkpoint.save(run.state / "train.safetensors", model, optimizer, 1, "f" * 64 + ":train")

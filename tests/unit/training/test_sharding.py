@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
-from mobilebert.jobs import Job
-from mobilebert.records import Run
+from mobilebert.jobs.context import JobContext
+from mobilebert.study.job import Job
 from mobilebert.training import optim
 from mobilebert.training.loop import Task, train
-from mobilebert.training.parallel import world
+from mobilebert.training.distributed.processes import world
 
 import torch._dynamo  # what an optimizer imports, here once
 
@@ -46,7 +46,7 @@ def batch(step):
     return {"input_ids": own, "whole": torch.tensor([4, 0, 0])}
 
 def case(folder, steps, stop=None):
-    run, model = Run(Job("pretrain", "case", {}, (), "f" * 64), "study", folder, {}), Model()
+    run, model = JobContext(Job("pretrain", "case", {}, (), "f" * 64), "study", folder, {}), Model()
     run.state.mkdir(parents=True, exist_ok=True)
     optimizer = optim.make(model, "lamb", 0.1, 0.01)
     counts = []

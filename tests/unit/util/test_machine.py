@@ -62,6 +62,6 @@ def test_nothing_else_asks_the_system_for_its_cores():
         for path in [*ROOT.glob("mobilebert/**/*.py"), *ROOT.glob("workflows/**/*.smk"), ROOT / "Snakefile"]
         if re.search(r"sched_getaffinity|cpu_count", path.read_text())
     }
-    assert found == {"mobilebert/machine.py", "mobilebert/deployment/latency.py"}
+    assert found == {"mobilebert/util/machine.py", "mobilebert/deployment/latency.py"}
     assert "sched_" not in (ROOT / "mobilebert/deployment/latency.py").read_text()
     assert re.search(r"nproc 2>/dev/null \|\| getconf", (ROOT / "Makefile").read_text())
