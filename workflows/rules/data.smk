@@ -1,3 +1,4 @@
+# Reads the study's data source; writes tables that were checked, the tokenizer and the tokenized corpus.
 rule data:
     input:
         needs("data"),
@@ -7,6 +8,6 @@ rule data:
         f"{OUT}/logs/data.log",
     conda:
         ENVIRONMENT
-    threads: workflow.cores
+    threads: ALL_CORES
     shell:
         program("data")

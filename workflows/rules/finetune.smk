@@ -1,4 +1,4 @@
-# Paper sections 4.3 and 4.4: GLUE and SQuAD, scored by the job that trains.
+# Reads a pre-trained model and a task's tables; writes the fine-tuned model and its scores (paper sections 4.3 and 4.4).
 rule finetune:
     input:
         needs("finetune"),

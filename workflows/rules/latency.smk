@@ -1,4 +1,4 @@
-# Paper section 4.5. All cores are reserved: a timing beside another job would be void.
+# Reads nothing but the study; writes latencies (paper section 4.5). It reserves all cores: a timing beside a job is void.
 rule latency:
     input:
         needs("latency"),
@@ -8,6 +8,6 @@ rule latency:
         f"{OUT}/logs/latency.log",
     conda:
         ENVIRONMENT
-    threads: workflow.cores
+    threads: ALL_CORES
     shell:
         program("latency")

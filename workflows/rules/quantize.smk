@@ -1,4 +1,4 @@
-# Paper section 4.6.3: int8, scored again.
+# Reads a fine-tuned model and its task's tables; writes its int8 model and that model's scores (paper section 4.6.3).
 rule quantize:
     input:
         needs("quantize"),

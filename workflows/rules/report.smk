@@ -1,5 +1,8 @@
-# Records -> tables, page, verdicts and MLflow. `check` and `track` come after the report, neither after the other: a failed
-# expectation still has its page, and an MLflow store that is out of order hides no verdict.
+# `check` and `track` come after the report, but neither after the other: a failed expectation still has its page, and a
+# broken MLflow store hides no verdict.
+
+
+# Reads all records; writes tables, figures and the page.
 rule report:
     input:
         needs("report"),
@@ -15,6 +18,7 @@ rule report:
         program("report")
 
 
+# Reads all records; writes a verdict for every expectation of the study, and fails if one does not hold.
 rule check:
     input:
         needs("check"),
@@ -22,17 +26,20 @@ rule check:
         touch(f"{OUT}/check/passed"),
     log:
         f"{OUT}/logs/check.log",
+    priority: 1  # before track on one core
     conda:
         ENVIRONMENT
-    priority: 1  # on one core before track
     shell:
         program("check")
 
 
+# Reads all records; writes them to MLflow.
 rule track:
     input:
         needs("track"),
-        lambda wildcards: [] if rests("track") else record("report"),
+        lambda wildcards: (
+            [] if DEMAND.is_up_to_date("track", forced()) else record("report")
+        ),
     output:
         f"{OUT}/track/result.json",
     log:
@@ -43,14 +50,14 @@ rule track:
         program("track")
 
 
-# One target a table: everything that its measured cells need, then the table alone.
+# Reads the records that a table's measured cells need; writes that table. One target a table.
 for NUMBER in range(1, 10):
 
     rule:
         name:
             f"table_{NUMBER}"
         input:
-            NEWER.name,  # printed whenever it is asked for
+            NEWER.name,  # so that the table is written whenever it is asked for
             [record(key) for key in table_jobs(STUDY, GRAPH, NUMBER)],
         output:
             f"{OUT}/tables/table_{NUMBER}.md",
@@ -61,4 +68,6 @@ for NUMBER in range(1, 10):
         params:
             number=NUMBER,
         shell:
-            program("table", "{params.number}").replace("> {log:q} 2>&1", "> {output:q} 2> {log:q}").replace("--threads {threads} ", "")
+            program("table", "{params.number}")
+            .replace("> {log:q} 2>&1", "> {output:q} 2> {log:q}")
+            .replace("--threads {threads} ", "")

@@ -1,4 +1,4 @@
-# Paper section 4.2: the teacher, BERT_BASE, the search rows; or a published checkpoint in place of pre-training.
+# Reads the corpus; writes a model pre-trained by itself: the teacher, BERT_BASE, the search rows (paper section 4.2).
 rule pretrain:
     input:
         needs("pretrain"),
@@ -15,6 +15,7 @@ rule pretrain:
         program("pretrain", "{wildcards.model}")
 
 
+# Reads a published checkpoint; writes its weights as if they were pre-trained here.
 rule checkpoint:
     input:
         needs("checkpoint"),

@@ -1,4 +1,4 @@
-# Paper sections 3.3 to 3.5: knowledge transfer, then pre-training distillation.
+# Reads the corpus and the teacher; writes a student that has learnt the teacher's layers (paper sections 3.3 to 3.5).
 rule transfer:
     input:
         needs("transfer"),
@@ -6,16 +6,18 @@ rule transfer:
         f"{OUT}/transfer/{{model}}/result.json",
     log:
         f"{OUT}/logs/transfer/{{model}}.log",
+    # Transfers first: the first distillation trains every student that is ready, with one teacher (share_teacher).
+    priority: 1
     conda:
         ENVIRONMENT
     threads: 1
-    priority: 1  # the distillation that starts first trains the students that are ready, one teacher for all: share_teacher
     resources:
         gpu=GPUS,
     shell:
         program("transfer", "{wildcards.model}")
 
 
+# Reads the corpus, the teacher and the transferred student; writes the distilled student (paper section 3.3).
 rule distill:
     input:
         needs("distill"),

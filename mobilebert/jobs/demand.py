@@ -1,0 +1,84 @@
+"""Decide which jobs of a study the workflow runs, and which are up to date."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilebert.jobs.freshness import freshness_of, record_file
+from mobilebert.jobs.record import Record
+from mobilebert.study.job import Graph
+from mobilebert.study.stages import VIEWS
+
+OUTPUTS = {"report": ("index.html", "tables.md"), "check": ("passed",)}  # beside result.json
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the command line runs by force.
+
+    names: the rules and files of `--forcerun`, and the targets of `--force`.
+    everything: whether `--forceall` was given.
+    """
+
+    names: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.everything)
+
+
+class Demand:
+    """The freshness of every job of a study, read once, and what follows from it for the workflow."""
+
+    def __init__(self, results: Path, study: str, graph: Graph, current: dict[str, Record]):
+        self.results, self.study, self.graph, self.current = results, study, graph, current
+        self.freshness = {key: freshness_of(results, study, job, graph) for key, job in graph.items()}
+
+    def record(self, key: str) -> Path:
+        """Return the path of a job's record."""
+        return record_file(self.results, self.study, self.graph[key])
+
+    def outputs(self, key: str) -> list[Path]:
+        """Return the files without which a job has to run, whatever its record says."""
+        record = self.record(key)
+        return [record, *(record.with_name(name) for name in OUTPUTS.get(key, ()))]
+
+    def is_forced(self, key: str, forced: Forced) -> bool:
+        """Return whether the command line names the job: its rule or one of its files."""
+        files = {os.path.abspath(path) for path in self.outputs(key)}
+        by_file = not files.isdisjoint(map(os.path.abspath, forced.names))
+        return forced.everything or self.graph[key].stage in forced.names or by_file
+
+    def is_up_to_date(self, key: str, forced: Forced) -> bool:
+        """Return whether a job need not run: its record is current and its files exist.
+
+        A view must also show nothing that is computed again. A job that an input refused runs again
+        if anything is forced: its fingerprint does not know why it was refused.
+        """
+        is_whole = all(path.exists() for path in self.outputs(key))
+        if self.freshness[key] != "current" or not is_whole or self.is_forced(key, forced):
+            return False
+        if key in VIEWS:
+            shown = self.graph[key].inputs
+            return not forced and all(self.is_up_to_date(one, forced) or self.is_not_needed(one, forced) for one in shown)
+        return not (forced and self.current[key].status == "refused")
+
+    def is_not_needed(self, key: str, forced: Forced) -> bool:
+        """Return whether a missing record may stay missing: everything computed from it is up to date.
+
+        The record of a fine-tuning is always needed; it is a result itself.
+        """
+        if self.freshness[key] != "missing" or self.graph[key].stage == "finetune":
+            return False
+        users = (other for other, job in self.graph.items() if key in job.inputs and other not in VIEWS)
+        return any(self.is_up_to_date(user, forced) or self.is_not_needed(user, forced) for user in users)
+
+    def newest(self) -> float:
+        """Return the modification time of the newest file of the study's jobs and tables, in seconds; 0 if there is none."""
+        out = self.results / self.study
+        times = (
+            path.stat().st_mtime for folder in (*self.graph, "tables") for path in (out / folder).glob("*") if path.is_file()
+        )
+        return max(times, default=0.0)

@@ -1,0 +1,115 @@
+"""Which jobs the workflow runs, for a chain data -> pretrain -> finetune -> quantize and the view report."""
+
+import itertools
+import os
+
+import pytest
+
+from mobilebert.jobs.demand import Demand, Forced
+from mobilebert.jobs.execute import execute_job
+from mobilebert.jobs.freshness import current_records
+from mobilebert.study.job import Graph
+
+NOTHING = Forced()
+CHAIN = ("data", "pretrain/m", "finetune/m/sst2", "quantize/m/sst2")
+
+
+def chain() -> Graph:
+    graph, inputs = Graph(), ()
+    for key in CHAIN:
+        stage, _, name = key.partition("/")
+        graph.add(stage, name, {}, inputs)
+        inputs = (key,)
+    graph.add("report", "", {}, ("finetune/m/sst2", "quantize/m/sst2"))
+    return graph
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    results, graph = tmp_path_factory.mktemp("results"), chain()
+    for job in graph.values():
+        execute_job(job, "s", results, graph, lambda context: None)
+    for name in ("index.html", "tables.md"):
+        (results / "s/report" / name).touch()
+    return results, graph
+
+
+def demand(finished, missing=(), stale=()):
+    """Return the demand of the finished study, with these records gone and these ones out of date."""
+    results, graph = finished
+    found = Demand(results, "s", graph, current_records(results, "s", graph))
+    assert set(found.freshness.values()) == {"current"}
+    found.freshness |= dict.fromkeys(missing, "missing") | dict.fromkeys(stale, "stale")
+    return found
+
+
+def to_run(found: Demand, forced: Forced = NOTHING) -> set[str]:
+    """Return the jobs that Snakemake runs for the report: it follows the inputs of jobs that are not up to date."""
+    wanted, seen = ["report", "quantize/m/sst2"], set()
+    while wanted:
+        key = wanted.pop()
+        if key not in seen and not found.is_up_to_date(key, forced):
+            seen.add(key)
+            wanted += found.graph[key].inputs
+    return seen
+
+
+def test_a_finished_study_runs_nothing(finished):
+    assert to_run(demand(finished)) == set()
+
+
+@pytest.mark.parametrize("count", range(1, 3))
+def test_a_missing_record_runs_if_what_was_computed_from_it_is_not_current(finished, count):
+    for missing in itertools.combinations(CHAIN, count):
+        needed = to_run(demand(finished, missing=missing))
+        last = max(map(CHAIN.index, missing))
+        if last < CHAIN.index("finetune/m/sst2"):
+            assert needed == set(), missing  # the score stands for them
+        else:
+            expected = {CHAIN[last], "report"}
+            while last and CHAIN[last - 1] in missing:
+                last -= 1
+                expected.add(CHAIN[last])
+            assert needed == expected, missing
+
+
+def test_a_stale_record_runs_and_a_view_of_it_too(finished):
+    found = demand(finished, stale=["finetune/m/sst2", "quantize/m/sst2"])
+    assert to_run(found) == {"finetune/m/sst2", "quantize/m/sst2", "report"}
+
+
+def test_a_job_whose_product_was_deleted_runs(finished):
+    page = finished[0] / "s/report/index.html"
+    page.unlink()
+    try:
+        assert to_run(demand(finished)) == {"report"}
+    finally:
+        page.touch()
+
+
+def test_force_takes_rules_files_and_everything(finished):
+    found = demand(finished)
+    record = str(found.record("quantize/m/sst2"))
+    for forced in (Forced(frozenset(["quantize"])), Forced(frozenset([record]))):
+        assert to_run(found, forced) == {"quantize/m/sst2", "report"}
+        assert found.is_up_to_date("finetune/m/sst2", forced)
+    assert to_run(found, Forced(everything=True)) == {*CHAIN, "report"}
+
+
+def test_a_refused_job_runs_again_only_if_something_is_forced(finished):
+    found = demand(finished)
+    found.current = found.current | {"data": found.current["data"].model_copy(update={"status": "refused"})}
+    assert found.is_up_to_date("data", NOTHING)
+    assert not found.is_up_to_date("data", Forced(frozenset(["latency"])))
+
+
+def test_the_newest_time_covers_jobs_and_tables_alone(finished):
+    results, graph = finished
+    found = demand(finished)
+    for folder, time, counts in (("tables", 4e9, True), ("elsewhere", 5e9, False)):
+        file = results / "s" / folder / "file"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.utime(file, (time, time))
+        assert (found.newest() == time) == counts
+    assert Demand(results, "empty", graph, {}).newest() == 0
