@@ -48,8 +48,8 @@ class Finetune(Strict):
 
     search: Literal["paper", "quick", "none"] = Field(
         "paper",
-        description="Who chooses learning rate, batch size and epochs: `paper` tries 270 settings a "
-        "task (section 4.3), `quick` tries six around the task's setting, `none` takes that setting.",
+        description="How learning rate, batch size and epochs are chosen: `paper` tries 270 settings "
+        "a task (section 4.3), `quick` tries six around the task's own, `none` takes the task's own.",
     )
     halving: bool = Field(
         False,
@@ -83,7 +83,7 @@ class Finetune(Strict):
         description="Weight decay of all weights but biases and normalization; 0.01 in the released code.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of the products; with `bf16` the weights stay fp32."
+        "fp32", description="Number format of the matrix products; with `bf16` the weights stay fp32."
     )
     seeds: tuple[NotNegative, ...] = Field(
         (0, 1, 2, 3, 4),

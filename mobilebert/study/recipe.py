@@ -38,7 +38,7 @@ class Training(Strict):
         description="Weight decay of all weights but biases and normalization; 0.01 in the released code.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of the products; with `bf16` the weights stay fp32."
+        "fp32", description="Number format of the matrix products; with `bf16` the weights stay fp32."
     )
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -160,7 +160,7 @@ class Distill(Training):
     alpha: Share = Field(
         0.5,
         description="Share of the hard masked-LM labels in the loss, beside the teacher's soft ones "
-        "(paper section 3.4); 0.5 in the released code, the paper prints none.",
+        "(section 3.4); 0.5 in the released code, the paper prints none.",
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0,

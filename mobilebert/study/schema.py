@@ -76,7 +76,8 @@ class Study(Strict):
     )
     run: dict[str, Literal["all"] | tuple[str, ...]] = Field(
         {"mobilebert": "all"},
-        description="Models to run, each with the tasks to fine-tune it on. `[]`: it is pre-trained and not fine-tuned.",
+        description="Models to run, rows of the tables or names in `checkpoints`, each with the tasks to "
+        "fine-tune it on. `[]`: the model is pre-trained and not fine-tuned.",
     )
     quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field(
         {"mobilebert": "all"},

@@ -103,8 +103,8 @@ class Scale(Strict):
     )
     residual_init: bool = Field(
         False,
-        description="Start the weights of residual branches at 1/sqrt(2 x layers) of their size. Deep "
-        "models with NoNorm diverge without it; the paper does without.",
+        description="Start the weights of residual branches at 1/sqrt(2 x layers) of their size, in all "
+        "models but BERT. Deep ones with NoNorm diverge without it; it is not in the paper.",
     )
 
     @field_validator("max_position_embeddings")
