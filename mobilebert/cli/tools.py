@@ -17,6 +17,7 @@ def add_commands(commands) -> None:
     plan.add_argument("named", nargs="?", metavar="STUDY", help="the study, as with --study")
     plan.add_argument("--study", help="a study's name or file (default smoke)")
     plan.add_argument("--device", help="device of the estimate; cpu: this machine (default: cpu for a CPU study, else h100)")
+    plan.add_argument("--keys", action="store_true", help="print every key that a study may have: type, default, description")
     plan.set_defaults(func=print_plan)
     state = commands.add_parser("state", help="list or prune the saved states of running and killed trainings")
     state.add_argument("action", choices=("list", "prune"), help="prune removes states that no job of a study reads any more")
@@ -65,7 +66,9 @@ def _add_scoring(commands) -> None:
 
 
 def print_plan(options: argparse.Namespace) -> int:
-    """Print what every stage of a study costs."""
+    """Print what every stage of a study costs, or the keys that any study may have."""
+    if options.keys:
+        return print_keys(options)
     from mobilebert.reporting.plan import plan
     from mobilebert.study.graph import build_graph
     from mobilebert.study.load import load_study
@@ -74,6 +77,16 @@ def print_plan(options: argparse.Namespace) -> int:
         raise UserError(f"plan: two studies, {options.named} and --study {options.study}; one is allowed")
     study = load_study(options.study or options.named or "smoke")
     print(plan(study, build_graph(study), options.device))
+    return 0
+
+
+def print_keys(options: argparse.Namespace) -> int:
+    """Print every key of a study: its type, default and description."""
+    from mobilebert.study import keys
+
+    if options.named or options.study or options.device:
+        raise UserError("plan: --keys prints the keys of any study; leave out the study and --device")
+    print(keys.text(), end="")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Which metrics the record of each stage has, and whether what a study expects of them can hold. Known before anything runs."""
+"""Check before anything runs whether the expectations of a study can hold.
+
+For that it lists the metrics that the record of each stage has, with their ranges.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ LANGUAGE_MODEL = {
     "heldout_nsp_accuracy": SHARE,
     "unigram_entropy": COUNT,
 }
-# Of the stages whose metrics are the same for every job; those of the others depend on the task or on what is timed.
+# Stages whose metrics are the same for every job. The metrics of the other stages depend on the
+# task, or on the models that are timed.
 METRICS: dict[str, dict[str, Range]] = {
     "data": {
         **dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), COUNT),
@@ -53,7 +57,10 @@ def metrics(job: Job) -> dict[str, Range]:
 
 
 def _scores(name: str) -> dict[str, Range]:
-    """Return the metrics of one task's evaluation. Those of a split or of questions that the data lacks are missing there."""
+    """Return the metrics of one task's evaluation, with their ranges.
+
+    A record lacks those of a split or of a kind of question that the data lacks.
+    """
     task = TASKS[name]
     found = {key: CORRELATION if key in ("matthews_correlation", "pearson", "spearmanr") else SHARE for key in task.metrics}
     if task.labels:
@@ -67,10 +74,10 @@ def _scores(name: str) -> dict[str, Range]:
 
 
 def check(study: str, expect: Collection[Expectation], graph: Mapping[str, Job], made: Collection[str]) -> None:
-    """Raise UserError for an expectation that no run of the study can meet: an unknown record or metric, a record that the study
-    does not make, a value that the metric cannot reach.
+    """Raise UserError for an expectation that the study can never meet, or with a bound in percent.
 
-    made: ids of the jobs that a run of the study makes.
+    It names an unknown record or metric, a record that the study does not make, or a value that the
+    metric cannot reach. made: ids of the jobs that the study runs.
     """
     for place, item in enumerate(expect):
         where = f"{study}: expect.{place}"
@@ -90,8 +97,10 @@ def check(study: str, expect: Collection[Expectation], graph: Mapping[str, Job],
 
 
 def _percent(bound: str | float, by: float) -> str | None:
-    """Return the end of an error about a bound or a margin above 1, which a metric in percent would have; None where there is
-    none."""
+    """Return the end of an error about a bound or a margin above 1, which looks like a percentage.
+
+    Return None if neither is above 1.
+    """
     values = [value for value in (bound, by) if not isinstance(value, str) and value > 1]
     if not values:
         return None

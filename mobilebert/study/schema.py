@@ -1,4 +1,4 @@
-"""Define a study: its sections and what must hold between them."""
+"""Define a study: its sections, and which of their values exclude each other."""
 
 from __future__ import annotations
 
@@ -8,68 +8,118 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from mobilebert import paper
-from mobilebert.study.recipe import EXECUTION, TASK_NAMES, Distill, Finetune, Pretrain, Search, Strict, Transfer, changed
+from mobilebert.study.fields import TASK_NAMES, Strict, changed
+from mobilebert.study.finetune import Finetune
+from mobilebert.study.recipe import EXECUTION, Distill, Pretrain, Search, Transfer
 from mobilebert.study.sections import Checkpoint, Data, Expectation, Latency, Scale, Seed
 from mobilebert.util.errors import allowed, shown
 
-SCHEMA = 1  # of a study file: raised when a key changes its meaning, never when one is added
+SCHEMA = 1  # version of a study file: raised if a key changes its meaning, not if one is added
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a study: a folder, a part of a shell's line and of a URL
+# The name of a study is a folder, an argument in a shell and a part of a URL.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 BAG = "bag-of-embeddings"
 
-WITHOUT_ORDER = tuple(task for task in TASK_NAMES if not task.startswith("squad"))  # a bag has no order, so no span
+# A bag of embeddings has no order of words, so it cannot mark a span of text.
+WITHOUT_ORDER = tuple(task for task in TASK_NAMES if not task.startswith("squad"))
 
 QUANTIZED_TASKS = ("mnli", "qnli", "mrpc", "sst2", "squad_v1.1")  # the columns of Table 6
 
 
 class Study(Strict):
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
-    description: str
-    recipe: Literal["paper", "released"] = "paper"
-    seed: Seed = 0
-    device: Literal["cpu", "cuda"] = "cuda"
-    data: Data = Data()
-    scale: Scale = Scale()
-    pretrain: Pretrain = Pretrain()
-    search: Search = Search()
-    transfer: Transfer = Transfer()
-    distill: Distill = Distill()
-    finetune: Finetune = Finetune()
-    latency: Latency = Latency()
-    checkpoints: dict[str, Checkpoint] = Field({})  # model, or a baseline of any name -> weights in place of pre-training
-    run: dict[str, Literal["all"] | tuple[str, ...]] = Field({"mobilebert": "all"})  # model -> tasks it is fine-tuned on
-    quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field({"mobilebert": "all"})
-    expect: tuple[Expectation, ...] = ()
+    """All values that decide the results of a study. The defaults are the paper's recipe."""
+
+    schema_version: Literal[1] = Field(
+        SCHEMA,
+        alias="schema",
+        description="Version of the study file's format.",
+    )
+    description: str = Field(description="The study in one line; its page and its tables print it.")
+    recipe: Literal["paper", "released"] = Field(
+        "paper",
+        description="Where the paper and the released code differ in numbers: `paper` takes the printed "
+        "equations, `released` does as the code.",
+    )
+    seed: Seed = Field(
+        0,
+        description="Seed of pre-training, transfer and distillation; a row of the tables may add its "
+        "own number. Fine-tuning has `finetune.seeds`.",
+    )
+    device: Literal["cpu", "cuda"] = Field("cuda", description="What the study trains on: `cpu`, or an NVIDIA GPU (`cuda`).")
+    data: Data = Field(Data(), description="The corpus, the tasks and the tokenizer.")
+    scale: Scale = Field(
+        Scale(),
+        description="Divisors that make all models smaller; with any of them above 1 results are labelled `scaled`.",
+    )
+    pretrain: Pretrain = Field(
+        Pretrain(),
+        description="Pre-training of the teacher and of other models without one, with masked LM and "
+        "next-sentence prediction (section 4.2).",
+    )
+    search: Search = Field(
+        Search(),
+        description='Pre-training of the models of Tables 2 and 3, on "half of BERT\'s schedule" (section 4.1).',
+    )
+    transfer: Transfer = Field(
+        Transfer(),
+        description="Knowledge transfer, layer by layer, from the teacher to a student (section 3.5): "
+        "auxiliary (AKT), joint (JKT) or progressive (PKT).",
+    )
+    distill: Distill = Field(Distill(), description="Pre-training distillation of a student after the transfer (section 3.4).")
+    finetune: Finetune = Field(Finetune(), description="Fine-tuning on GLUE and SQuAD, with or without a search (section 4.3).")
+    latency: Latency = Field(Latency(), description="Timing of one forward pass, the models interleaved in rounds (section 4.5).")
+    checkpoints: dict[str, Checkpoint] = Field(
+        {},
+        description="Published weights in place of pre-training, by model: a row of the paper's tables, "
+        "or a baseline of your own name, which `run` must name too.",
+    )
+    run: dict[str, Literal["all"] | tuple[str, ...]] = Field(
+        {"mobilebert": "all"},
+        description="Models to run, rows of the tables or names in `checkpoints`, each with the tasks to "
+        "fine-tune it on. `[]`: the model is pre-trained and not fine-tuned.",
+    )
+    quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field(
+        {"mobilebert": "all"},
+        description="Models to quantize to 8 bits, each with its tasks; all are the five of Table 6: "
+        "mnli, qnli, mrpc, sst2, squad_v1.1.",
+    )
+    expect: tuple[Expectation, ...] = Field(
+        (),
+        description="Comparisons that must hold among the study's records; `mobilebert check` exits with 1 if one does not.",
+    )
 
     _name: str = "study"
     _file: str | None = None
 
     @property
     def name(self) -> str:
+        """Return the name of its file without the suffix."""
         return self._name
 
     @property
     def file(self) -> str | None:
-        """The absolute path that it was loaded from."""
+        """Return the absolute path of its file, None if it was not read from one."""
         return self._file
 
     @property
     def models(self) -> dict[str, paper.Model]:
-        """The paper's model rows, and a baseline for every further name among the checkpoints."""
+        """Return the paper's model rows, and a baseline for every further name in `checkpoints`."""
         rows = paper.models()
         return rows | {name: paper.Model(preset="checkpoint") for name in self.checkpoints if name not in rows}
 
     @field_validator("schema_version", mode="before")
     @classmethod
     def a_number(cls, value):
-        if isinstance(value, bool | float):  # which Python takes for equal to 1
+        """Return the version. Raises ValueError for true and 1.0, which in Python equal 1."""
+        if isinstance(value, bool | float):
             raise ValueError(f"{SCHEMA} is allowed, not {value}")
         return value
 
     @field_validator("run", "quantize", mode="before")
     @classmethod
     def lists_to_tuples(cls, value):
+        """Return a tuple for each of YAML's lists. Raises ValueError for other values but all."""
         if not isinstance(value, dict):
             return value
         for key, item in value.items():
@@ -80,25 +130,28 @@ class Study(Strict):
     @field_validator("expect", mode="before")
     @classmethod
     def expectations(cls, value):
+        """Return a tuple for YAML's list."""
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def conditions_come_first(self):
+        """Refuse a `void_unless` that names no earlier expectation."""
         earlier = []
         for item in self.expect:
             if item.void_unless is not None and item.void_unless not in earlier:
-                raise ValueError(f"expect: void_unless {shown(item.void_unless)} is no earlier expectation's what")
+                raise ValueError(f"expect: void_unless {shown(item.void_unless)}: no earlier expectation has this what")
             earlier.append(item.what)
         return self
 
     @model_validator(mode="after")
     def known_names(self):
+        """Refuse models and tasks that do not exist or do not go together."""
         models, rows = self.models, paper.models()
         timed = [name for name in rows if name != BAG]
         for model in [name for name in models if name not in rows]:
-            if model not in self.run:  # so that a paper row's name, mistyped, is no new baseline
+            if model not in self.run:  # or a mistyped row's name would be a new baseline
                 names = allowed(timed, model)
-                raise ValueError(f"checkpoints: unknown model {shown(model)}; {names}, or a baseline that run names too")
+                raise ValueError(f"checkpoints: unknown model {shown(model)}; {names}, or a baseline, which run must name too")
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", model):
                 raise ValueError(
                     f"checkpoints: {shown(model)}: a baseline's name has at most 64 lower-case letters, digits, '.' and '-'"
@@ -122,19 +175,21 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def temperature_is_released(self):
+        """Refuse a temperature with the paper's recipe, which has none."""
         if self.distill.temperature != 1 and self.recipe == "paper":
-            raise ValueError(f"distill.temperature: {self.distill.temperature} is not 1; recipe released alone has a temperature")
+            raise ValueError(f"distill.temperature: {self.distill.temperature} is not 1; only recipe: released has a temperature")
         return self
 
     @model_validator(mode="after")
     def graphs_need_a_gpu(self):
+        """Refuse CUDA graphs on a CPU."""
         for name in ("pretrain", "search", "transfer", "distill"):
             if getattr(self, name).graph and self.device == "cpu":
-                raise ValueError(f"{name}.graph: true needs device: cuda; with device: cpu false is allowed")
+                raise ValueError(f"{name}.graph: true needs device: cuda; with device: cpu set it to false")
         return self
 
     def labels(self, stage: str) -> list[str]:
-        """Return why no result of this study stands beside the paper's: generated data, a smaller scale."""
+        """Return why no result of this study is judged: generated data, or a smaller scale."""
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
         if self.scale.scaled:
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
@@ -143,8 +198,11 @@ class Study(Strict):
         return found
 
     def schedule_labels(self, name: str, steps: int | None = None) -> list[str]:
-        """Whether a schedule (pretrain, search, transfer or distill) has a time budget or sees fewer tokens than the paper's; in
-        `steps`, if given. Of one that does neither, what else it changes."""
+        """Return the label of a schedule: pretrain, search, transfer or distill.
+
+        It says that the schedule has a time budget, or else that it sees fewer tokens than the
+        paper's, or else what it changes. steps: taken in place of the schedule's.
+        """
         mine, full = getattr(self, name), type(self).model_fields[name].default
         if mine.max_minutes:
             return [
@@ -157,6 +215,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def lengths_fit(self):
+        """Refuse sequences longer than the models' positions, and strides that skip tokens."""
         longest = self.scale.max_position_embeddings or 512
         lengths = {
             f"{name}.length": getattr(self, name).length for name in ("pretrain", "search", "transfer", "distill", "latency")
@@ -176,9 +235,11 @@ class Study(Strict):
         return self
 
     def tasks_of(self, model: str) -> tuple[str, ...]:
+        """Return the tasks that `run` fine-tunes a model on."""
         tasks = self.run.get(model, ())
         return (WITHOUT_ORDER if model == BAG else TASK_NAMES) if tasks == "all" else tasks
 
     def quantized_tasks_of(self, model: str) -> tuple[str, ...]:
+        """Return the tasks that `quantize` names for a model."""
         tasks = self.quantize.get(model, ())
         return QUANTIZED_TASKS if tasks == "all" else tasks

@@ -1,4 +1,4 @@
-"""Define the sections of a study that no training reads: data, scale, checkpoints, latency, expectations."""
+"""Define a study's data, scale, checkpoints, latency and expectations."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mobilebert.study.recipe import Batch, NotNegative, Positive, Rate, Strict
+from mobilebert.study.fields import Batch, Length, NotNegative, Positive, Rate, Strict
 from mobilebert.util.errors import shown
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every generator takes 32 bits
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every random generator takes 32 bits
 
-MOST_GENERATED = 10**8  # documents: 9 hours at 3,000 a second on one core, and 10 G words, three times BERT's corpus
+# Documents: 9 hours at 3,000 a second on one core, and 10 G words, three times BERT's corpus.
+MOST_GENERATED = 10**8
 
-LEAST_DOCUMENTS = 4  # two to train on and two held out: a random next segment comes from another document
+# Two to train on and two held out: a random next segment comes from another document.
+LEAST_DOCUMENTS = 4
 
-MOST_TOKENS = 2**20  # of a vocabulary: its trainer makes room for all of them at once, and aborts where there is none
+# Entries of a vocabulary: its trainer allocates room for all of them, and aborts if there is none.
+MOST_TOKENS = 2**20
 
 MOST_POSITIONS = 2**16  # rows of a table that every model has
 
@@ -30,27 +33,48 @@ def at_most(value: int | None, limit: int) -> int | None:
 
 
 class Data(Strict):
-    source: str = "hub"  # synthetic | local:<folder> | hub
-    sums: str | None = None  # sha256 of a local folder's SHA256SUMS: the data that the study was written for
-    seed: Seed = 0
-    documents: Positive | None = None  # read at most so many of the corpus; None: all
-    heldout_share: Rate = 0.005
-    vocab_size: Positive | None = None  # of a tokenizer trained on the corpus; None: the source's vocab.txt
+    """The corpus, the tasks and the tokenizer."""
+
+    source: str = Field(
+        "hub",
+        description="Where the corpus and the tasks come from: `synthetic` (generated), `hub` (Hugging "
+        "Face, the corpora streamed) or `local:<folder>`.",
+    )
+    sums: str | None = Field(
+        None,
+        description="sha256 of a local folder's SHA256SUMS, which pins the data that the study was "
+        "written for. `local:<folder>` needs it; null for the other sources.",
+    )
+    seed: Seed = Field(0, description="Seed of the generated data; read only with `source: synthetic`.")
+    documents: Positive | None = Field(
+        None,
+        description="Most documents to read of the corpus: at least 4, and at most 100,000,000 generated "
+        "ones. null: all of them, or 600 generated ones.",
+    )
+    heldout_share: Rate = Field(0.005, description="Share of the documents that are held out, chosen by the hash of their text.")
+    vocab_size: Positive | None = Field(
+        None,
+        description="Entries of the vocabulary, at most 1,048,576. null: the source's vocab.txt, or if "
+        "it has none as many as training finds, up to BERT's 30,522.",
+    )
 
     @field_validator("vocab_size")
     @classmethod
     def trainable(cls, value: int | None) -> int | None:
+        """Return the size. Raises ValueError if it is above MOST_TOKENS."""
         return at_most(value, MOST_TOKENS)
 
     @field_validator("source")
     @classmethod
     def known_source(cls, value: str) -> str:
+        """Return the source. Raises ValueError if it is none of the three kinds."""
         if value not in ("synthetic", "hub") and not (re.fullmatch(r"local:.+", value) and value.isprintable()):
             raise ValueError("synthetic, hub or local:<folder> is allowed")
         return value
 
     @model_validator(mode="after")
     def documents_suffice(self):
+        """Refuse too few documents to split, or too many to generate."""
         most = MOST_GENERATED if self.source == "synthetic" else math.inf
         if self.documents is not None and not LEAST_DOCUMENTS <= self.documents <= most:
             raise ValueError(f"documents {self.documents}: {LEAST_DOCUMENTS} to {most:,} are allowed")
@@ -58,113 +82,163 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def local_is_pinned(self):
+        """Refuse a local folder without the hash of its SHA256SUMS."""
         if self.source.startswith("local:") and not re.fullmatch(r"[0-9a-f]{64}", self.sums or ""):
-            raise ValueError("sums must be the sha256 of <folder>/SHA256SUMS, so that a result names the data it stands on")
+            raise ValueError("sums must be the sha256 of <folder>/SHA256SUMS, which pins the data of every result")
         return self
 
 
 class Scale(Strict):
-    """Every width divided by one number, every depth by another: relations between the rows of a table survive."""
+    """One divisor of all widths and one of all depths: relations between a table's rows survive."""
 
-    width_divisor: Positive = 1
-    layer_divisor: Positive = 1
-    max_position_embeddings: Positive | None = None
-    residual_init: bool = False  # residual-branch weights start at 1/sqrt(2 x layers): deep NoNorm diverges without
+    width_divisor: Positive = Field(
+        1, description="Number by which every width of every model is divided; it must divide all of them."
+    )
+    layer_divisor: Positive = Field(
+        1, description="Number by which every model's number of layers is divided, rounded, at least 1."
+    )
+    max_position_embeddings: Positive | None = Field(
+        None,
+        description="Positions of every model, at most 65,536; null: the paper's 512. Every `length` of the study must fit.",
+    )
+    residual_init: bool = Field(
+        False,
+        description="Start the weights of residual branches at 1/sqrt(2 x layers) of their size, in all "
+        "models but BERT. Deep ones with NoNorm diverge without it; it is not in the paper.",
+    )
 
     @field_validator("max_position_embeddings")
     @classmethod
     def fits_every_model(cls, value: int | None) -> int | None:
+        """Return the positions. Raises ValueError if they are more than MOST_POSITIONS."""
         return at_most(value, MOST_POSITIONS)
 
     @property
     def scaled(self) -> bool:
+        """Return whether any width or depth is divided."""
         return self.width_divisor > 1 or self.layer_divisor > 1
 
 
 class Checkpoint(Strict):
-    """Published weights. A hub name at a revision, or a local folder of the hub's layout pinned by its weights' hash."""
+    """Published weights: a hub name at a revision, or a folder pinned by its weights' hash."""
 
-    source: str
-    revision: str = "main"
-    sha256: str | None = None  # of model.safetensors, of a local folder
+    source: str = Field(
+        description="Where the weights are: a hub name (`owner/name`), or a local folder (`./x`, `/x`, "
+        "`~/x`) of the hub's layout."
+    )
+    revision: str = Field("main", description="Branch, tag or commit of a hub name; not read for a local folder.")
+    sha256: str | None = Field(
+        None,
+        description="sha256 of a local folder's model.safetensors. A local folder needs it; null for a hub name.",
+    )
 
     @property
     def is_local(self) -> bool:
+        """Return whether the source is a folder."""
         return self.source.startswith((".", "/", "~"))
 
     @field_validator("source")
     @classmethod
     def folder_or_hub_name(cls, value: str) -> str:
+        """Return the source. Raises ValueError if it is neither a folder nor a hub name."""
         local = value.startswith((".", "/", "~"))
         named = re.fullmatch(r"(?:\w[\w.-]*/)?\w[\w.-]*", value, re.ASCII) and ".." not in value and "--" not in value
         if "\0" in value or not (local or named):
-            raise ValueError("a folder (./x, /x, ~/x) or a hub name (owner/name) is allowed, no address")
+            raise ValueError("a folder (./x, /x, ~/x) or a hub name (owner/name) is allowed, not a URL")
         return value
 
     @field_validator("revision")
     @classmethod
     def branch_tag_or_commit(cls, value: str) -> str:
+        """Return the revision. Raises ValueError if git would not take it for one."""
         if not re.fullmatch(r"[\w][\w./-]*", value, re.ASCII) or ".." in value:
             raise ValueError("a branch, tag or commit is allowed: letters, digits, '.', '_', '-' and '/', no '..'")
         return value
 
     @model_validator(mode="after")
     def local_is_pinned(self):
+        """Refuse a local folder without the hash of its weights."""
         if self.is_local and not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
             raise ValueError("sha256 must be that of the folder's model.safetensors")
         return self
 
 
 class Latency(Strict):
-    """Paper section 4.5: batch 1, length 128, 4 threads (a phone's big cores). Models interleaved in rounds."""
+    """Timing of one forward pass (paper section 4.5), the models interleaved in rounds."""
 
-    length: Annotated[int, Field(ge=8)] = 128
-    batch_size: Batch = 1
-    threads: Positive = 4
-    rounds: Positive = 50
-    warmup: NotNegative = 5
-    full_size: bool = True  # the paper's widths, whatever the study's scale: speed needs no trained weights
-    models: tuple[str, ...] = (
-        "bert-base",
-        "mobilebert",
-        "mobilebert-tiny",
-        "mobilebert-no-opt",
-        "mobilebert-layernorm-relu",
-        "mobilebert-nonorm-gelu",
+    length: Length = Field(128, description="Tokens of a timed sequence; 128 in the paper (section 4.5).")
+    batch_size: Batch = Field(1, description="Sequences in a timed batch; 1 in the paper, by implication.")
+    threads: Positive = Field(4, description="CPU threads of a model; 4 in the paper (section 4.5), the big cores of a phone.")
+    rounds: Positive = Field(50, description="Timed rounds; each runs every model on every engine once.")
+    warmup: NotNegative = Field(5, description="Rounds before the timed ones, which are not recorded.")
+    full_size: bool = Field(
+        True,
+        description="Time the paper's widths whatever the study's scale; speed needs no trained weights. "
+        "false: time the scaled models.",
     )
-    engines: tuple[Literal["pytorch", "onnxruntime", "onnxruntime-int8"], ...] = ("pytorch",)
+    models: tuple[str, ...] = Field(
+        (
+            "bert-base",
+            "mobilebert",
+            "mobilebert-tiny",
+            "mobilebert-no-opt",
+            "mobilebert-layernorm-relu",
+            "mobilebert-nonorm-gelu",
+        ),
+        description="Rows of the paper's tables to time, each given once. The default is those of Tables 4 and 7.",
+    )
+    engines: tuple[Literal["pytorch", "onnxruntime", "onnxruntime-int8"], ...] = Field(
+        ("pytorch",), description="Engines that run every model, each given once."
+    )
 
     @field_validator("models", "engines", mode="before")
     @classmethod
     def from_list(cls, value):
+        """Return a tuple for YAML's list."""
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("models", "engines")
     @classmethod
     def each_once(cls, value):
+        """Return the names. Raises ValueError if one is given twice."""
         if twice := {name for name in value if value.count(name) > 1}:
             raise ValueError(f"{min(twice)!r} is given twice")
         return value
 
 
 class Expectation(Strict):
-    """A comparison that must hold inside one run: `<record>:<metric>` above or below another, by a margin.
+    """A comparison of a metric with a bound, by a margin, among the records of a study."""
 
-    `<record>, <record>, ...:<metric>` is the mean over those records, one a seed; the values are shown beside it.
-    """
-
-    what: str
-    metric: str  # e.g. finetune/mobilebert/sst2:accuracy
-    above: str | float | None = None
-    below: str | float | None = None
-    by: float = 0.0
-    void_unless: str | None = None  # `what` of an earlier expectation without which this comparison says nothing
-    judged: bool = True  # False: the comparison is shown, whichever way it falls
-    reason: str
+    what: str = Field(description="The expectation in words; `void_unless` refers to it.")
+    metric: str = Field(
+        description="The value to compare, `<record>:<metric>`, as finetune/mobilebert/sst2:accuracy. "
+        "`<record>, <record>:<metric>` is the mean over records, say one a seed."
+    )
+    above: str | float | None = Field(
+        None,
+        description="Bound that the metric must be above: a number, or a value as in `metric`. Either "
+        "`above` or `below` is given, the other is null.",
+    )
+    below: str | float | None = Field(
+        None, description="Bound that the metric must be below: a number, or a value as in `metric`."
+    )
+    by: float = Field(
+        0.0,
+        description="Margin from the bound, in the metric's unit; a negative one allows the metric to "
+        "miss the bound. 0: equal values fail.",
+    )
+    void_unless: str | None = Field(
+        None,
+        description="`what` of an earlier expectation without which this one says nothing: it is void "
+        "if that one does not hold. null: none.",
+    )
+    judged: bool = Field(True, description="Fail the study if the comparison does not hold; false: only show it.")
+    reason: str = Field(description="Why the study expects it, shown beside the outcome.")
 
     @field_validator("above", "below", mode="before")
     @classmethod
     def text_or_number(cls, value):
+        """Return the bound. Raises ValueError if it is neither text nor a finite number."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not (value is None or isinstance(value, str) or number):
             raise ValueError(f"<record>:<metric> or a number is allowed, not {shown(value)}")
@@ -172,11 +246,12 @@ class Expectation(Strict):
 
     @staticmethod
     def records(side: str) -> list[str]:
-        """Ids of the records that one side of the comparison names."""
+        """Return the ids of the records that one side of the comparison names."""
         return [key.strip() for key in side.partition(":")[0].split(",")]
 
     @model_validator(mode="after")
     def one_side(self):
+        """Refuse an expectation with two bounds or none."""
         if (self.above is None) == (self.below is None):
             raise ValueError("exactly one of above, below is allowed")
         return self

@@ -65,7 +65,7 @@ def test_the_defaults_are_the_paper():
         ({"expect": [{"what": "x", "metric": "a:b", "reason": "c"}]}, ["expect.0", "exactly one of above, below"]),
         (
             {"expect": [{"what": "x", "metric": "a:b", "above": 1, "void_unless": "x", "reason": "c"}]},
-            ["expect: void_unless 'x' is no earlier expectation's what"],
+            ["expect: void_unless 'x': no earlier expectation has this what"],
         ),
         (
             {"run": {"bag-of-embeddings": ["squad_v1.1"]}},
@@ -80,7 +80,10 @@ def test_the_defaults_are_the_paper():
         ({"run": {"mobilebert": True}}, ["run: 'mobilebert': all or a list of tasks is allowed, not True"]),
         ({"run": ["mobilebert"]}, ["run: a mapping is allowed, not a list of 1"]),
         ({"pretrain": 3}, ["pretrain: a group of keys is allowed, not 3"]),
-        ({"transfer": {"factors": [-1.0, 1.0, 1.0, 1.0]}}, ["transfer.factors", "a factor from 0", "[-1.0, 1.0, 1.0, 1.0]"]),
+        (
+            {"transfer": {"factors": [-1.0, 1.0, 1.0, 1.0]}},
+            ["transfer.factors", "each factor must be 0 or more", "[-1.0, 1.0, 1.0, 1.0]"],
+        ),
         ({"transfer": {"factors": [0.0, 0.0, 0.0, 0.0]}}, ["transfer.factors", "one of them above 0"]),
         ({"pretrain": {"batch_size": 10**9}}, ["pretrain.batch_size", "less than or equal to 1048576", "1000000000"]),
         ({"finetune": {"search": "none", "batch_size": 10**9}}, ["finetune.batch_size", "less than or equal to 1048576"]),
@@ -96,7 +99,7 @@ def test_the_defaults_are_the_paper():
         ({"schema": 1.0}, ["schema", "1 is allowed, not 1.0"]),
         ({"seed": 2**32}, ["seed", "less than 4294967296"]),
         ({"data": {"source": "synthetic", "seed": 2**32}}, ["data.seed", "less than 4294967296"]),
-        ({"distill": {"temperature": 2.0}}, ["distill.temperature: 2.0 is not 1", "recipe released alone"]),
+        ({"distill": {"temperature": 2.0}}, ["distill.temperature: 2.0 is not 1", "only recipe: released"]),
         ({"recipe": "released", "distill": {"temperature": 0.0}}, ["distill.temperature", "greater than 0"]),
     ],
 )
