@@ -71,7 +71,7 @@ def _modules(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]
 
 
 def lines(results: Path, study: str, graph: Graph) -> list[str]:
-    """Return a line for each stale record, in the graph's order; after LINES one counts the rest."""
+    """Return a line for each stale record, in order; after LINES of them one counts the others."""
     found = []
     for key, job in graph.items():
         if freshness_of(results, study, job, graph) == "stale":
