@@ -101,7 +101,7 @@ class JobContext:
             raise UserError(f"{path}: missing; make it with: python -m mobilebert {job.stage} {job.name} --study {self.study}")
         record = read_record(path)
         if record.seal == "edited":
-            raise UserError(f"{path}: edited after it was written; delete it to make it again")
+            raise UserError(f"{path}: edited after it was written; delete it and run its stage again")
         if record.fingerprint != job.fingerprint:
             raise UserError(
                 f"{path}: written with another configuration or other code (fingerprint {record.fingerprint[:12]}, "
@@ -116,9 +116,9 @@ class JobContext:
         record, where = self.record_of(key), record_folder(self.results, self.study, self.graph[key])
         path, known = where / name, record.artefacts.get(name)
         if known is None or not path.is_file():
-            raise UserError(f"{path}: missing, though {key} has a record; delete {where / 'result.json'} to make it again")
+            raise UserError(f"{path}: missing, though {key} has a record; delete {where / 'result.json'} and run it again")
         if file_sha256(path) != known["sha256"]:
-            raise UserError(f"{path}: sha256 is not the {known['sha256'][:12]}... of its record; delete result.json beside it")
+            raise UserError(f"{path}: sha256 is not {known['sha256'][:12]}... as recorded; delete result.json and run it again")
         return path
 
     def label(self, labels, *inputs: str) -> None:

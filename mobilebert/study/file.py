@@ -114,6 +114,6 @@ def _check_scalars(file: Path, value, where: str) -> None:
         for place, item in enumerate(value):
             _check_scalars(file, item, f"{where}.{place}")
     elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # half a surrogate pair: "\ud800" in quotes
-        raise UserError(f"{file}: {shown(where)}: {shown(value)} is no text that UTF-8 can encode")
+        raise UserError(f"{file}: {shown(where)}: {shown(value)} cannot be encoded as UTF-8")
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise UserError(f"{file}: {where[:60]}: an integer has at most 15 digits")

@@ -50,12 +50,12 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool =
 
 
 class Speed:
-    """Tokens a second, model FLOPs utilisation (MFU), and the share of time that steps wait for data.
+    """Tokens a second, model FLOPs utilisation (MFU) and the share of time spent waiting for data.
 
-    The first step compiles and warms caches. It is counted separately unless it is the only
-    one; so is the first of each stage of a schedule. FLOPs are the model's (`modeling.cost`), without what
-    kernels compute beside them: kept attention maps, scores that fused attention computes again.
-    Padding counts in tokens and in FLOPs, because it is computed.
+    The first step compiles and warms caches. It is counted separately unless it is the only one;
+    so is the first of each stage of a schedule. FLOPs are the model's (`modeling.cost`), without
+    what kernels compute beside them: kept attention maps, scores that fused attention computes
+    again. Padding counts in tokens and in FLOPs, because it is computed.
 
     peak: FLOP/s of all devices together. There is no MFU without it or without the steps' FLOPs.
     """
