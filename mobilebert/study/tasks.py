@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-HIDDEN_LABEL = -1  # in GLUE's files, for every row of a test split
+HIDDEN_LABEL = -1  # GLUE's value for a test label that it hides
 
 STSB_RANGE = (0.0, 5.0)
 
