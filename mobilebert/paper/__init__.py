@@ -1,4 +1,4 @@
-"""Read the paper as data: model rows (models.yaml), and each table's columns, rows and published cells.
+"""Read the paper as data: model rows (models.yaml), each table's columns, rows and published cells.
 
 A table's file decides what `snakemake table_N` runs, the verdicts and the printed table.
 """
