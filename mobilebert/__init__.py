@@ -1,4 +1,4 @@
-"""MobileBERT (Sun et al., ACL 2020): the model family, its training, and the paper's tables, reproduced.
+"""Reproduce MobileBERT (Sun et al., ACL 2020): the model family, its training, the paper's tables.
 
 Names are imported on first use, so that `import mobilebert` and the command line stay quick.
 """

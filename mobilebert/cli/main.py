@@ -1,13 +1,13 @@
 """Run one command of the suite.
 
-python -m mobilebert STAGE [NAME] --study smoke     run one stage by hand, as the workflow's rules do
-mobilebert state list                               list the saved states of running and killed trainings
-mobilebert plan --study smoke                       print tokens, FLOPs and hours before anything runs
-mobilebert describe mobilebert                      print a model's sizes beside the paper's
-mobilebert table 8 --study smoke                    print one of the paper's tables from the records
-mobilebert score --task cola --data D --predictions P   score a file of predictions as the benchmark does
-mobilebert evaluate MODEL --task cola --data D      score a checkpoint
-mobilebert predict MODEL --task cola --text "..."   run a checkpoint on your own text
+python -m mobilebert STAGE [NAME] --study smoke   run one stage by hand, as the workflow's rules do
+mobilebert state list                             list the saved states of running and killed jobs
+mobilebert plan --study smoke                     print tokens, FLOPs and hours before anything runs
+mobilebert describe mobilebert                    print a model's sizes beside the paper's
+mobilebert table 8 --study smoke                  print one of the paper's tables from the records
+mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
+mobilebert evaluate MODEL --task cola --data D    score a checkpoint
+mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text
 mobilebert submission cola=MODEL ... --data D --out Z   write a zip for the GLUE server
 """
 
@@ -24,7 +24,7 @@ from mobilebert.util.packages import not_installed
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of every command; each sets `func`, which takes the options and returns an exit code."""
+    """Return the parser. Each command sets `func`, which takes options and returns an exit code."""
     top = argparse.ArgumentParser(prog="mobilebert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     stages.add_commands(commands)
@@ -35,11 +35,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done. 1: an expectation does not hold. 2: the user can mend what went wrong; one line says what.
+    0: done. 1: an expectation does not hold. 2: an error that the user can fix, in one line.
     """
     options = parser().parse_args(arguments)
-    # Importing torch and transformers makes 2 million objects that all stay. With Python's threshold of 700 the collector
-    # walks them thousands of times: a quarter of the import's time.
+    # Importing torch and transformers creates 2 million objects that all stay. With Python's
+    # threshold of 700 the collector walks them thousands of times: a quarter of the import's time.
     gc.set_threshold(100_000, 50, 50)
     try:
         return options.func(options)
@@ -69,7 +69,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _memory_hint(options: argparse.Namespace) -> str:
-    """Return what helps a training that memory does not hold; nothing for other commands."""
+    """Return the setting that lets a training need less memory; "" for other commands."""
     stage = STAGES.get(options.command)
     if not (stage and stage.distributed):
         return ""

@@ -14,8 +14,8 @@ def positive(text: str) -> int:
 
 
 def prepare_environment(threads: int) -> None:
-    """Set the number of threads and silence progress bars; call it before torch is imported, which reads them once."""
+    """Set the number of threads and silence progress bars; torch reads both once, at import."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the bar that matters is ours
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a head that is new at fine-tuning is no news
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # we show our own progress bar
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # fine-tuning always begins with a new head

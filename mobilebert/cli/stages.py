@@ -46,7 +46,7 @@ def _add_study(command: argparse.ArgumentParser) -> None:
 
 
 def _open(options: argparse.Namespace):
-    """Return the study, its graph and its current records; views are added to the graph if the command is one."""
+    """Return the study, its graph and its current records; add the views if the command is one."""
     from mobilebert.data.preflight import check_results
     from mobilebert.jobs.freshness import current_records
     from mobilebert.study.graph import add_views, build_graph
@@ -123,7 +123,7 @@ def run_stage(options: argparse.Namespace) -> int:
 def _summary(record: Record, before: Record | None) -> str:
     """Return the line that a stage prints at its end.
 
-    before: the current record that there was when the command began.
+    before: the current record when the command began.
     """
     from mobilebert.reporting import reading
     from mobilebert.util.text import one_line

@@ -1,4 +1,4 @@
-"""Run the commands that are no stage: plan, state, describe, and scoring from anywhere."""
+"""Run the commands other than stages: plan, state, describe, and scoring of any checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mobilebert.util.machine import cores
 
 
 def add_commands(commands) -> None:
-    """Add the commands that ask about a study or a model, and those that score from anywhere."""
+    """Add the commands on a study or a model, and those that score any file or checkpoint."""
     plan = commands.add_parser("plan", help="print tokens, FLOPs, hours and memory of every stage, and the number of jobs")
     plan.add_argument("named", nargs="?", metavar="STUDY", help="the study, as with --study")
     plan.add_argument("--study", help="a study's name or file (default smoke)")
@@ -32,7 +32,7 @@ def add_commands(commands) -> None:
 
 
 def _add_scoring(commands) -> None:
-    """Add the commands for files and checkpoints from anywhere; they know no study."""
+    """Add the commands for any files and checkpoints; they need no study."""
     score = commands.add_parser("score", help="print the metrics of a file of predictions, in percent, as JSON")
     evaluate = commands.add_parser("evaluate", help="print the metrics of a checkpoint, float or int8, as JSON")
     predict = commands.add_parser("predict", help="print a checkpoint's predictions for your own text or file")
@@ -66,7 +66,10 @@ def _add_scoring(commands) -> None:
 
 
 def print_plan(options: argparse.Namespace) -> int:
-    """Print what every stage of a study costs, or the keys that any study may have."""
+    """Print the cost of every job of a study, or with --keys the keys that a study may have.
+
+    Raises UserError if two studies are given, or a study and --keys.
+    """
     if options.keys:
         return print_keys(options)
     from mobilebert.reporting.plan import plan
@@ -91,7 +94,7 @@ def print_keys(options: argparse.Namespace) -> int:
 
 
 def list_or_prune(options: argparse.Namespace) -> int:
-    """Print a line for every saved state; remove those that nothing reads any more if asked to."""
+    """Print a line for every saved state; `prune` removes those that no job reads any more."""
     from mobilebert.jobs import saved_state
 
     lines = {"list": saved_state.list_states, "prune": saved_state.prune_states}[options.action]

@@ -1,4 +1,4 @@
-"""Give a running stage its folders and its inputs, and collect what its record will say."""
+"""Give a running stage its folders and inputs, and collect the content of its record."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "onnxrun
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages of PACKAGES."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -31,6 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def machine_facts() -> dict:
+    """Return cores, architecture, load of the last minute and, on Linux, the processor's name."""
     facts = {"cores": cores(), "arch": platform.machine(), "load": os.getloadavg()[0]}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -41,7 +43,7 @@ def machine_facts() -> dict:
 
 
 class JobContext:
-    """One run of one job, as its stage sees it: where to write, what to read, what to say in the record."""
+    """Everything that the stage of one job works with: its folders, its inputs and its record."""
 
     def __init__(self, job: Job, study: str, results: Path, graph: Graph):
         self.job, self.study, self.results, self.graph = job, study, results, graph
@@ -58,27 +60,29 @@ class JobContext:
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     def begin(self) -> None:
-        """Make the state folder, which says whose it is: two study files of one name share the folder of all states."""
+        """Create the folder of the saved state. Its run.json names the study file, because
+        two files of one name share `.state`."""
         self.state.mkdir(parents=True, exist_ok=True)
         facts = {"job": self.job.id, "fingerprint": self.job.fingerprint, "pid": os.getpid()}
         facts["study"] = getattr(self.graph, "study_file", None)
         write_atomically(self.state / "run.json", json.dumps(facts).encode())
 
     def log(self, step: int, **values: float) -> None:
-        """A point of every named curve, at once on disk too, for whoever follows the run."""
+        """Add a point to every named curve, and write it to disk at once for `track --live`."""
         for key, value in values.items():
             self.curves.setdefault(key, []).append((step, value))
         with (self.state / "curves.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **json_safe(values)}) + "\n")
 
     def resume(self, name: str, start: int) -> None:
-        """Take up the curves that an earlier process left; of training `name` the points before step `start`."""
+        """Read the curves that an earlier process saved, without points from step `start` on of the
+        training `name`; if `name` is empty, keep every point."""
         path, kept = self.state / "curves.jsonl", []
         if path.exists():
             for line in path.read_text(encoding="utf-8").split("\n"):
                 with contextlib.suppress(json.JSONDecodeError):  # a line cut short by the kill
                     point = json.loads(line)
-                    if name and point["step"] >= start:  # a line may hold points of several runs, of which others have ended
+                    if name and point["step"] >= start:  # a line may also hold points of trainings that have ended
                         point = {key: value for key, value in point.items() if not key.startswith(f"{name}_")}
                     if len(point) > 1:
                         kept.append(point)
@@ -90,40 +94,41 @@ class JobContext:
                     self.curves.setdefault(key, []).append((point["step"], value))
 
     def record_of(self, key: str) -> Record:
-        """The current record of an input. Raises UserError when it is missing or belongs to another configuration."""
+        """Return an input's record. Raises UserError if it is missing, stale or refused."""
         job = self.graph[key]
         path = record_file(self.results, self.study, job)
         if not path.exists():
             raise UserError(f"{path}: missing; make it with: python -m mobilebert {job.stage} {job.name} --study {self.study}")
         record = read_record(path)
         if record.seal == "edited":
-            raise UserError(f"{path}: edited after it was written; delete it to make it again")
+            raise UserError(f"{path}: edited after it was written; delete it and run its stage again")
         if record.fingerprint != job.fingerprint:
             raise UserError(
-                f"{path}: made by another configuration or other code (fingerprint {record.fingerprint[:12]}, "
-                f"wanted {job.fingerprint[:12]}); make it again with: python -m mobilebert {job.stage} {job.name}"
+                f"{path}: written with another configuration or other code (fingerprint {record.fingerprint[:12]}, "
+                f"wanted {job.fingerprint[:12]}); run it again with: python -m mobilebert {job.stage} {job.name}"
             )
         if record.status == "refused":
             raise UserError(f"{path}: refused: {record.reason}")
         return record
 
     def artefact_of(self, key: str, name: str) -> Path:
-        """Path of an input's artefact, its hash checked."""
+        """Return the path of an input's artefact. Raises UserError if missing or changed."""
         record, where = self.record_of(key), record_folder(self.results, self.study, self.graph[key])
         path, known = where / name, record.artefacts.get(name)
         if known is None or not path.is_file():
-            raise UserError(f"{path}: missing, though {key} has a record; delete {where / 'result.json'} to make it again")
+            raise UserError(f"{path}: missing, though {key} has a record; delete {where / 'result.json'} and run it again")
         if file_sha256(path) != known["sha256"]:
-            raise UserError(f"{path}: sha256 is not the {known['sha256'][:12]}... of its record; delete result.json beside it")
+            raise UserError(f"{path}: sha256 is not {known['sha256'][:12]}... as recorded; delete result.json and run it again")
         return path
 
     def label(self, labels, *inputs: str) -> None:
-        """Add labels, and those of the inputs: what holds of a teacher holds of its student."""
+        """Add labels and those of the inputs: a label of a teacher is also true of its student."""
         for text in [*labels, *(text for key in inputs for text in self.record_of(key).labels)]:
             if text not in self.labels:
                 self.labels.append(text)
 
     def write(self, status: str = "ok", reason: str | None = None) -> None:
+        """Write the record, result.json, with the hashes of the artefacts."""
         files = {
             name: {"sha256": file_sha256(self.folder / name), "bytes": (self.folder / name).stat().st_size}
             for name in self.artefacts

@@ -16,7 +16,7 @@ OUTPUTS = {"report": ("index.html", "tables.md"), "check": ("passed",)}  # besid
 
 @dataclass(frozen=True)
 class Forced:
-    """What the command line runs by force.
+    """The rules and files that the command line runs by force.
 
     names: the rules and files of `--forcerun`, and the targets of `--force`.
     everything: whether `--forceall` was given.
@@ -30,7 +30,7 @@ class Forced:
 
 
 class Demand:
-    """The freshness of every job of a study, read once, and what follows from it for the workflow."""
+    """The freshness of every job of a study, read once, and what the workflow has to run."""
 
     def __init__(self, results: Path, study: str, graph: Graph, current: dict[str, Record]):
         self.results, self.study, self.graph, self.current = results, study, graph, current
@@ -66,7 +66,7 @@ class Demand:
         return not (forced and self.current[key].status == "refused")
 
     def is_not_needed(self, key: str, forced: Forced) -> bool:
-        """Return whether a missing record may stay missing: everything computed from it is up to date.
+        """Return whether a missing record may stay missing: what was computed from it is up to date.
 
         The record of a fine-tuning is always needed; it is a result itself.
         """

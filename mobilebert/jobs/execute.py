@@ -1,4 +1,4 @@
-"""Run one stage and leave a record, whatever comes of it."""
+"""Run one stage and write a record, however it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mobilebert.util.errors import Diverged, UserError
 
 
 def _finished(context: JobContext) -> Record | None:
-    """The record of a run that need not be made again: its own, not void, its artefacts all there."""
+    """Return the record if it is current, not void and has all its artefacts; else None."""
     if freshness_of(context.results, context.study, context.job, context.graph) != "current":
         return None
     record = read_record(context.folder / "result.json")
@@ -26,16 +26,16 @@ def _finished(context: JobContext) -> Record | None:
 
 
 def execute_job(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
-    """Run `stage(run)` and leave a record, whatever came of it. What is done already is not done again.
+    """Call `stage` with the job's context and return the record; skip a job that is done already.
 
-    A loss that is not finite is an outcome: the record says `diverged`, and the stages after it say `refused`. A UserError
-    leaves a `refused` record and is raised again.
+    If the loss is not finite, the record says `diverged`, and those of the stages after it say
+    `refused`. A UserError leaves a `refused` record and is raised again.
     """
     run = JobContext(job, study, results, graph)
     with lock(lock_of(run.state), f"{run.folder}: another process is making this result"):
         if job.stage not in VIEWS and (done := _finished(run)):
             if done.status == "ok":
-                shutil.rmtree(run.state, ignore_errors=True)  # of a run killed after it had written its record
+                shutil.rmtree(run.state, ignore_errors=True)  # left by a process killed after it wrote the record
             return done
         run.begin()
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -47,9 +47,9 @@ def execute_job(job: Job, study: str, results: Path, graph: Graph, stage) -> Rec
                 run.write("ok" if (outcome := stage(run)) is None else "void", outcome)
         except Diverged as error:
             run.write("diverged", str(error))
-            return read_record(run.folder / "result.json")  # its last good state stays
+            return read_record(run.folder / "result.json")  # keep the last good saved state
         except UserError as error:
-            with contextlib.suppress(OSError):  # on a full disk there is no room for a record either
+            with contextlib.suppress(OSError):  # a full disk has no room for a record either
                 run.write("refused", str(error))
             raise
         shutil.rmtree(run.state)

@@ -1,4 +1,4 @@
-"""Decide whether the record on disk is its job's own: its fingerprint counts, not its age."""
+"""Decide whether a record on disk is current: its fingerprint counts, not its age."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from mobilebert.util.errors import UserError
 
 
 def record_folder(results: Path, study: str, job: Job) -> Path:
+    """Return the folder of a job's record and artefacts."""
     return results / study / job.stage / job.name if job.name else results / study / job.stage
 
 
 def record_file(results: Path, study: str, job: Job) -> Path:
+    """Return the path of a job's record."""
     return record_folder(results, study, job) / "result.json"
 
 
 def freshness_of(results: Path, study: str, job: Job, graph: Graph) -> Literal["missing", "stale", "current"]:
-    """Return whether the record on disk is this job's: its fingerprint decides, not its age.
+    """Return the freshness of a job's record: current if it has the job's fingerprint.
 
-    A refused record is made again, unless the input that refused it still diverged. A record edited by hand is stale.
+    A damaged record or one edited by hand is stale. So is a refused one, unless an input of the job
+    is still diverged or refused.
     """
     path = record_file(results, study, job)
     if not path.exists():
@@ -38,7 +41,7 @@ def freshness_of(results: Path, study: str, job: Job, graph: Graph) -> Literal["
 
 
 def _bad_input(results: Path, study: str, job: Job, graph: Graph) -> str | None:
-    """Why a job cannot run on its inputs: one that diverged, or was itself refused for such a one."""
+    """Return which input diverged or was refused, so that the job cannot run; None if none did."""
     for key in job.inputs:
         if freshness_of(results, study, graph[key], graph) == "current":
             status = read_record(record_file(results, study, graph[key])).status
@@ -48,7 +51,7 @@ def _bad_input(results: Path, study: str, job: Job, graph: Graph) -> str | None:
 
 
 def current_records(results: Path, study: str, graph: Graph) -> dict[str, Record]:
-    """Every record on disk that is its job's own."""
+    """Return job id -> record for every current record on disk."""
     found = {}
     for key, job in graph.items():
         if freshness_of(results, study, job, graph) == "current":
@@ -57,7 +60,7 @@ def current_records(results: Path, study: str, graph: Graph) -> dict[str, Record
 
 
 def edited_records(results: Path, study: str, graph: Graph) -> list[str]:
-    """Return the ids of the jobs whose record was changed after it was written. A view is made again without a word."""
+    """Return the ids of jobs whose record was edited by hand. Views are silently written again."""
     found = []
     for key, job in graph.items():
         with contextlib.suppress(UserError):
@@ -71,7 +74,7 @@ def edited_records(results: Path, study: str, graph: Graph) -> list[str]:
 
 
 def damaged_records(results: Path, study: str, graph: Graph) -> dict[Path, str]:
-    """Return the files of jobs' records that are no record, each with what is wrong. A view is made again without a word."""
+    """Return file -> problem of every damaged record. Views are silently written again."""
     found = {}
     for job in graph.values():
         path = record_file(results, study, job)

@@ -1,7 +1,7 @@
-"""One free GPU for one job: a kernel lock a device, so that jobs beside each other on a machine take different ones.
+"""Take a free GPU for a job; kernel locks keep the jobs of a machine on different ones.
 
-The scheduler counts GPUs and does not say which. What CUDA_VISIBLE_DEVICES lists (Slurm sets it to a job's own) is the
-choice; the lock is gone with its process, however that ends.
+The scheduler counts GPUs but does not say which to use. The choice is among those that
+CUDA_VISIBLE_DEVICES lists; Slurm sets it to the job's GPUs. A lock ends with its process.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 
 from mobilebert.util.errors import UserError
 
-FOLDER = Path(f"/tmp/mobilebert-gpus-{os.getuid()}")  # one on a machine, whatever a job's environment says
+FOLDER = Path(f"/tmp/mobilebert-gpus-{os.getuid()}")  # the same for every job, so it does not depend on TMPDIR
 
 _held = []  # open lock files, until this process ends
 
 
 def bind() -> str | None:
-    """Take a free GPU and set CUDA_VISIBLE_DEVICES to it alone; to be called before torch is imported.
+    """Take a free GPU, set CUDA_VISIBLE_DEVICES to it alone and return it.
 
-    Returns the device; None, and nothing is changed, where there is no GPU and in a process of torchrun, which hands out
-    the devices itself. Raises UserError where each one is held by another job.
+    Call it before torch is imported. Returns None and changes nothing if there is no GPU, and in a
+    torchrun process, because torchrun assigns the devices. Raises UserError if all are taken.
     """
     if "LOCAL_RANK" in os.environ:
         return None
@@ -33,9 +33,9 @@ def bind() -> str | None:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(known)))))
     devices = [device.strip() for device in listed.split(",") if device.strip() not in ("", "-1", "NoDevFiles")]
     for device in devices:
-        # By its name: Slurm may show every job its own GPU as number 0.
+        # The lock is on the device's name: Slurm may number every job's GPU 0.
         name = known[int(device)] if device.isdigit() and int(device) < len(known) else device
-        # A file that stays: a lock on one that was removed would be no lock. Closed in every child.
+        # The file is never removed: a new file of that name would not be locked. Children close it.
         file = (_folder() / name.replace("/", "-")).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,16 +44,16 @@ def bind() -> str | None:
             continue
         _held.append(file)
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers are nvidia-smi's
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # number the devices as nvidia-smi does
         return device
     if devices:
-        raise UserError(f"no free GPU: {', '.join(devices)} held by other jobs; run as many at once as there are GPUs")
+        raise UserError(f"no free GPU: {', '.join(devices)} held by other jobs; run at most one job per GPU at once")
     return None
 
 
 def installed() -> list[str]:
-    """The name of each GPU of this machine, without torch: the UUID that `nvidia-smi` lists, or the driver's bus address
-    where that is not installed."""
+    """Return the name of each GPU without torch: the UUID that `nvidia-smi` lists, or the driver's
+    bus address if that program fails."""
     try:
         found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
         return re.findall(r"^GPU \d+:.*\(UUID: ([^)]+)\)", found, re.MULTILINE)
@@ -62,10 +62,10 @@ def installed() -> list[str]:
 
 
 def _folder() -> Path:
-    """Of this user, on this machine."""
+    """Return the folder of this user's locks. Raises UserError if it belongs to someone else."""
     with contextlib.suppress(FileExistsError):
         FOLDER.mkdir(mode=0o700)
-    facts = FOLDER.lstat()  # a link would lead to a folder that somebody else chose
+    facts = FOLDER.lstat()  # a link could lead to a folder that another user chose
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
-        raise UserError(f"{FOLDER}: no folder of this user, who keeps the locks of the GPUs there; have it removed")
+        raise UserError(f"{FOLDER}: not a folder of this user, whose GPU locks belong there; have it removed")
     return FOLDER

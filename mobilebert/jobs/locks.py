@@ -1,4 +1,4 @@
-"""Kernel locks, one for each run and one for a results folder: gone with their process, however that ends."""
+"""Take kernel locks, for each job and for a results folder; a lock ends with its process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mobilebert.util.errors import UserError
 
 
 def lock_of(state: Path) -> Path:
-    """The lock that a run holds, beside its state folder: it outlives the folder."""
+    """Return the lock file of a saved state; it lies beside the folder and outlives it."""
     return state.with_name(f"{state.name}.lock")
 
 
 def is_live(state: Path) -> bool:
-    """Whether a process holds the lock of this run."""
+    """Return whether a process holds the lock of this saved state."""
     try:
         with lock_of(state).open("r") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -30,9 +30,11 @@ def is_live(state: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, message: str, leader: str = ""):
-    """A kernel lock, gone with its process however that ends. `leader`: the job that takes another's run upon it.
+    """Hold a kernel lock; it ends with the process, however that ends.
 
-    Raises UserError with `message` where it is held, but waits, and says so, for one that a leader holds.
+    leader: name of the job that trains another job's student beside its own, and so takes the lock.
+    If a leader holds the lock, print that and wait. Raises UserError with `message` if any other
+    process holds it, or if a leader would have to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
@@ -42,13 +44,13 @@ def lock(path: Path, message: str, leader: str = ""):
                 break
             except BlockingIOError:
                 if attempt < 4:
-                    time.sleep(0.1)  # tracking holds it for an instant, to see whether a run is alive
+                    time.sleep(0.1)  # `is_live` holds the lock for an instant
                     continue
                 if leader or not (held_by := path.read_text()):
                     raise UserError(message) from None
                 print(f"mobilebert: waiting for {held_by}, which trains this student beside its own", file=sys.stderr, flush=True)
                 fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)  # what a leader that was killed has left
+        stream.truncate(0)  # a killed leader leaves its name
         stream.write(leader)
         stream.flush()
         yield

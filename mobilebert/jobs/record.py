@@ -1,7 +1,8 @@
-"""`result.json`: the truth about one run of one stage. Written once, at the end, atomically; a schema of its own.
+"""Define and read the record of a job, `result.json`, written once, at its end, atomically.
 
-results/<study>/<stage>/<name>/result.json    and the artefacts beside it
-results/<study>/.state/<stage>-<name>-<fingerprint>/   checkpoints and curves of a run under way, never an output
+results/<study>/<stage>/<name>/result.json             the record, with the artefacts beside it
+results/<study>/.state/<stage>-<name>-<fingerprint>/   the saved state: checkpoints and curves of a
+                                                       running or killed job, never an output
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ RECORD_SCHEMA = 1  # of result.json: raised when a key changes its meaning, neve
 
 
 class Quantization(BaseModel):
-    """How an int8 file was made, and on which processor it was scored."""
+    """How an int8 file was built, and on which processor it was scored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     method: str  # dynamic, static, weight-only, quantization-aware
-    engine: str  # the program that made the file and scored it, with its version
+    engine: str  # the program that wrote the file and scored it, with its version
     weight_range: tuple[int, int]  # least and greatest integer that a weight of a matrix product takes
     activation_type: str  # uint8, int8, float32
     saturates: bool  # whether 16-bit sums of two products can overflow on a processor without VNNI
@@ -37,7 +38,7 @@ class Quantization(BaseModel):
 
 
 class Record(BaseModel):
-    """One result.json. Metrics are fractions (accuracy 0.91), nats, milliseconds or counts, as their names say."""
+    """One result.json. A metric is a fraction (accuracy 0.91), nats, milliseconds or a count."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -61,7 +62,7 @@ class Record(BaseModel):
     started: str = ""
     seconds: float = 0.0
     modules: dict[str, str] = {}  # module of this package that the stage uses -> start of its syntax hash
-    weights_dtype: dict[str, str] = {}  # where weights were read from -> their type in the file; they are loaded as float32
+    weights_dtype: dict[str, str] = {}  # source of weights -> their type in the file; loaded as float32
     predictions: tuple[str, ...] = ()  # the artefacts that hold a prediction for every scored row
     quantization: Quantization | None = None
     row: str | None = None  # the paper's model row that this record belongs to
@@ -72,19 +73,20 @@ class Record(BaseModel):
 
     @property
     def seal(self) -> Literal["sealed", "unsealed", "edited"]:
-        """Return whether the file still has the content that its program wrote.
+        """Return whether the file's content fits its checksum (sealed) or does not (edited).
 
-        `unsealed`: written before records had a checksum. `edited`: the content is not that of the checksum.
+        `unsealed`: written before records had a checksum.
         """
         return self._seal
 
     @property
     def id(self) -> str:
+        """Return the id of the record's job."""
         return f"{self.stage}/{self.name}" if self.name else self.stage
 
 
 def read_record(path: Path) -> Record:
-    """Return the record in a file. Raises UserError, one line, if the file is not a record."""
+    """Return the record in a file. Raises UserError if it cannot be read or is not a record."""
     try:
         content = path.read_bytes()
         record = Record.model_validate_json(content)
@@ -94,7 +96,7 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: not a record of schema {RECORD_SCHEMA}: {first_problem(error, Record)}") from None
     if record.checksum is not None:
         record._seal = "edited"
-        with contextlib.suppress(ValueError):  # NaN, which no program of ours writes
+        with contextlib.suppress(ValueError):  # the file holds NaN, which no stage writes
             record._seal = "sealed" if record.checksum == checksum(json.loads(content)) else "edited"
     return record
 
@@ -105,5 +107,5 @@ def sealed(content: dict) -> dict:
 
 
 def checksum(content: dict) -> str:
-    """Return the sha256 of a record's content, the key `checksum` left out; spaces and the order of keys do not count."""
+    """Return the sha256 of a record's content without `checksum`, whatever the order of keys."""
     return digest({key: value for key, value in content.items() if key != "checksum"})

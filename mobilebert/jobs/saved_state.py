@@ -1,4 +1,4 @@
-"""The states under `results/<study>/.state`: what runs under way or killed have saved, and which of it nothing reads any more."""
+"""List the saved states of running and killed jobs, and remove those that no job reads any more."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from mobilebert.util.errors import UserError
 
 @dataclass(frozen=True)
 class State:
-    """One run's folder. `kind`: live (a process holds its lock), resumable (the study's file has this job), diverged (it has, and
-    the job's record is final), stale (it has not), or unknown (there is no such file to ask)."""
+    """One folder `results/<study>/.state/<job>`, with its kind.
+
+    live: a process holds its lock. resumable: the study has this job with this fingerprint.
+    diverged: it has, and the job's record says that it diverged. stale: it has not.
+    unknown: the study's file cannot be read, or is not known.
+    """
 
     folder: Path
     study: str
@@ -32,7 +36,7 @@ class State:
 
     @property
     def facts(self) -> list[os.stat_result]:
-        """Of every file; a run may remove one at any moment."""
+        """Return the stat of every file; a running job may remove one meanwhile."""
         found = []
         for path in self.folder.rglob("*"):
             with contextlib.suppress(FileNotFoundError):
@@ -41,19 +45,20 @@ class State:
 
     @property
     def bytes(self) -> int:
+        """Return the size of all files."""
         return sum(facts.st_size for facts in self.facts)
 
     @property
     def age(self) -> float:
-        """Seconds since the last write; 0 where nothing was written."""
+        """Return the seconds since the last write; 0 if there is no file."""
         now = time.time()
         return now - max((facts.st_mtime for facts in self.facts), default=now)
 
     @property
     def progress(self) -> str:
-        """`3 runs ended, step 40 of 240`: the runs that a job of several has made, and the training that saved last."""
+        """Return "3 runs ended, step 40 of 240": ended trials, and the training that saved last."""
         runs, saved = sum(1 for _ in self.folder.glob("runs/*.json")), []
-        for path in self.folder.rglob("*.safetensors"):  # those of a search lie in folders of their own
+        for path in self.folder.rglob("*.safetensors"):  # each trial of a search has a folder
             with contextlib.suppress(FileNotFoundError):
                 saved.append((path.stat().st_mtime, path))
         found = (facts for facts in (_facts(path) for _, path in sorted(saved, reverse=True)) if "step" in facts)
@@ -69,7 +74,7 @@ class State:
 
 
 def _facts(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file: 8 bytes with the length of a JSON header, and the header."""
+    """Return the metadata of a safetensors file (8 bytes of length, JSON header); {} if damaged."""
     try:
         with path.open("rb") as stream:
             return json.loads(stream.read(int.from_bytes(stream.read(8), "little"))).get("__metadata__", {})
@@ -78,7 +83,7 @@ def _facts(path: Path) -> dict[str, str]:
 
 
 def states(results: Path) -> Iterator[State]:
-    """Every state of every study under `results`. Raises UserError when there is no such folder."""
+    """Yield every saved state of every study. Raises UserError if there is no folder `results`."""
     if not results.is_dir():
         raise UserError(f"--results: no folder {results}")
     studies: dict[str | None, Graph | None] = {None: None}
@@ -87,7 +92,7 @@ def states(results: Path) -> Iterator[State]:
         try:
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             job, fingerprint, file = facts["job"], facts["fingerprint"], facts.get("study")
-        except (OSError, ValueError, KeyError, TypeError):  # of a kill in its first moment: the folder's name is all there is
+        except (OSError, ValueError, KeyError, TypeError):  # killed before run.json was written: only the folder's name is known
             job, _, fingerprint = folder.name.rpartition("-")
             file = None
         if file not in studies:
@@ -116,13 +121,13 @@ def _kind(study: Path, job: str, fingerprint: str, graph: Graph | None) -> str:
 
 
 def list_states(results: Path) -> Iterator[str]:
-    """A line a state."""
+    """Return one line for each saved state."""
     return (str(state) for state in states(results))
 
 
 def prune_states(results: Path) -> Iterator[str]:
-    """Remove the states that no job reads, the stale and the diverged; a line for each one and the bytes freed. The others stay,
-    with a line those of which no study can be asked and those that a process has taken up meanwhile."""
+    """Remove the stale and diverged states, which no job reads; yield a line for each and the bytes
+    freed. Keep the others. Report those whose study cannot be read, and those locked meanwhile."""
     freed = 0
     for state in states(results):
         if state.kind == "unknown":

@@ -1,4 +1,4 @@
-"""Why a record is not its job's: which key, input or module is another one. It reads the records, never changes them."""
+"""Explain why a record is stale: which key, input or module changed. Records are only read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from mobilebert.util.errors import UserError
 from mobilebert.util.text import cut
 
 LINE = 200  # characters of a line
-LINES = 20  # of a workflow's start, however many records are stale
+LINES = 20  # the most stale records listed when a workflow starts
 VALUE = 40  # characters of a value in a line
 _ABSENT = object()
 
 
 def why(record: Record | None, job: Job, graph: Graph) -> list[str]:
-    """Return the reasons for which a record is not the job's: "config.learning_rate: 0.001, was 0.002", "input data changed",
-    "module mobilebert.training.loop changed", "missing", "edited"; none if it is the job's."""
+    """Return the reasons why a record is not current; none if it is.
+
+    Examples: "config.learning_rate: 0.001, was 0.002", "input data changed", "module
+    mobilebert.training.loop changed", "missing", "edited".
+    """
     if record is None:
         return ["missing"]
     if record.seal == "edited":
@@ -68,8 +71,7 @@ def _modules(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]
 
 
 def lines(results: Path, study: str, graph: Graph) -> list[str]:
-    """Return a line for every job whose record is there and is not its own, in the graph's order; at most LINES and a last one
-    that counts the others."""
+    """Return a line for each stale record, in order; after LINES of them one counts the others."""
     found = []
     for key, job in graph.items():
         if freshness_of(results, study, job, graph) == "stale":

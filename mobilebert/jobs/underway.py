@@ -1,4 +1,4 @@
-"""A run that is under way or was killed, as its folder under `.state` tells."""
+"""Read a running or killed job from its folder under `.state`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mobilebert.util.errors import UserError
 
 
 class State:
-    """A run's folder under `.state`: of one under way, or of one that was killed."""
+    """The folder under `.state` of a running or killed job."""
 
     def __init__(self, folder: Path, results: Path, study: str, graph: Graph):
         self.folder, self.results, self.study = folder, results, study
@@ -26,12 +26,12 @@ class State:
 
     @property
     def alive(self) -> bool:
-        """Whether a process holds the lock of this run."""
+        """Return whether a process holds the lock of this job."""
         return locks.is_live(self.folder)
 
     @property
     def record(self) -> Record | None:
-        """Return the record that the run has left; None if there is none, or one of another run or edited by hand."""
+        """Return the job's record; None if missing, damaged, edited or of another fingerprint."""
         stage, _, name = self.job.partition("/")
         with contextlib.suppress(UserError):
             found = read_record(self.results / self.study / stage / name / "result.json")
@@ -41,24 +41,27 @@ class State:
 
     @property
     def has_record(self) -> bool:
-        """Whether the run ended after all: a refused one leaves its state for the next attempt."""
+        """Return whether the job has ended; a refused one keeps its state for the next attempt."""
         return self.record is not None
 
     @property
     def ended(self) -> int:
-        """Return when its last file was written, in milliseconds since 1970."""
+        """Return the time of the last write, in milliseconds since 1970."""
         moments = [self.started / 1000]
-        with contextlib.suppress(FileNotFoundError):  # it goes on, or ends, this moment
+        with contextlib.suppress(FileNotFoundError):  # a job that runs or ends may remove files meanwhile
             moments += [path.stat().st_mtime for path in self.folder.iterdir()]
         return int(max(moments) * 1000)
 
     def points(self, offset: int = 0) -> tuple[list[dict], int]:
-        """Complete lines of curves.jsonl from `offset` on, and the offset after them. A damaged line is left out."""
+        """Return the points in curves.jsonl from byte `offset` on, and the next offset.
+
+        A damaged line is left out, an incomplete last line is left for the next call.
+        """
         path = self.folder / "curves.jsonl"
         if not path.exists():
             return [], 0
         with path.open("rb") as stream:
-            stream.seek(offset if offset <= path.stat().st_size else 0)  # a shorter file is another run's
+            stream.seek(offset if offset <= path.stat().st_size else 0)  # a shorter file was written anew
             text = stream.read()
             complete = text.rfind(b"\n") + 1
             return list(_points(text[:complete])), stream.tell() - len(text) + complete

@@ -1,6 +1,6 @@
-"""The paper as data: how every model row is made (models.yaml) and every table's rows, columns and published cells.
+"""Read the paper as data: model rows (models.yaml), each table's columns, rows and published cells.
 
-One table file drives what the DAG runs for `snakemake table_N`, the verdict and the printed table.
+A table's file decides what `snakemake table_N` runs, the verdicts and the printed table.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1  # of models.yaml and table_N.yaml
 FOLDER = Path(__file__).parent
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where it is there: every command reads these ten files
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's if it is installed: every command reads these ten files
 
 
 class Strict(BaseModel):
+    """A frozen model without unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Model(Strict):
-    """How one row's model comes to be."""
+    """How the model of a row is built and trained."""
 
     preset: str  # presets/<preset>.json, "bag-of-embeddings", or "checkpoint": a study's own baseline
     overrides: dict[str, int | float | str | bool] = {}  # architecture fields that differ from the preset
@@ -30,25 +32,27 @@ class Model(Strict):
     teacher: str | None = None
     strategy: Literal["none", "akt", "jkt", "pkt"] = "none"  # knowledge transfer, paper section 3.5
     losses: tuple[Literal["fmt", "at"], ...] = ()  # layer-wise losses of the transfer
-    dropout: bool = True  # in pre-training; the students have none, there as in distillation (released code)
+    dropout: bool = True  # in pre-training; the students have none there and in distillation (released code)
     control: Literal["none", "fresh-student", "shuffled-teacher"] = "none"
-    budget_of: str | None = None  # a model without a teacher, trained with the settings of this student's distillation
+    budget_of: str | None = None  # student whose distillation gives the settings of this model without a teacher
     budget: Literal["steps", "compute"] = "steps"  # for as many steps as the student, or as many FLOPs as it and its teacher
     seed: int = 0  # added to the study's
     note: str = ""
 
     @property
     def settings(self) -> str:
-        """The group of a study's keys that says how a model without a teacher is trained."""
+        """Return the section of a study that says how a model without a teacher is trained."""
         return "distill" if self.budget_of else self.schedule
 
 
 class Column(Strict):
-    """Where a column's measured value comes from.
+    """A column, with the source of its measured values.
 
-    architecture: computed from the paper's own widths, whatever the study's scale; cost: from the model that was run;
-    finetune: `finetune/<model>/<task>` (`quantize/<model>/<task>` in an int8 row); latency: the `latency` record;
-    glue: the leaderboard formula over the row's own cells; text: nothing to measure.
+    architecture: computed from the paper's widths, whatever the study's scale.
+    cost: computed from the model at the study's scale.
+    finetune: `finetune/<model>/<task>` (`quantize/<model>/<task>` in an int8 row).
+    latency: the `latency` record. glue: the leaderboard's formula over the row's cells.
+    text: nothing to measure.
     """
 
     key: str
@@ -63,14 +67,18 @@ class Column(Strict):
 
 
 class Row(Strict):
+    """A row: its label, its model and its published values by column key."""
+
     label: str
-    model: str | None = None  # None: published only, this suite does not run it
+    model: str | None = None  # a row without a model is only published; this suite does not run it
     precision: Literal["fp32", "int8"] = "fp32"
     marks: str = ""
     published: dict[str, float | str | list | None] = {}
 
 
 class Table(Strict):
+    """One of the paper's tables."""
+
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     number: Annotated[int, Field(ge=1, le=9)]
     title: str
@@ -81,15 +89,17 @@ class Table(Strict):
 
 @cache
 def models() -> dict[str, Model]:
+    """Return name -> model of every model row."""
     content = yaml.load((FOLDER / "models.yaml").read_text(encoding="utf-8"), LOADER)
     return {name: Model.model_validate(fields) for name, fields in content["models"].items()}
 
 
 @cache
 def table(number: int) -> Table:
-    """Table `number` of the paper, 1 to 9."""
+    """Return table `number` of the paper, 1 to 9."""
     return Table.model_validate(yaml.load((FOLDER / f"table_{number}.yaml").read_text(encoding="utf-8"), LOADER))
 
 
 def tables() -> list[Table]:
+    """Return Tables 1 to 9."""
     return [table(number) for number in range(1, 10)]

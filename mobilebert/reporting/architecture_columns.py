@@ -1,4 +1,4 @@
-"""What the paper's architecture columns say of a configuration: computed, never copied."""
+"""Compute the paper's architecture columns from a configuration; copy nothing from the paper."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from mobilebert.modeling.cost import cost
 
 _NORMS = {"layer_norm": "LayerNorm", "no_norm": "NoNorm"}
-LENGTH = 128  # of the paper's FLOPs and latency (section 4.5)
+LENGTH = 128  # tokens of the paper's FLOPs and latency (section 4.5)
 
 
 def facts(config: Mapping) -> dict:
-    """Columns of Tables 1 to 4 and 7 for a "mobilebert" or "bert" configuration.
+    """Return the columns of Tables 1 to 4 and 7 for a "mobilebert" or "bert" configuration.
 
-    parameters, mha and ffn are in millions, flops in 10^9 for one sequence of LENGTH tokens; shapes are lists
-    [in, out], [in, heads, out] and [in, hidden, out]; None stands for a part that the model does not have.
+    parameters, mha and ffn are in millions, flops in 10^9 for one sequence of LENGTH tokens. Shapes
+    are [in, out], [in, heads, out] and [in, hidden, out]; None if the model lacks that part.
     """
     length = min(LENGTH, config["max_position_embeddings"])
     figures = cost(config, length)

@@ -1,4 +1,5 @@
-"""A study's experiment in the MLflow store: a parent run for one configuration, a child run for a record, its trials below."""
+"""Write a study's MLflow experiment: a parent run for a configuration, a child run for a record,
+trials below it. In this module a run is an MLflow run."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from mobilebert.study.schema import Study
 from mobilebert.study.stages import VIEWS
 from mobilebert.util.files import file_sha256
 
-SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables go into the store, weights stay where they are
+SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables are copied into the store, weights are not
 STATUS = {"ok": "FINISHED", "void": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "refused": "FAILED"}
 # MLflow's limits on one batch and on texts.
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = (
@@ -37,7 +38,7 @@ Say = Callable[[str], None]
 
 
 class Experiment:
-    """The study's experiment and, in it, the parent run of this configuration with its children."""
+    """The study's experiment, with the parent run of this configuration and its child runs."""
 
     def __init__(self, results: Path, study: Study, graph: Graph, say: Say):
         self.study, self.results, self.say = study, results, say
@@ -45,18 +46,18 @@ class Experiment:
         self.client, self.experiment = self.store.client, self.store.experiment
         jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
         self.configuration = digest(jobs)
-        self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps already there
+        self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps that it has already
         self.read()
         self.changed = self.parent is None
         if self.parent is None:
             self.parent, self.ended_as = self._create_parent(), "RUNNING"
 
     def read(self) -> None:
-        """Find the parent run and all others of the experiment."""
+        """Read all runs of the experiment and find the parent run among them."""
         self.children: dict[str, list] = {}  # fingerprint -> runs of this parent
         self.nested: dict[tuple[str, str], object] = {}  # (child run, name) -> the run below it
         self.elsewhere: set[str] = set()  # fingerprints of records under other parents
-        self.unfinished: list = []  # child runs of any parent that are under way as far as the store knows
+        self.unfinished: list = []  # child runs of any parent that the store calls running
         self.parent, runs, token = None, [], None
         while True:
             page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
@@ -85,14 +86,15 @@ class Experiment:
         return run.info.run_id
 
     def close(self, status: str, cells: Callable[[], Mapping[str, int]]) -> None:
+        """End the parent run with a status and the counts of `cells`, if anything has changed."""
         if self.changed or status != self.ended_as:
             now = int(time.time() * 1000)
             self._log(self.parent, [(f"cells/{key}", value, now, 0) for key, value in cells().items()], {}, {})
             self.client.set_terminated(self.parent, status)
 
     def end_the_abandoned(self) -> None:
-        """End what was followed, is under way no more and left no record of a job that the study still has. In a store of
-        several results folders it may be under way in another one."""
+        """End the runs of killed jobs without a record. Skip a store of MLFLOW_TRACKING_URI: the
+        job may run in another results folder."""
         for run in self.unfinished if self.store.is_own else ():
             job, fingerprint = run.data.tags["job"], run.data.tags["fingerprint"]
             state = self.results / self.study.name / ".state" / f"{job.replace('/', '-')}-{fingerprint[:16]}"
@@ -102,7 +104,8 @@ class Experiment:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
     def add(self, record: Record) -> str:
-        """The child run of one record: added, completed where it was followed or killed before, or there already."""
+        """Write the child run of a record; return "added", "there" or "completed": followed or
+        killed before, or written with another status."""
         path = record_folder(self.results, self.study.name, record)  # a record has the stage and name of its job
         source = path / "result.json"
         content = file_sha256(source) if source.is_file() else digest(record.model_dump(mode="json"))
@@ -113,19 +116,19 @@ class Experiment:
             if run.data.tags.get("record") == content:
                 if run.data.tags.get("status") == status:
                     return "there"
-                self._log(run.info.run_id, [], {}, tags)  # written before a view told what has not learnt
+                self._log(run.info.run_id, [], {}, tags)  # it was written before views had the status `failed`
                 self.client.set_terminated(run.info.run_id, STATUS[status], run.info.end_time)
                 return "completed"
         self.changed = True
         begun = next((run for run in mine if "record" not in run.data.tags), None)
         started = reading.started(record.started)
         run_id = begun.info.run_id if begun else self._create(record.id, record.fingerprint, started)
-        # A history is ordered by time first: what completes a followed run must not come before its live points.
+        # MLflow orders a history by time first: these points must come after those streamed live.
         stamp = int(time.time() * 1000) if begun else started
         points = _metrics(record, started) + self._new_points(run_id, record.curves, stamp, fresh=begun is None)
         if record.fingerprint in self.elsewhere:
             tags["reused"] = "true"
-        self._nest(run_id, record, path / "runs.jsonl")  # before the tag that says that all of this record is there
+        self._nest(run_id, record, path / "runs.jsonl")  # before the tag `record`, which marks the run as complete
         self._log(run_id, points, record.config, {key: value for key, value in tags.items() if value or key == "labels"})
         if self.store.keeps_files:
             self._keep(run_id, path, record)
@@ -133,11 +136,11 @@ class Experiment:
         return "completed" if begun else "added"
 
     def _keep(self, run_id: str, path: Path, record: Record) -> None:
-        """Write the record and its small artefacts into the store."""
+        """Copy the record and its small artefacts into the store."""
         if (path / "result.json").is_file():
             self.client.log_artifact(run_id, str(path / "result.json"))
         for name, facts in record.artefacts.items():
-            with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            with contextlib.suppress(OSError, ValueError):  # a damaged record may name a file that cannot exist
                 file = (path / name).resolve()
                 size = reading.number(facts.get("bytes"))
                 if size <= SMALL_ARTEFACT and file.is_relative_to(path.resolve()) and file.is_file():
@@ -145,7 +148,7 @@ class Experiment:
                     self.client.log_artifact(run_id, str(file), below if below != "." else None)
 
     def _nest(self, run_id: str, record: Record, path: Path) -> None:
-        """A run below `run_id` for every line of a job's runs.jsonl that has none yet, or one that was not finished."""
+        """Write a run below `run_id` for every line of runs.jsonl without a finished run."""
         found, damaged = trials(path)
         if damaged:
             say = f"{record.id}: runs.jsonl: {damaged} lines are damaged; left out of MLflow"
@@ -166,7 +169,7 @@ class Experiment:
             self.client.set_terminated(below.info.run_id, "FAILED" if failed else "FINISHED", end)
 
     def add_killed(self, state: State) -> str:
-        """The child run of a state folder that no process holds any more."""
+        """Write the child run of a killed job; return "added", "completed" or "there"."""
         begun = self._begun(state.fingerprint)
         fresh = begun is None
         if begun and begun.info.status == "KILLED" and begun.info.end_time == state.ended:
@@ -179,14 +182,14 @@ class Experiment:
         return "added" if fresh else "completed"
 
     def stream(self, state: State, lines: list[dict]) -> int:
-        """New points of a run under way into its child run; returns how many."""
+        """Write new points of a running job into its child run; return how many."""
         begun = self._begun(state.fingerprint)
         if begun is None:
             run_id = self._create(state.job, state.fingerprint, state.started)
             self._log(run_id, [], state.config, {})
         else:
             run_id = begun.info.run_id
-            if begun.info.status != "RUNNING":  # it was killed before and goes on
+            if begun.info.status != "RUNNING":  # the job was killed before and has resumed
                 self.client.update_run(run_id, status="RUNNING")
                 self._log(run_id, [], {}, {"status": "running"})
                 self.children[state.fingerprint].remove(begun)
@@ -197,7 +200,7 @@ class Experiment:
         return len(points)
 
     def _begun(self, fingerprint: str):
-        """The child run that was followed or killed and has no record yet."""
+        """Return the child run that was followed or killed and has no record; None if none."""
         return next((run for run in self.children.get(fingerprint, []) if "record" not in run.data.tags), None)
 
     def _create(self, job: str, fingerprint: str, started: int) -> str:
@@ -212,7 +215,7 @@ class Experiment:
         return self.client.create_run(self.experiment, start_time=started, tags=tags, run_name=job).info.run_id
 
     def _log(self, run_id: str, points: list[tuple[str, float, int, int]], config: dict, tags: dict[str, str]) -> None:
-        """Points (key, value, milliseconds, step), parameters and tags, in as few batches as MLflow's limits allow."""
+        """Write points (key, value, milliseconds, step), parameters and tags in few batches."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(_key(key), value, stamp, step) for key, value, stamp, step in points]
@@ -224,7 +227,7 @@ class Experiment:
             metrics, params, labels = metrics[METRICS_A_BATCH:], params[PARAMS_A_BATCH:], []
 
     def _new_points(self, run_id: str, curves: Mapping[str, list], stamp: int, fresh: bool) -> list:
-        """Points whose step the run does not have yet: a resumed run repeats those after its last checkpoint."""
+        """Return the points of new steps: a resumed job repeats those after its checkpoint."""
         points, seen = [], self.seen.setdefault(run_id, {})
         for name, values in curves.items():
             key = _key(f"curves/{name}")
@@ -238,7 +241,7 @@ class Experiment:
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted keys; everything else as text."""
+    """Return nested mappings as one with dotted keys and texts as values."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -249,13 +252,13 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
 
 
 def _text(value) -> str:
-    with contextlib.suppress(ValueError):  # NaN in a list is no JSON
+    with contextlib.suppress(ValueError):  # JSON has no NaN, which a list may hold
         return canonical(value) if isinstance(value, list | tuple) else str(value)
     return str(value)
 
 
 def _key(name: str) -> str:
-    """A name of a metric or parameter as MLflow takes it: it could be a file's name."""
+    """Return the name of a metric or parameter with only the characters that MLflow accepts."""
     name = "/".join(part.strip(".") or "_" for part in re.sub(r"[^/\w.\- :]", "_", name).split("/"))
     return name[:KEY_LENGTH].rstrip("/")
 
@@ -265,7 +268,7 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _metrics(record: Record, stamp: int) -> list[tuple[str, float, int, int]]:
-    """Final metrics, and the raw samples behind them with the sample's number as the step."""
+    """Return the points of the final metrics and of their raw samples, whose number is the step."""
     points = [(key, value, stamp, 0) for key, value in record.metrics.items()]
     for key, values in record.samples.items():
         points += [(f"samples/{key}", value, stamp, index) for index, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""Loss curves of the records as SVG, the same bytes for the same records."""
+"""Draw the loss curves of the records as SVG: the same bytes for the same records."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from mobilebert.jobs.record import Record
 
 INK = "#808080"  # legible on a light and on a dark page
-LARGEST = 1e30  # of a curve's numbers: matplotlib fails on the largest floats
-LINES = ("-", "--", ":", "-.")  # after ten colours the style changes, so no line is told by its colour alone
+LARGEST = 1e30  # drawn values are below: matplotlib fails on the largest floats
+LINES = ("-", "--", ":", "-.")  # the style changes after ten colours, so that all lines differ
 
 
 def loss_curves(records: Mapping[str, Record]) -> dict[str, str]:
-    """Title -> SVG text: pre-training and distillation, transfer, and fine-tuning as one small panel a task.
+    """Return title -> SVG text of the figures that have curves.
 
-    A figure without curves is left out.
+    Pre-training and distillation share a figure; that of fine-tuning has a panel for each task.
     """
     found = {key: record.curves for key, record in records.items() if record.curves}
     trained = {key: _named(curves, "loss") for key, curves in found.items() if key.startswith(("pretrain/", "distill/"))}
@@ -36,7 +36,7 @@ def loss_curves(records: Mapping[str, Record]) -> dict[str, str]:
 
 
 def _named(curves: Mapping[str, list], name: str) -> list[list[tuple[int, float]]]:
-    """The curves called `name` (`train_loss`, `seed0_loss`, ...), without points that are not finite."""
+    """Return the finite points of each curve called `name` or ending so (`seed0_loss`, ...)."""
     lines = [points for key, points in sorted(curves.items()) if key == name or key.endswith(f"_{name}")]
     return [[point for point in points if _can_be_drawn(*point)] for points in lines]
 
@@ -46,7 +46,7 @@ def _can_be_drawn(step: int, value: float | None) -> bool:
 
 
 def _draw(title: str, panels: Mapping[str, Mapping[str, list]]) -> str:
-    """One SVG of panels (name -> line's label -> curves), four to a row; a label has one colour in all of them."""
+    """Draw panels (name -> label -> curves) as SVG, four to a row; a label keeps its colour."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +97,7 @@ def _draw(title: str, panels: Mapping[str, Mapping[str, list]]) -> str:
 
 
 def _inline(svg: str, title: str) -> str:
-    """An SVG element for the inside of an HTML page: no prolog, no metadata, no name spaces, ids of its own."""
+    """Return the SVG for HTML: no prolog, metadata or name spaces; ids begin with the title."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")

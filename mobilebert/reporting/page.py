@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no style sheet, no font, no image from anywhere."""
+"""Render the report as one HTML file, without scripts or outside style sheets, fonts or images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mobilebert.study.schema import Study
 from mobilebert.study.tasks import TASKS
 
 CONTROLS = ("bag-of-embeddings", "control-fresh-student", "control-shuffled-teacher")
-SUBJECT = "mobilebert"  # what the controls are held against
+SUBJECT = "mobilebert"  # the row that the controls are compared with
 EDITED = {
     "reason": "changed after it was written; delete its result.json to make it again",
     **dict.fromkeys(("time", "seeds", "shares", "labels", "fingerprint"), ""),
@@ -33,7 +33,7 @@ def render(
     outcomes: list[Outcome],
     edited: Collection[str] = (),
 ) -> str:
-    """The page's text. records: job id -> current record. edited: ids of the records changed by hand."""
+    """Return the page as HTML. records: job id -> current record. edited: ids of edited records."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -78,7 +78,8 @@ def _summary(study: Study, graph: Graph, records: Mapping[str, Record], edited: 
 
 
 def controls(study: Study, records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
-    """What a result must beat to mean anything: (quantity, values of SUBJECT, the majority class and CONTROLS)."""
+    """Return what a result must beat to mean anything: (quantity, values of SUBJECT, of the
+    majority class and of CONTROLS)."""
     rows = []
     for task in TASK_NAMES:
         headline = TASKS[task].metrics[0]
@@ -103,7 +104,7 @@ def _metric(records: Mapping[str, Record], key: str | None, name: str) -> float 
 
 
 def _percent(value: float | None, record: Record | None = None) -> str:
-    """A share in percent; `failed` beside that of a record whose runs have not learnt."""
+    """Return a fraction in percent, with " (failed)" if the record's trials did not learn."""
     if value is None:
         return NOTHING
     return f"{100 * value:.1f}" + (" (failed)" if record and reading.status(record) == "failed" else "")
@@ -125,7 +126,7 @@ def _row(record: Record) -> dict[str, str]:
 
 
 def _environments(records: Mapping[str, Record]) -> list[dict[str, str]]:
-    """The distinct machines and package versions that the records name, with the number of records of each."""
+    """Return the distinct machines and package versions, each with its number of records."""
     found: dict[tuple, int] = {}
     for record in records.values():
         machine = {key: str(value) for key, value in record.machine.items() if key != "load"}
@@ -135,6 +136,7 @@ def _environments(records: Mapping[str, Record]) -> list[dict[str, str]]:
 
 
 def duration(seconds: float) -> str:
+    """Return a time for people: "5.0 s", "2 min 3 s" or "4 h 5 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)

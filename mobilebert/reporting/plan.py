@@ -1,4 +1,4 @@
-"""What a study will take before anything runs: tokens, FLOPs, hours and memory of every job. Estimates, and marked as such."""
+"""Estimate the tokens, FLOPs, hours and memory of every job of a study before anything runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError, allowed, shown
 from mobilebert.util.machine import cores
 
-WIDE = 512  # width inside a block from which on matrix products, not memory traffic, take the time
+WIDE = 512  # blocks at least this wide are bound by matrix products, narrower ones by memory traffic
 
 
 @dataclass(frozen=True)
 class Device:
-    """Dense peak in TFLOP/s, and the share of it assumed to be reached by wide (BERT, IB-BERT) and narrow models."""
+    """Dense peaks in TFLOP/s; the assumed shares of wide (BERT, IB-BERT) and narrow models."""
 
     fp32: float
     bf16: float
@@ -33,7 +33,8 @@ class Device:
 
 
 DEVICES = {
-    # 2 cores x 2 AVX2 FMA units x 8 floats x 2 FLOPs x 3.0 GHz = 0.19 TFLOP/s; no bf16 units, so bf16 runs no faster.
+    # 2 cores x 2 AVX2 FMA units x 8 floats x 2 FLOPs x 3.0 GHz = 0.19 TFLOP/s. There are no bf16
+    # units, so bf16 runs no faster.
     "cpu-2-cores": Device(0.19, 0.19, 0.5, 0.25, "2 cores with AVX2 at 3 GHz, by arithmetic"),
     "a100": Device(19.5, 312, 0.4, 0.12, "NVIDIA A100 SXM data sheet"),
     "h100": Device(67, 989, 0.4, 0.12, "NVIDIA H100 SXM data sheet, without sparsity"),
@@ -43,7 +44,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One job's estimate. Memory of training, in bytes: `state` whatever the batch, `per_token` of a batch beside it."""
+    """One job's estimate. Training needs `state` bytes, and `per_token` for a token of a batch."""
 
     id: str
     tokens: float
@@ -54,10 +55,10 @@ class Line:
 
 
 def plan(study: Study, graph: Graph, device: str | None = None) -> str:
-    """Return the plan of every job that a bare run of the study makes, as text.
+    """Return the plan of every job that a bare `snakemake` runs, as text.
 
-    device: a key of `DEVICES`, or "cpu" for this machine; None: "cpu" for a CPU study, "h100" for another. Raises UserError for
-    an unknown device.
+    device: a key of `DEVICES`, or "cpu" for this machine; None is "cpu" if the study's device is
+    cpu, else "h100". Raises UserError if it is unknown.
     """
     device = device or ("cpu" if study.device == "cpu" else "h100")
     if device not in (*DEVICES, "cpu"):
@@ -89,7 +90,7 @@ def plan(study: Study, graph: Graph, device: str | None = None) -> str:
 
 
 def this_machine() -> Device:
-    """Return this machine, its peak measured within half a second as that of the products of two matrices of float32."""
+    """Return this machine; its peak is measured in half a second with float32 matrix products."""
     import numpy as np
 
     size, fastest, count, start = 1024, math.inf, 0, time.perf_counter()
@@ -108,7 +109,7 @@ def _warning(device: str) -> str:
 
 
 def _search_line(study: Study) -> list[str]:
-    """How the search is counted, where there is one."""
+    """Return a line on how the search is counted; none if the study does not search."""
     config = study.finetune.setting("mnli")  # the counts are every task's
     if config["search"] == "none":
         return []
@@ -122,15 +123,15 @@ def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
     peak = 1e12 * (device.bf16 if job.config.get("precision") == "bf16" else device.fp32)
     seconds = sum(flops / peak / (device.wide if _width(config) >= WIDE else device.narrow) for config, flops in parts)
     minutes = job.config.get("max_minutes")
-    share = 60 * minutes / seconds if minutes else 1.0  # of its steps that the run will make in its time
+    share = 60 * minutes / seconds if minutes else 1.0  # fraction of the steps that max_minutes allows
     flops = sum(flops for _, flops in parts) * share
     return Line(job.id, tokens * share, flops, seconds * share / 3600, *_memory(study, graph, job))
 
 
 def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
-    """Bytes of training: whatever the batch, and for each token of one, halved in bf16.
+    """Return the bytes of training: without a batch, and for a token of one (halved in bf16).
 
-    Of the pre-training model: an upper bound for fine-tuning, which has no masked-LM head.
+    Both are those of pre-training: an upper bound for fine-tuning, which has no masked-LM head.
     """
     config = job.config
     architecture = config.get("architecture", {})
@@ -149,7 +150,10 @@ def _width(config: Mapping) -> int:
 
 
 def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
-    """Tokens read, and FLOPs by architecture: a forward pass, and twice as much for the backward pass of training."""
+    """Return the tokens read, and the FLOPs of each architecture.
+
+    A backward pass of training counts twice its forward pass.
+    """
     config = job.config
     if job.stage in ("pretrain", "distill", "transfer"):
         student = config["architecture"]
@@ -171,7 +175,7 @@ def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict,
         models = config["architectures"].values()
         parts = [(item, runs * cost(item, config["length"]).encoder_flops) for item in models]
         return runs * len(parts) * config["length"], parts
-    return 0, []  # data and checkpoint: reading, no products
+    return 0, []  # data and checkpoint have no matrix products
 
 
 def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
@@ -184,7 +188,7 @@ def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[
         trained = config["length"] * _rows(study, config, "train") * passes(config)
         evaluated *= total(config)
     if architecture["model_type"] in ("bag-of-embeddings", "auto"):
-        return trained + evaluated, []  # no matrix product worth counting; a baseline's sizes are not known yet
+        return trained + evaluated, []  # a bag has next to no matrix products; a baseline's sizes are not known yet
     each = _forward(cost(architecture, config["length"]))
     return trained + evaluated, [(architecture, (3 * trained + evaluated) * each)]
 
@@ -211,7 +215,7 @@ def _rows_origin(study: Study) -> str:
 
 
 def _forward(figures: Cost) -> float:
-    """FLOPs of the encoder's forward pass, a token."""
+    """Return the FLOPs of the encoder's forward pass for one token."""
     return figures.encoder_flops / figures.seq
 
 

@@ -1,4 +1,4 @@
-"""What a record says of its runs. A record is data from elsewhere: a field that is missing or odd reads as nothing said."""
+"""Read the fields of a record for the views; a missing or malformed field counts as empty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from mobilebert.jobs.record import Record
 
-LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # seconds: no time of a record is later, no duration longer
+LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # seconds; the largest time and duration that a view uses
 UNSEALED = "record: written before records had a checksum"
 
 
@@ -39,10 +39,10 @@ def statuses(record: Record) -> list[str]:
 
 
 def status(record: Record) -> str:
-    """Return what a view calls the record: its status, or `failed` for one that ended and whose model has not learnt.
+    """Return the record's status as a view shows it: `failed` if the job ended but did not learn.
 
-    The rule: a score has failed if at least half of its seeds failed or diverged. Their median is then, or lies
-    beside, the score of a run that has not learnt. Fewer of them are a footnote.
+    A score has failed if at least half of its seeds failed or diverged: then the median is, or is
+    next to, the score of a trial that did not learn. Fewer of them become a footnote.
     """
     if record.status != "ok":
         return record.status
@@ -59,7 +59,7 @@ def is_score(record: Record) -> bool:
 
 
 def reason(record: Record) -> str:
-    """Return why the record is no plain `ok`, in words; an empty text for one that is."""
+    """Return in words why the record's status is not `ok`; "" if it is."""
     if record.status == "void":
         return f"{record.reason or 'no reason given'}; measure again: snakemake --forcerun {record.stage}"
     if record.reason or status(record) != "failed":
@@ -82,7 +82,7 @@ def spread(values: list[float]) -> float | None:
 
 
 def diverged_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
-    """Return what a footnote says of seeds that diverged: they are missing in the metric's samples."""
+    """Return the footnote on seeds that diverged: they are missing in the metric's samples."""
     if metric is None:
         missing, count = statuses(record).count("diverged"), len(statuses(record))
     else:
@@ -92,8 +92,8 @@ def diverged_labels(record: Record, metric: str | None = None) -> tuple[str, ...
 
 
 def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
-    """Return what a footnote says of runs that ended without having learnt (`training.runs.failure`), and the median of
-    the others."""
+    """Return the footnote on trials that ended but did not learn (`finetuning.outcomes.failure`),
+    with the median of the others."""
     found = statuses(record)
     failed = found.count("failed")
     if not failed:
@@ -109,7 +109,7 @@ def failed_labels(record: Record, metric: str | None = None) -> tuple[str, ...]:
 
 
 def labels(record: Record) -> tuple[str, ...]:
-    """Return the record's labels, and one that says that nothing shows whether it was edited."""
+    """Return the record's labels, with UNSEALED if it has no checksum."""
     return (*record.labels, UNSEALED) if record.seal == "unsealed" else record.labels
 
 
@@ -122,7 +122,7 @@ def seeds(record: Record) -> list[str]:
 
 
 def shares(record: Record) -> dict[str, list[float]]:
-    """Return split -> share of every predicted class."""
+    """Return split -> fraction of the predictions for each class."""
     found = record.details.get("shares")
     if not isinstance(found, dict):
         return {}
@@ -131,17 +131,17 @@ def shares(record: Record) -> dict[str, list[float]]:
 
 
 def seconds(record: Record) -> float:
-    """Return how long the run took; 0 if that is no time."""
+    """Return how many seconds the job took; 0 if the field is malformed."""
     return duration(record.seconds)
 
 
 def duration(value) -> float:
-    """Return a number of seconds; 0 if the value is none."""
+    """Return a number of seconds, at least 0; 0 if the value is not a finite number."""
     return min(max(number(value), 0.0), LATEST) if is_number(value) else 0.0
 
 
 def started(moment: str) -> int:
-    """Return a record's start in milliseconds since 1970; 0 if it is no time."""
+    """Return a record's start in milliseconds since 1970; 0 if it is not a valid time."""
     try:
         return max(0, int(datetime.fromisoformat(moment).timestamp() * 1000))
     except (ValueError, TypeError, OverflowError):

@@ -1,7 +1,7 @@
-"""The MLflow store of a study: opened within seconds, or refused in one line that names the way out.
+"""Open the MLflow store of a study within seconds, or refuse it in one line that says what to do.
 
-MLflow's own way with trouble is a traceback after many retries: 107 seconds for a file that is no database, four minutes for a
-server that is down. So a file and a server are looked at before MLflow opens them.
+MLflow alone fails with a traceback after many retries: 107 seconds for a file that is no database,
+four minutes for a server that is down. So this module checks both before MLflow opens them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ SETTINGS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # of a server that answered a moment ago
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the server has just answered the check
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. `keeps_files`: whether artefacts may be written where the experiment keeps them."""
+    """An open store. `keeps_files`: whether artefacts are copied to it."""
 
     client: object
     experiment: str
     keeps_files: bool
-    is_own: bool  # `mlflow.db` beside the results, not what MLFLOW_TRACKING_URI names
+    is_own: bool  # it is `mlflow.db` beside the results; MLFLOW_TRACKING_URI is not set
     uri: str
 
 
 def uri_of(database: Path) -> str:
-    """Return the URI of a SQLite file. A question mark would begin the URI's options, so a path with one is quoted."""
+    """Return the URI of a SQLite file; quote a path with "?", which would begin options."""
     if "?" not in str(database):
         return f"sqlite:///{database}"
     return f"sqlite+pysqlite:///file:{quote(str(database))}?uri=true"
@@ -54,7 +54,7 @@ def uri_of(database: Path) -> str:
 
 @contextlib.contextmanager
 def in_one_line(what: str, hint: str) -> Iterator[None]:
-    """Raise UserError, one line, for every trouble with the store."""
+    """Turn every error of the store in this block into a UserError of one line."""
     try:
         yield
     except Exception as error:
@@ -65,7 +65,7 @@ def in_one_line(what: str, hint: str) -> Iterator[None]:
 
 
 def _troubles() -> tuple[type[Exception], ...]:
-    """Return what is raised by MLflow and what it stands on; imported late, for these imports take seconds."""
+    """Return the errors of MLflow and its libraries; imported here, because that takes seconds."""
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -75,7 +75,7 @@ def _troubles() -> tuple[type[Exception], ...]:
 
 
 def trouble(folder: Path):
-    """Return the context manager that names the store of a study's folder and the way out."""
+    """Return `in_one_line` for the store of a study's folder: its name, and what to do."""
     given = os.environ.get(VARIABLE)
     if given:
         return in_one_line(VARIABLE, "")
@@ -87,10 +87,11 @@ def _rebuilt(database: Path) -> str:
 
 
 def open_store(folder: Path, study: str, say: Callable[[str], None]) -> Store:
-    """Open the store that MLFLOW_TRACKING_URI names, or `mlflow.db` in the study's folder, and find or make the experiment.
+    """Open the store that MLFLOW_TRACKING_URI names, or else `mlflow.db` in the study's folder, and
+    find or create the experiment.
 
-    A database that was copied here from another folder is a view of that folder's records and writes its files there. It is
-    put aside, with one line, and a new one is begun. Raises UserError, one line, for every trouble.
+    A database copied from another folder shows that folder's records and writes its files there: it
+    is renamed, with one line, and a new one is created. Raises UserError if the store cannot open.
     """
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -104,12 +105,12 @@ def open_store(folder: Path, study: str, say: Callable[[str], None]) -> Store:
     with trouble(folder):
         from mlflow import MlflowClient  # takes seconds, and only tracking needs it
 
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
         _write_fast()
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
-            location = None if uri.startswith("http") else (folder / ARTEFACTS).as_uri()  # a server keeps its files
+            location = None if uri.startswith("http") else (folder / ARTEFACTS).as_uri()  # a server places its files itself
             return Store(client, client.create_experiment(study, artifact_location=location), True, not given, uri)
     if experiment.lifecycle_stage == "deleted":
         command = f"{VARIABLE}={shlex.quote(uri)} mlflow experiments restore --experiment-id {experiment.experiment_id}"
@@ -140,7 +141,7 @@ def _check_given(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Raise UserError if nothing answers. Whatever answers, be it with an error, is MLflow's to talk to."""
+    """Raise UserError if nothing answers. MLflow handles every answer, even an error."""
     import requests
 
     try:
@@ -172,15 +173,16 @@ def _check_database(path: Path, what: str, hint: str) -> None:
 
 
 def _select(path: Path, query: str, values: tuple) -> list[tuple]:
-    # Not read-only: a killed process may have left a transaction for the next one to roll back.
+    # Not read-only: this process may have to roll back the transaction of a killed one.
     with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=ANSWER_S)) as connection:
         return connection.execute(query, values).fetchall()
 
 
 def _put_a_copy_aside(database: Path, study: str, say: Callable[[str], None]) -> None:
-    """Rename a database that keeps its files in another folder. MLflow must not have opened it yet: it keeps connections."""
+    """Rename a database with files in another folder. MLflow must not have opened it yet:
+    it keeps connections."""
     found: list[tuple] = []
-    with contextlib.suppress(sqlite3.OperationalError):  # MLflow has not made its tables yet
+    with contextlib.suppress(sqlite3.OperationalError):  # MLflow has not created its tables yet
         if database.exists():
             found = _select(database, "select artifact_location from experiments where name = ?", (study,))
     elsewhere = _other_folder(found[0][0], database.parent) if found else None
@@ -193,7 +195,7 @@ def _put_a_copy_aside(database: Path, study: str, say: Callable[[str], None]) ->
 
 
 def _other_folder(location: str | None, folder: Path) -> Path | None:
-    """Return where an experiment keeps its files if that is beside the records of another results folder."""
+    """Return the folder of an experiment's files if it belongs to other results; else None."""
     parts = urlsplit(location or "")
     path = Path(unquote(parts.path))
     if parts.scheme not in ("", "file") or path.name != ARTEFACTS or path.resolve() == (folder / ARTEFACTS).resolve():
@@ -202,8 +204,8 @@ def _other_folder(location: str | None, folder: Path) -> Path | None:
 
 
 def _write_fast() -> None:
-    """Hundreds of small transactions, each waiting for the disk, take longer than all the rest. A database that a power cut
-    breaks is made again from the records."""
+    """Switch off SQLite's wait for the disk, which costs more than all else in hundreds of small
+    transactions. A database that a power cut breaks is built again from the records."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 

@@ -1,4 +1,4 @@
-"""The paper's tables, filled: every published cell beside what this run measured, and nothing else."""
+"""Fill the paper's tables: every published cell beside the value that this study measured."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NOTHING = "–"  # the paper prints no value, or the model has no such part
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell, both values in the column's unit. `spread` is the standard deviation over `count` seeds."""
+    """One cell, in the column's unit. `spread`: the standard deviation over `count` seeds."""
 
     published: float | str | list | None
     measured: float | str | list | None
-    verdict: verdicts.Verdict | None  # None: nothing is measured in this cell
+    verdict: verdicts.Verdict | None  # None if the cell measures nothing
     unit: str = ""
     spread: float | None = None
     count: int | None = None
@@ -35,11 +35,12 @@ class Cell:
 
     @property
     def published_text(self) -> str:
+        """Return the published value as the paper prints it."""
         return show(self.published, self.unit, measured=False)
 
     @property
     def measured_text(self) -> str:
-        """The value with its spread; what became of it where there is none."""
+        """Return the value with spread and number of seeds, or the verdict if it has none."""
         if self.verdict in ("not run", "diverged", "refused", "void", "edited"):
             return self.verdict
         text = show(self.measured, self.unit)
@@ -50,35 +51,43 @@ class Cell:
 
 @dataclass(frozen=True)
 class FilledRow:
+    """A row of the paper with its filled cells."""
+
     row: paper.Row
     cells: tuple[Cell, ...]
 
     @property
     def label(self) -> str:
+        """Return the row's label with its marks."""
         return f"{self.row.label} {self.row.marks}".strip()
 
 
 @dataclass(frozen=True)
 class FilledTable:
+    """A table of the paper with its filled rows."""
+
     table: paper.Table
     rows: tuple[FilledRow, ...]
 
     @property
     def number(self) -> int:
+        """Return the table's number in the paper."""
         return self.table.number
 
     @property
     def heads(self) -> list[str]:
+        """Return the headings of the columns, with their units."""
         return [f"{column.head} ({column.unit})" if column.unit else column.head for column in self.table.columns]
 
     @property
     def labels(self) -> list[tuple[str, ...]]:
-        """The distinct labels of the cells, in order: footnote n is `labels[n - 1]`."""
+        """Return the distinct labels of the cells, in order: footnote n is `labels[n - 1]`."""
         return list(dict.fromkeys(cell.labels for row in self.rows for cell in row.cells if cell.labels))
 
     @property
     def notes(self) -> list[str]:
-        """The table's notes; beside a GLUE column also the means of printed cells, which papers quote as "GLUE" too."""
+        """Return the table's notes; with a GLUE column also the means of the printed cells, which
+        papers also quote as "GLUE"."""
         notes = list(self.table.notes)
         if any(column.source == "glue" for column in self.table.columns):
             means = "; ".join(f"{row.label} {published} / {measured}" for row, published, measured in self._means())
@@ -89,8 +98,8 @@ class FilledTable:
         return notes
 
     def _means(self) -> list[tuple[FilledRow, str, str]]:
-        """Of each row that this suite runs both means as text, beside the measured one the footnotes of its cells; NOTHING where
-        a cell has no value."""
+        """Return each row that this suite runs, with both means as text: NOTHING if a cell has no
+        value, the measured one with its cells' footnotes."""
         found = []
         for row in self.rows:
             cells = {column.key: cell for column, cell in zip(self.table.columns, row.cells) if column.source == "finetune"}
@@ -102,16 +111,17 @@ class FilledTable:
         return found
 
     def mark(self, cell: Cell) -> int | None:
-        """Number of the cell's footnote."""
+        """Return the number of the cell's footnote; None if it has no labels."""
         return self.labels.index(cell.labels) + 1 if cell.labels else None
 
 
 def fill(study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> list[FilledTable]:
-    """Return Tables 1 to 9 with the cells of `records` (job id -> current record). edited: ids of the records changed by hand."""
+    """Return Tables 1 to 9 filled from `records`, by job id. edited: ids of edited records."""
     return [fill_table(paper.table(number), study, records, edited) for number in range(1, 10)]
 
 
 def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> FilledTable:
+    """Return one table, filled from `records` (see `fill`)."""
     rows = []
     for row in table.rows:
         rows.append(FilledRow(row, tuple(_cell(study, row, column, records, edited) for column in table.columns)))
@@ -119,8 +129,8 @@ def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record], 
 
 
 def counts(tables: list[FilledTable]) -> dict[str, int]:
-    """Return how many cells have a value from a record (`measured`), are computed from a configuration (`computed`), or have
-    no record (`not_run`), and the verdicts of the first two (`measured_match`, `computed_match`, ...)."""
+    """Return the numbers of cells from a record (`measured`), from a configuration (`computed`) and
+    without a record (`not_run`), and of verdicts (`measured_match`, `computed_match`, ...)."""
     found = {"measured": 0, "not_run": 0, "computed": 0}
     for table in tables:
         for row in table.rows:
@@ -136,7 +146,7 @@ def counts(tables: list[FilledTable]) -> dict[str, int]:
 
 
 def in_words(numbers: Mapping[str, int]) -> str:
-    """Return `counts` as a line for people."""
+    """Return `counts` as one line of text."""
     parts = []
     for kind in ("measured", "computed"):
         kinds = {name.removeprefix(f"{kind}_"): count for name, count in numbers.items() if name.startswith(f"{kind}_")}
@@ -187,7 +197,8 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
 
 
 def _best_seed(record: Record, metric: str) -> tuple[str, ...]:
-    """Return what a footnote says of an int8 score over several seeds: it is not of their median, as the float row above it."""
+    """Return the footnote on an int8 score if there are several seeds: it is of their best, but the
+    float row above shows their median."""
     before, seeds = reading.samples(record, f"float_{metric}"), reading.seeds(record)
     if len(seeds) < 2 or len(before) != 1:
         return ()
@@ -195,9 +206,10 @@ def _best_seed(record: Record, metric: str) -> tuple[str, ...]:
 
 
 def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
-    """The leaderboard's formula over the row's own development scores; fewer than nine tasks give no score.
+    """Return the leaderboard's score over the row's development scores; it needs all nine tasks.
 
-    A score in which a task failed has failed, but for WNLI: all models of the paper's time answer its majority class.
+    It has failed if a task failed, other than WNLI: all models of the paper's time answer the
+    majority class there.
     """
     published = row.published.get(column.key)
     mine = {task: record for task in LEADERBOARD if (record := records.get(f"finetune/{row.model}/{task}"))}
@@ -226,7 +238,10 @@ def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Recor
 
 
 def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
-    """The first engine's figure: metric `<model>/<engine>:p50_ms`, every round's samples under `<model>/<engine>`."""
+    """Return the cell of the first engine.
+
+    Its metric is `<model>/<engine>:p50_ms`; the samples of the rounds are `<model>/<engine>`.
+    """
     published = row.published.get(column.key)
     engines = record.config.get("engines") if record else None
     engine = engines[0] if isinstance(engines, list) and engines else None
@@ -248,7 +263,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def show(value, unit: str = "", measured: bool = True) -> str:
-    """A value as a cell prints it; a published number keeps the paper's digits."""
+    """Return a value as a cell prints it; a published number keeps the paper's digits."""
     if value is None:
         return NOTHING
     if isinstance(value, list):
@@ -270,7 +285,7 @@ LEGEND = (
 
 
 def markdown(filled: list[FilledTable]) -> str:
-    """Tables as Markdown, each under a heading `## Table N`."""
+    """Return the tables as Markdown, each under a heading `## Table N`."""
     return "\n\n".join([LEGEND, *(_markdown_table(table) for table in filled)]) + "\n"
 
 
@@ -303,7 +318,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text of this suite's own (a row's label, a note) that Markdown shows as it is."""
+    """Return this suite's text (a row's label, a note) so that Markdown shows it unchanged."""
     for sign in "\\|*_<":
         text = text.replace(sign, f"\\{sign}")
     return text

@@ -1,9 +1,10 @@
-"""Records as MLflow runs: a view of the results folder that can be rebuilt from it at any time.
+"""Write the records as MLflow runs: a view of the results folder that can be rebuilt from it.
 
-A parent run stands for one resolved configuration of a study, a child run for one record; below it lie the runs of its
-runs.jsonl, the settings of a search and the seeds. What is already there is found by its tags, so ingesting twice adds
-nothing. The store is `<results>/<study>/mlflow.db`, or what MLFLOW_TRACKING_URI names: one for all studies, an experiment each.
-Its files lie beside the results, those of a server where it wants them.
+A parent run is one resolved configuration of a study, a child run one record. Below it are the
+trials of its runs.jsonl: the settings of a search and the seeds. Runs are found by their tags, so
+ingesting twice adds nothing. The store is `<results>/<study>/mlflow.db`, or the one that
+MLFLOW_TRACKING_URI names, with an experiment for each study. Its files are beside the results; a
+server decides for itself where they are.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mobilebert.util.errors import UserError
 from mobilebert.util.text import cut
 
 HEADLINE = "mobilebert"  # the row whose scores decide whether the parent run has failed
-PROGRESS_S = 10.0  # between two lines on one followed run
+PROGRESS_S = 10.0  # seconds between two lines on one followed job
 
 
 def _silent(_: str) -> None:
@@ -44,12 +45,12 @@ def ingest(
     edited: Collection[str] = (),
     say: Say = _silent,
 ) -> dict[str, int]:
-    """Bring the store up to the records `found` (job id -> current record) and to the runs that were killed.
+    """Write the records `found` (job id -> current record) and the killed jobs into the store.
 
-    Returns how many child runs were added, completed (a run that was followed or killed before) or were there already.
-    cells: returns the counts of the tables' cells (`tables.counts`), metrics of the parent run. edited: ids of records
-    changed by hand, which are left out. say: takes a line for everything that is left out. Raises UserError for trouble
-    with the store.
+    Returns how many child runs were "added", "completed" (followed or killed before) or "there".
+    cells: returns the counts of the tables' cells (`tables.counts`), metrics of the parent run.
+    edited: ids of records edited by hand, which are left out. say: takes a line for each thing left
+    out. Raises UserError if the store fails.
     """
     counts = {"added": 0, "completed": 0, "there": 0}
     for key in edited:
@@ -68,8 +69,10 @@ def ingest(
 
 
 def has_failed(found: Mapping[str, Record]) -> bool:
-    """Return whether the study has failed: a score of HEADLINE, WNLI aside (all models answer its majority class), or every
-    score is of a model that has not learnt."""
+    """Return whether a score of HEADLINE, or every score, is of a model that did not learn.
+
+    WNLI does not count for HEADLINE, because all models answer its majority class.
+    """
     scores = [record for record in found.values() if reading.is_score(record)]
     bad = [record for record in scores if reading.status(record) != "ok"]
     headline = [record for record in bad if record.name.startswith(f"{HEADLINE}/") and not record.name.endswith("/wnli")]
@@ -85,10 +88,11 @@ def follow(
     patience: float = 30.0,
     say: Say = _silent,
 ) -> int:
-    """Stream the curves of runs under way into their child runs until `stop` is set, or no process has held a result's
-    lock for `patience` seconds. A run that ends meanwhile is ended in the store too. Returns the number of points streamed.
+    """Stream the curves of running jobs into their child runs; return the number of points.
 
-    say: takes a line when a run begins, at most every PROGRESS_S seconds of its points, and when it ends.
+    It ends if `stop` is set, or if no job has run for `patience` seconds. If a job ends meanwhile,
+    its child run is ended too. say: takes a line when a job begins, at most every PROGRESS_S
+    seconds on its points, and when it ends.
     """
     stop = stop or threading.Event()
     followed: dict[str, _Followed] = {}
@@ -107,7 +111,7 @@ def follow(
             for key in [key for key in followed if key not in alive]:
                 say(followed.pop(key).end(store))
             if stop.is_set() or time.monotonic() - last_seen >= patience:
-                if not alive:  # what is under way still, the next `ingest` completes
+                if not alive:  # the next `ingest` completes the jobs that still run
                     failed = has_failed(current_records(results, study.name, graph))
                     store.close("FAILED" if failed else "FINISHED", dict)
                 return points
@@ -115,13 +119,13 @@ def follow(
 
 
 class _Followed:
-    """One run under way whose points are streamed."""
+    """One running job whose points are streamed."""
 
     def __init__(self, state: State):
         self.state, self.offset, self.points, self.said = state, 0, 0, time.monotonic()
 
     def stream(self, store: Experiment, state: State, say: Say) -> int:
-        """Write the new points into the store; return how many they are."""
+        """Write the new points into the store; return how many."""
         self.state = state
         lines, self.offset = state.points(self.offset)
         count = store.stream(state, lines)
@@ -135,7 +139,7 @@ class _Followed:
         return count
 
     def end(self, store: Experiment) -> str:
-        """End the run in the store as it ended; return a line on it."""
+        """End the child run as the job ended; return a line on it."""
         store.read()  # another process may have ingested its record meanwhile
         record = self.state.record
         if record is not None:
@@ -151,27 +155,27 @@ class _Followed:
 
 @contextlib.contextmanager
 def _writer(folder: Path):
-    """One writer at a time, the others wait: processes that create one fresh database together leave it broken."""
+    """Hold the lock of the store: processes that create a database at the same time break it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".mlflow.lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
-# --- what lies in the results folder
+# --- the results folder
 
 
 def _states(results: Path, study: str, graph: Graph) -> list[State]:
     found = []
     for path in sorted((results / study / ".state").glob("*/run.json")):
-        # It ended, or begins, this moment; or its file is damaged, and nothing says whose it is.
+        # The job begins or ends meanwhile, or its run.json is damaged.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found.append(State(path.parent, results, study, graph))
     return [state for state in found if state.known and state.job.partition("/")[0] not in VIEWS]
 
 
 def _refused(results: Path, study: str, graph: Graph, found: Mapping[str, Record]) -> Iterable[Record]:
-    """Records of refused runs, which count as stale so that the run is tried again."""
+    """Yield the records of refused jobs, which count as stale so that the jobs are tried again."""
     for key, job in graph.items():
         path = record_file(results, study, job)
         if key not in found and path.exists():

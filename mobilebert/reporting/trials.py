@@ -1,4 +1,4 @@
-"""The lines of a job's runs.jsonl: one run of a search or of a seed each. A line that is none is counted, not raised."""
+"""Read the trials of a job from its runs.jsonl: one line for each setting of a search and seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mobilebert.reporting import reading
 
 @dataclass(frozen=True)
 class Trial:
-    """One line, as MLflow is told of it. started: milliseconds since 1970."""
+    """One trial as it is written to MLflow. started: milliseconds since 1970."""
 
     name: str
     params: dict
@@ -22,7 +22,7 @@ class Trial:
 
 
 def trials(path: Path) -> tuple[list[Trial], int]:
-    """Return the runs that the file names, and how many of its lines are damaged; none for a file that is not there."""
+    """Return the trials in the file and the number of damaged lines; no trials if it is missing."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
@@ -38,7 +38,7 @@ def trials(path: Path) -> tuple[list[Trial], int]:
 
 def _trial(line: dict) -> Trial:
     if not isinstance(line["run"], str) or not line["run"]:
-        raise TypeError("run is no name")
+        raise TypeError("the key run is not a name")
     return Trial(
         name=line["run"],
         params={**line["setting"], "seed": line["seed"], "part": line["part"]},

@@ -1,4 +1,4 @@
-"""What a measured value says about a published one, and whether a study's expectations hold. Pure functions."""
+"""Judge measured values against published ones, and a study's expectations, by pure functions."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from mobilebert.study.sections import Expectation
 
 Verdict = Literal["match", "near", "differs", "not judged", "not run", "failed", "diverged", "refused", "void", "edited"]
 
-# Labels that a footnote names and that do not stop the judgement: a corpus that stands in for one no longer to be had, what a
-# study changes of the recipe at the paper's scale (a precision, a rate), how the setting was chosen (without the paper's search
-# a score that matches says more, and one that falls short may lack no more than that), over how many processes and micro-batches
-# a batch was split (dropout draws other masks, as another seed does), and a record without a checksum.
+# A footnote names labels that begin so, and the cell is judged nevertheless:
+# corpus: another corpus replaces one that is no longer available.
+# changed: the study changes the recipe at the paper's scale (a precision, a rate).
+# search: how the setting was chosen. Without the paper's search a match says more, and a score
+#     that falls short may lack only the search.
+# split: processes and micro-batches of a batch; dropout draws other masks, as with another seed.
+# record: the record has no checksum.
 NAMED = ("corpus:", "changed:", "search:", "split:", "record:")
 NEAR = 1.5  # a value within this multiple of the tolerance is `near`
-_ROUNDING = 1e-9  # 84.5 - 83.5 must not exceed a tolerance of 1.0 by a float's last digit
+_ROUNDING = 1e-9  # so that 84.5 - 83.5 does not exceed a tolerance of 1.0 by a float's last digit
 
 
 def cell(published, measured, tolerance: float | None, labels=(), status: str | None = "ok", relative=False) -> Verdict:
-    """The verdict on one table cell, two-sided: a value that is too good differs like one that is too bad.
+    """Return the verdict on one table cell; a value that is too good differs like one too bad.
 
-    published, measured: numbers in one unit, or text and lists, which either are equal or not; `tolerance` is in that
-    unit, or a share of the published value where `relative`; None judges nothing. labels: why the value does not stand
-    for the paper's setting (scaled, a subset); with one there is no judgement, unless it begins as one of `NAMED`. status: of
-    the record (`reading.status`: a failed one is never judged), None without one.
+    published, measured: numbers in one unit, or texts and lists, which must be equal.
+    tolerance: in that unit, or a fraction of the published value if `relative`; None: not judged.
+    labels: why the setting is not the paper's (scaled, a subset); a label that does not begin as
+        one of `NAMED` prevents a judgement.
+    status: the record's (`reading.status`), None without a record. A failed one is never judged.
     """
     if status is None:
         return "not run"
@@ -53,9 +57,9 @@ def _is_number(value) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether one expectation holds. `left` and `right` are the values compared, None where one is not to be had.
+    """The outcome of one expectation. `left` and `right`: the compared values, None if missing.
 
-    void: what the comparison stands on does not hold. shown: a comparison that the study does not judge.
+    void: its condition, another expectation, does not hold. shown: the study does not judge it.
     """
 
     what: str
@@ -63,14 +67,16 @@ class Outcome:
     left: float | None
     right: float | None
     comparison: str  # e.g. "finetune/mobilebert/sst2:accuracy above finetune/bag-of-embeddings/sst2:accuracy by 0.05"
-    problem: str | None  # why it does not pass, in words
+    problem: str | None  # why it does not pass
     reason: str  # why the study expects it
 
 
 def expectations(expect: Iterable[Expectation], records: Mapping[str, Record], edited: Collection[str] = ()) -> list[Outcome]:
-    """One outcome for every expectation. A record that is missing, edited (ids in `edited`) or did not end well, and a metric
-    that is missing or null, fail it: what was not shown does not hold. Neither does what stands on another expectation that
-    does not."""
+    """Return the outcome of every expectation.
+
+    One fails if a record is missing, edited (ids in `edited`) or not ok, or if a metric is missing
+    or null. It is void if its condition, an earlier expectation, does not pass.
+    """
     found: list[Outcome] = []
     for item in expect:
         condition = next((one for one in found if one.what == item.void_unless), None)
@@ -92,7 +98,7 @@ def _expectation(item: Expectation, records: Mapping[str, Record], edited: Colle
         if len(left) > 1 or len(right) > 1:
             comparison = f"{_spread(left)} {side} {_spread(right)}{margin}: {comparison}"
         lead = means[0] - means[1] if side == "above" else means[1] - means[0]
-        # Without a margin equal values are neither above nor below; with one the margin itself is enough.
+        # Equal values fail if there is no margin; with a margin a lead of exactly that is enough.
         holds = lead >= item.by - _ROUNDING if item.by else lead > 0
         if not holds:
             outcome, problem = "fail", f"{_spread(left)} is not {side} {_spread(right)}{margin}"
@@ -104,13 +110,13 @@ def _expectation(item: Expectation, records: Mapping[str, Record], edited: Colle
 
 
 def _spread(values: list[float]) -> str:
-    """A value; or a mean, and in brackets the values that it is of."""
+    """Return one value, or a mean and its values in brackets."""
     mean = f"{sum(values) / len(values):.4f}"
     return mean if len(values) == 1 else f"{mean} [{', '.join(f'{value:.4f}' for value in values)}]"
 
 
 def _values(source: str | float, records: Mapping[str, Record], edited: Collection[str]) -> tuple[list[float], str | None]:
-    """The numbers that `source` names, or why there is one missing."""
+    """Return the numbers that `source` names and None, or no numbers and why one is missing."""
     if not isinstance(source, str):
         return [float(source)], None
     metric, values = source.partition(":")[2], []  # metrics may hold a colon, record ids never do

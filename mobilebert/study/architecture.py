@@ -1,4 +1,4 @@
-"""The architecture of a model row at a study's scale, as a plain configuration dictionary."""
+"""Compute the architecture of a model row at a study's scale, as a plain dictionary."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WIDTHS = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediat
 
 
 def architecture(study: Study, model: str, full_size: bool = False) -> dict:
-    """Fields of `MobileBertConfig` or `BertConfig` of the model row, `model_type` included, divided by the study's scale.
+    """Return the `MobileBertConfig` or `BertConfig` fields of a model row, `model_type` included.
 
-    Of a baseline, which comes as it is, no more than the vocabulary; its model type is "auto".
-
-    `full_size` gives the paper's own widths. Raises UserError when a width does not divide, or leaves no model.
+    The study's scale divides them; with `full_size` they keep the paper's sizes. A baseline keeps
+    its size: its fields are only the vocabulary and the model type "auto". Raises UserError if the
+    divisor does not divide a width, or if no valid model is left at this scale.
     """
     row = study.models[model]
-    if row.preset == "checkpoint":  # known once it is loaded; its ids must be those of the study's tokenizer
+    if row.preset == "checkpoint":  # its sizes are known once it is loaded; its vocabulary must be the study's
         return {"model_type": "auto", "vocab_size": study.data.vocab_size or preset("bert-base")["vocab_size"]}
     if row.preset == "bag-of-embeddings":
         base = preset("mobilebert")
@@ -57,7 +57,10 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
 
 
 def mismatch(student: Mapping, teacher: Mapping, losses: Collection[str] = ("fmt", "at")) -> str | None:
-    """Why the two architectures cannot be compared, in one line: by the logits of masked words, with `losses` layer by layer."""
+    """Return in one line why the teacher cannot teach the student; None if it can.
+
+    Logits of masked words need equal vocabularies; `losses` (fmt, at) need equal layers.
+    """
     fields = ["vocab_size"]
     if losses:
         fields += ["num_hidden_layers", "hidden_size"]

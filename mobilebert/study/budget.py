@@ -1,4 +1,4 @@
-"""What a distilled student costs, its teacher included: the budget of the same student from scratch. Arithmetic, no torch."""
+"""Count a student's FLOPs, its teacher's included: its budget from scratch. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from mobilebert.study.schema import Study
 
 
 def student_flops(study: Study, row: Model, student: Mapping, teacher: Mapping) -> float:
-    """FLOPs of the teacher's pre-training, of the knowledge transfer and of the distillation of the student `row`.
+    """Return the FLOPs of the teacher's pre-training, the knowledge transfer and the distillation.
 
-    student, teacher: their architectures. A backward pass counts as two forward passes, of the layers that learn.
+    student, teacher: architectures; the student is that of `row`. A backward pass counts as two
+    forward passes through the layers that learn.
     """
     pretrain, transfer, distill = study.pretrain, study.transfer, study.distill
     total = _tokens(pretrain) * cost(teacher, pretrain.length).training_flops_per_token
@@ -26,16 +27,16 @@ def student_flops(study: Study, row: Model, student: Mapping, teacher: Mapping) 
 
 
 def flops_per_token(student: Mapping, teacher: Mapping, length: int) -> float:
-    """Of a step of distillation: the student forward and backward, the teacher forward with its logits."""
+    """Return FLOPs per token of distillation: student forward and backward, teacher with logits."""
     logits = MASK_RATE * cost(teacher, length).mlm_flops_per_prediction
     return cost(student, length).training_flops_per_token + _forward(teacher, length) + logits
 
 
 def transfer_flops_per_token(config: Mapping, student: Mapping, teacher: Mapping, step: int, length: int) -> float:
-    """Of a step of knowledge transfer: the student as deep as the step runs it, backward through the blocks that learn, and the
-    teacher forward as deep as it is asked. No heads; the embeddings do not learn. Attention maps add no product.
+    """Return FLOPs per token of a step of knowledge transfer, over the blocks that `depths` names.
 
-    config: a transfer job's (see `depths`).
+    Student forward, backward through the blocks that learn, teacher forward. No head runs, the
+    embeddings do not learn, attention maps add no matrix product. config: a transfer job's.
     """
     run, learn, guide = depths(config, step, student["num_hidden_layers"])
     mine, embedded = (_forward({**student, "num_hidden_layers": count}, length) for count in (run, 0))
@@ -43,7 +44,8 @@ def transfer_flops_per_token(config: Mapping, student: Mapping, teacher: Mapping
 
 
 def scratch_steps(study: Study, row: Model, student: Mapping, teacher: Mapping, budget: str) -> int:
-    """Steps of distillation's batches that the student gets from scratch: as many as `row` gets, or for as many FLOPs."""
+    """Return the student's steps from scratch, in distillation's batches: as many as `row` gets, or
+    for as many FLOPs (budget "compute")."""
     if budget == "steps":
         return study.distill.steps + (study.transfer.steps if row.strategy != "none" else 0)
     own = cost(student, study.distill.length).training_flops_per_token
@@ -55,19 +57,19 @@ def _tokens(settings) -> int:
 
 
 def _forward(model: Mapping, length: int) -> float:
-    """FLOPs of the encoder's forward pass, a token."""
+    """Return the FLOPs of the encoder's forward pass for one token."""
     return cost(model, length).encoder_flops / length
 
 
 def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]:
-    """Mean share of its layers that the student runs, that it goes back through, and that the teacher runs."""
+    """Return the mean shares of layers that the student runs, that learn, that the teacher runs."""
     if row.strategy == "akt":
-        return 0, 0, 0  # beside distillation, whose steps count both models whole
+        return 0, 0, 0  # the transfer runs inside distillation, whose steps count both models whole
     transfer = study.transfer
     config = {"strategy": row.strategy, "losses": row.losses, "recipe": study.recipe}
     config |= {"steps": transfer.steps, "lower_layers": transfer.lower_layers}
     totals, step = [0, 0, 0], 0
-    while step < transfer.steps:  # from stage to stage: the steps of one are alike
+    while step < transfer.steps:  # one turn for each stage: all its steps have the same depths
         length = schedule.stage(step, transfer.steps, layers)[2]
         totals = [total + length * depth for total, depth in zip(totals, depths(config, step, layers), strict=True)]
         step += length
@@ -75,13 +77,13 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
 
 
 def depths(config: Mapping, step: int, layers: int) -> tuple[int, int, int]:
-    """Of `layers` blocks those that the student runs at a step of PKT or JKT, those that it goes back through, and those that the
-    teacher runs.
+    """Return how many of `layers` blocks the student runs at a step of PKT or JKT, how many learn,
+    and how many the teacher runs.
 
-    config: strategy, losses, recipe, steps and lower_layers, as in a transfer job's.
+    config: strategy, losses, recipe, steps and lower_layers of a transfer job.
     """
     if config["strategy"] == "jkt":
         return layers, layers, layers
     run = schedule.stage(step, config["steps"], layers)[0] + 1
-    whole = config["recipe"] == "released" and "fmt" in config["losses"]  # its statistics are of all the teacher's layers
+    whole = config["recipe"] == "released" and "fmt" in config["losses"]  # its loss uses statistics of all teacher layers
     return run, run if config["lower_layers"] else 1, layers if whole else run

@@ -10,38 +10,41 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 
-# Modules that carry a result from here to there without changing it. What they resolve is in the fingerprint already.
+# Modules that pass results on unchanged; the configuration they resolve is in the fingerprint.
 CARRIERS = frozenset(
     f"mobilebert{name}"
     for name in (
         *("", ".paper"),
         *(".util", ".util.errors", ".util.files", ".util.progress"),
         *(".study", ".study.architecture", ".study.code_hash", ".study.graph", ".study.job", ".study.load"),
-        *(".study.recipe", ".study.schema", ".study.sections", ".study.stages"),
+        *(".study.fields", ".study.finetune", ".study.recipe", ".study.schema", ".study.sections", ".study.stages"),
         *(".jobs", ".jobs.context", ".jobs.execute", ".jobs.freshness", ".jobs.locks", ".jobs.record"),
     )
 )
 
 
-# Modules that reach no result of a training: what is looked at before it, and the FLOPs behind its speed, which a report prints.
+# Modules that change no result of a training: checks before it, and the FLOPs behind its speed.
+# The report prints these FLOPs, so they are in its hash.
 BOOKKEEPING = frozenset(f"mobilebert.{name}" for name in ("data.preflight", "util.machine", "modeling.cost", "study.budget"))
 
 
 def canonical(value) -> str:
+    """Return the value as JSON with sorted keys, no spaces and ASCII only; ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def digest(value) -> str:
+    """Return the sha256 of the value's canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-# --- what the code says, without its comments
+# --- the code without its comments
 
 
 def _syntax(node) -> object:
-    """Nested lists of an abstract syntax tree without positions, docstrings and empty fields.
+    """Return a syntax tree as nested lists, without positions, docstrings and empty fields.
 
-    Empty fields are left out because Python versions differ in which ones they add (3.12: type_params).
+    Empty fields are left out because Python versions differ in which they add (3.12: type_params).
     """
     if isinstance(node, ast.AST):
         fields = []
@@ -70,7 +73,7 @@ def _file(module: str) -> Path | None:
 
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
-    """Hash of a module's syntax, and the package's modules that it imports."""
+    """Return the hash of a module's syntax, and the modules of this package that it imports."""
     tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree):
@@ -85,7 +88,10 @@ def _read(module: str) -> tuple[str, frozenset[str]]:
 
 @cache
 def modules(stage: str) -> tuple[str, ...]:
-    """Modules of the package that a stage's result depends on: what its own module imports, and so on."""
+    """Return the stage's module and those of this package that it imports, directly or not.
+
+    CARRIERS are left out; so are BOOKKEEPING for every stage but the report.
+    """
     found, waiting = set(), [f"mobilebert.stages.{stage}"]
     left_out = frozenset() if stage == "report" else BOOKKEEPING
     while waiting:
@@ -97,19 +103,20 @@ def modules(stage: str) -> tuple[str, ...]:
 
 
 def module_hashes(stage: str) -> dict[str, str]:
-    """Return the first 16 digits of the syntax hash of every module that a stage's result depends on."""
+    """Return the first 16 digits of the syntax hash of each of `modules`."""
     return {module: _read(module)[0][:16] for module in modules(stage)}
 
 
 def syntax_hash(*names: str) -> str:
-    """Hash of what the named modules of the package say, comments left out."""
+    """Return one hash of the syntax of the named modules of this package."""
     return digest([_read(name)[0] for name in names])
 
 
 @cache
 def code_hash(stage: str) -> str:
+    """Return one hash of all code that a stage's result depends on."""
     templates = {}
-    if stage == "report":  # the page's template is code of this stage
+    if stage == "report":  # the page's template is code of the report
         for file in sorted((PACKAGE / "reporting").glob("*.j2")):
             templates[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return digest([{module: _read(module)[0] for module in modules(stage)}, templates])

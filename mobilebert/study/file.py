@@ -1,4 +1,7 @@
-"""A study's file as plain values. Its size, depth and numbers are bounded: whatever it holds is read or refused in a second."""
+"""Read a study's file as plain values.
+
+Its size, depth and numbers are bounded, so any file is read or refused within a second.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,28 @@ import yaml
 
 from mobilebert.util.errors import UserError, shown
 
-LARGEST_FILE = 64 * 1024  # bytes; the largest study here has 5 thousand
-MOST_VALUES = 20_000  # those behind an alias count each time
-DEEPEST = 20  # a study's own keys are 5 deep
+LARGEST_FILE = 64 * 1024  # bytes; the largest study of this repository has 5,000
+MOST_VALUES = 20_000  # the values behind an alias count again at each use
+DEEPEST = 20  # a study's keys are at most 5 deep
 LARGEST_INTEGER = 2**53  # a float holds every integer up to here
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML with four changes.
+    """A YAML 1.1 loader with four changes.
 
-    `1e-4` is a number: YAML 1.1 reads it as text, and people write learning rates so. An integer is decimal or 0x...: YAML 1.1
-    reads 1:30 as 90 and 010 as 8. A date is text, for a study has none. A key given twice is an error.
+    `1e-4` is a number: YAML 1.1 reads it as text, but people write learning rates this way.
+    An integer is decimal or 0x...: YAML 1.1 reads 1:30 as 90 and 010 as 8.
+    A date is text, because no key of a study is a date.
+    A key given twice is an error.
     """
 
     def __init__(self, stream):
         super().__init__(stream)
         self.depth = self.values = 0
-        self.sizes: dict[int, int] = {}  # id of a node -> the values in it, those behind aliases counted each time
+        self.sizes: dict[int, int] = {}  # id of a node -> number of values in it, aliases expanded
 
     def compose_node(self, parent, index):
-        """Return the next node. Raises for one that is too deep, or for too many values."""
+        """Return the next node. Raises ComposerError if it is too deep or one value too many."""
         event, before = self.peek_event(), self.values
         self.depth += 1
         if self.depth > DEEPEST:
@@ -48,7 +53,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # of a value that is not what its tag says
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # the value does not fit its tag
             kind = node.tag.rpartition(":")[2]
             problem = f"{shown(node.value)} is no value of the type {kind}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
@@ -61,7 +66,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-OTHERS = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")}  # read in another way, or not at all
+OTHERS = {f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")}  # replaced below; timestamps are dropped
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in pairs if tag not in OTHERS]
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -75,10 +80,10 @@ _Loader.add_implicit_resolver(
 
 
 def read(file: Path) -> dict:
-    """Return the mapping in a study's file. Raises UserError, one line, for anything else."""
+    """Return the mapping in a study's file. Raises UserError if the file does not hold one."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise UserError(f"{file}: a study is a regular file, and this is none")
+            raise UserError(f"{file}: a study is a regular file, but this is a folder, pipe or device")
         with file.open("rb") as stream:
             content = stream.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
@@ -99,7 +104,7 @@ def read(file: Path) -> dict:
 
 
 def _check_scalars(file: Path, value, where: str) -> None:
-    """Raise UserError, which names the key, for an integer too large to count anything, and for text that no file can hold."""
+    """Raise UserError, with the key, for integers beyond 2**53 and text not valid in UTF-8."""
     if isinstance(value, dict):
         for key, item in value.items():
             place = f"{where}.{key}" if where else str(key)
@@ -109,6 +114,6 @@ def _check_scalars(file: Path, value, where: str) -> None:
         for place, item in enumerate(value):
             _check_scalars(file, item, f"{where}.{place}")
     elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # half a surrogate pair: "\ud800" in quotes
-        raise UserError(f"{file}: {shown(where)}: {shown(value)} is no text that UTF-8 can encode")
+        raise UserError(f"{file}: {shown(where)}: {shown(value)} cannot be encoded as UTF-8")
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise UserError(f"{file}: {where[:60]}: an integer has at most 15 digits")

@@ -1,7 +1,8 @@
-"""The graph of a study: every stage of every row, what it reads, and the fingerprint that says whether a record is its own.
+"""Build the graph of a study: a job for every stage of every model row, its inputs and fingerprint.
 
-A fingerprint covers a job's resolved configuration, its inputs' fingerprints and the comment-free syntax of the modules it
-uses. Threads, paths and devices never enter it. Snakemake, `plan`, the stages and the report all read this one graph.
+A record belongs to a job if it has the job's fingerprint. This covers the resolved configuration,
+the inputs' fingerprints and the comment-free syntax of the modules used, but never threads, paths
+or devices. Snakemake, `plan`, the stages and the report all read this one graph.
 """
 
 from __future__ import annotations
@@ -30,23 +31,27 @@ STAGES = (
     "check",
 )
 
-# Masked positions of a sequence at most. The paper masks 15 %; the released commands stop at 20, even of 512 tokens.
+# The most masked positions in a sequence. The paper masks 15 % of its tokens; the released commands
+# mask at most 20, even if it has 512.
 MAX_PREDICTIONS = {"paper": None, "released": 20}
 
 
 def _science(settings) -> dict:
-    """Settings that decide a result; micro-batches do with dropout alone, see `_dropout`."""
+    """Return the settings that decide a result; micro-batches only do with dropout (`_dropout`)."""
     return settings.model_dump(exclude=EXECUTION)
 
 
 def _dropout(settings, row: paper.Model) -> dict:
-    """With dropout the micro-batches are science: on a GPU each draws its own. So do the processes of a data-parallel run; their
-    number is not known here, and is a label of the record."""
+    """Return `dropout`; with dropout also `accumulate`, the number of micro-batches.
+
+    On a GPU each micro-batch draws other masks, so their number changes the result. So does the
+    number of data-parallel processes, which is unknown here and becomes a label of the record.
+    """
     return {"dropout": True, "accumulate": settings.accumulate} if row.dropout else {"dropout": False}
 
 
 def final_job(study: Study, model: str) -> str | None:
-    """The job whose record holds the model's finished pre-trained weights; None for the bag of embeddings."""
+    """Return the id of the job with a model's pre-trained weights; None for bag-of-embeddings."""
     row = study.models[model]
     if row.preset == "bag-of-embeddings":
         return None
@@ -58,12 +63,13 @@ def final_job(study: Study, model: str) -> str | None:
 def build_graph(study: Study) -> Graph:
     """Return every job that the study could run: all rows of all tables on all tasks.
 
-    Raises UserError if not every job can be made, or if an expectation cannot hold: a study that builds is a valid one.
+    Raises UserError if a job cannot be configured, or if an expectation cannot hold. A study whose
+    graph builds is therefore valid.
     """
     graph = Graph()
     graph.study_file = study.file
     data = study.data
-    kind = data.source.split(":")[0]  # a folder's path is not science; `sums` pins what is in it
+    kind = data.source.split(":")[0]  # a folder's path does not decide a result; `sums` pins its content
     graph.add("data", "", {**data.model_dump(exclude={"source"}), "source": kind})
     rows = study.models
     for model in sorted(rows, key=lambda name: rows[name].teacher is not None):  # teachers first
@@ -84,7 +90,7 @@ def build_graph(study: Study) -> Graph:
 
 
 def _finetune_setting(study: Study, task: str, pretrained: bool) -> dict:
-    """What a task's runs depend on. The search is of pre-trained models; the baseline keeps its one setting."""
+    """Return a task's settings. The bag of embeddings has no search and one learning rate."""
     setting = study.finetune.setting(task)
     baseline_rate = setting.pop("baseline_learning_rate")
     if not pretrained:
@@ -100,13 +106,15 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     base = {"architecture": architecture(study, model), "seed": study.seed + row.seed, "recipe": study.recipe}
     base["max_predictions"] = MAX_PREDICTIONS[study.recipe]
     if model in study.checkpoints:
-        weights = study.checkpoints[model]  # pinned by hash or by name and revision: a folder's path is not science
+        weights = study.checkpoints[model]  # a hash, or name and revision, pins them; a folder's path decides nothing
         pin = {"sha256": weights.sha256} if weights.is_local else {"source": weights.source, "revision": weights.revision}
         graph.add("checkpoint", model, {**pin, "architecture": base["architecture"]})
         return
     if row.budget_of:
         if model in study.run and (study.distill.max_minutes or study.transfer.max_minutes):
-            raise UserError(f"{study.name}: run: {model} counts the steps of {row.budget_of}, which max_minutes leaves open")
+            raise UserError(
+                f"{study.name}: run: {model} needs {row.budget_of}'s step count; remove distill's and transfer's max_minutes"
+            )
         graph.add("pretrain", model, {**base, **_scratch(study, row), **_dropout(study.distill, row)}, ["data"])
         return
     if not row.teacher:
@@ -126,7 +134,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     if row.strategy in ("jkt", "pkt"):
         inputs.append(graph.add("transfer", model, {**base, **transfer}, ["data", teacher]))
     config = {**base, **_science(study.distill), "strategy": row.strategy, "transfer": None}
-    if row.strategy == "akt":  # one stage: the layer-wise losses beside distillation, for the steps of both
+    if row.strategy == "akt":  # one stage: layer-wise losses and distillation at once, for the steps of both
         config["transfer"] = transfer
         config["steps"] = study.distill.steps + study.transfer.steps
         if study.distill.max_minutes and study.transfer.max_minutes:
@@ -135,7 +143,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
 
 
 def _scratch(study: Study, row: paper.Model) -> dict:
-    """Settings of a model that gets, without a teacher, what a student gets with one."""
+    """Return the settings of a model that trains without a teacher for the budget of a student."""
     student = paper.models()[row.budget_of]
     architectures = [architecture(study, name) for name in (row.budget_of, student.teacher)]
     settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
@@ -143,7 +151,7 @@ def _scratch(study: Study, row: paper.Model) -> dict:
 
 
 def with_upstream(graph: Graph, ids) -> list[str]:
-    """`ids` and everything they are made from, in the graph's order."""
+    """Return `ids` and all their direct and indirect inputs, in the graph's order."""
     wanted, waiting = set(), list(ids)
     while waiting:
         key = waiting.pop()
@@ -154,18 +162,18 @@ def with_upstream(graph: Graph, ids) -> list[str]:
 
 
 def jobs_in_scope(study: Study, graph: Graph) -> list[str]:
-    """The jobs that a bare `snakemake` runs, without report, tracking and check."""
+    """Return the ids of the jobs that a bare `snakemake` runs, without the views."""
     ids = ["data", "latency"]
     for model in study.models:
         ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
         ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
         if final_job(study, model) and not study.tasks_of(model) and model in study.run:
-            ids.append(final_job(study, model))  # `run: {control: []}`: pre-trained and compared, not fine-tuned
+            ids.append(final_job(study, model))  # `run: {control: []}`: pre-train and compare it, but do not fine-tune
     return with_upstream(graph, ids)
 
 
 def table_jobs(study: Study, graph: Graph, number: int) -> list[str]:
-    """The jobs behind the measured cells of one table."""
+    """Return the ids of the jobs behind the measured cells of one table, in the graph's order."""
     ids = set()
     for row in paper.table(number).rows:
         for column in paper.table(number).columns if row.model else ():
@@ -178,7 +186,7 @@ def table_jobs(study: Study, graph: Graph, number: int) -> list[str]:
 
 
 def cell_job(row: paper.Row, column: paper.Column) -> str | None:
-    """The job whose record a cell prints; None where nothing needs to run."""
+    """Return the id of the job whose record a cell prints; None if the cell needs no job."""
     if column.source == "latency":
         return "latency"
     if column.source != "finetune":
@@ -187,7 +195,7 @@ def cell_job(row: paper.Row, column: paper.Column) -> str | None:
 
 
 def add_views(study: Study, graph: Graph, extra=()) -> Graph:
-    """Add report, tracking and check over the scope and over what else has a current record."""
+    """Add report, track and check over the jobs in scope and `extra`, other current records."""
     wanted = {*jobs_in_scope(study, graph), *extra}
     inputs = [key for key in graph if key in wanted]
     expect = [item.model_dump() for item in study.expect]
@@ -196,11 +204,12 @@ def add_views(study: Study, graph: Graph, extra=()) -> Graph:
     sizes = {model: architecture(study, model, full_size=True) for model in paper.models()}
     graph.add("report", "", {**view, "tables": digest(printed), "architectures": digest(sizes)}, inputs)
     graph.add("track", "", {"study": study.name, "expect": expect}, inputs)
-    graph.add("check", "", {"expect": expect}, [*inputs, "report"])  # a store that is out of order hides no verdict
+    graph.add("check", "", {"expect": expect}, [*inputs, "report"])  # not "track": a broken MLflow store must not stop the check
     return graph
 
 
 def find_job(graph: Graph, stage: str, name: str) -> Job:
+    """Return the job of a stage and name (may be empty). Raises UserError if there is none."""
     job = graph.get(f"{stage}/{name}" if name else stage)
     if job is None:
         names = [key.removeprefix(f"{stage}/") for key in graph if key.startswith(f"{stage}/")]

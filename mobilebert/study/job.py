@@ -1,4 +1,4 @@
-"""Define a job, one run of one stage, and the graph that jobs form."""
+"""Define a job and the graph that jobs form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mobilebert.study.code_hash import canonical, code_hash, digest
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one stage. `name` is empty for the stages that run once a study."""
+    """A stage with its configuration and inputs. `name` is empty if it runs once a study."""
 
     stage: str
     name: str
@@ -20,11 +20,12 @@ class Job:
 
     @property
     def id(self) -> str:
+        """Return "stage/name", or "stage" if there is no name."""
         return f"{self.stage}/{self.name}" if self.name else self.stage
 
     @property
     def row(self) -> str | None:
-        """Return the model row that the job belongs to; None for a stage that runs once a study."""
+        """Return the model row of the job; None for a stage that runs once a study."""
         return self.name.partition("/")[0] or None
 
 
@@ -32,11 +33,12 @@ class Job:
 
 
 class Graph(dict):
-    """Job id -> Job, inputs before their users. `study_file`: what it was built from, where that was a file."""
+    """A mapping of job id to Job, inputs before users. `study_file`: the study's file, if any."""
 
     study_file: str | None = None
 
     def add(self, stage: str, name: str, config: dict, inputs=()) -> str:
+        """Add a job, whose inputs are in the graph already, and return its id."""
         inputs = tuple(inputs)
         used = {key: self[key].fingerprint for key in inputs}
         config = json.loads(canonical(config))

@@ -1,7 +1,7 @@
-"""A study: everything that defines a result, typed. The defaults are the paper's recipe.
+"""Load a study: everything that defines a result, typed; the defaults are the paper's recipe.
 
-A study file (`workflows/config/<study>.yaml`) lists only its differences from them. Threads, paths and devices are execution:
-`device` says what a study needs, and nothing of the sort enters a fingerprint.
+A study file (`workflows/config/<study>.yaml`) lists only differences from the defaults. Threads,
+paths and devices never enter a fingerprint; `device` only says what a study needs.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from mobilebert.util.errors import UserError, allowed, shown
 
 
 def studies() -> dict[str, Path]:
-    """Name -> file of the studies in `workflows/config`, of the working directory first, then of this checkout."""
+    """Return name -> file of the studies in `workflows/config` of the working directory if there is
+    one, else of this checkout."""
     here = Path("workflows/config")
     folder = here if here.is_dir() else Path(__file__).parents[2] / "workflows" / "config"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def load_study(study: str | Path) -> Study:
-    """Read a study by name or file.
+    """Return a study by name or file; `build_graph` then checks that its jobs can be configured.
 
-    `jobs.build` says whether every stage of it can be made. Raises UserError, one line with file, key and what is allowed.
+    Raises UserError, one line with file, key and what is allowed.
     """
     file = Path(study)
     if file.suffix not in (".yaml", ".yml"):
@@ -52,7 +53,7 @@ def load_study(study: str | Path) -> Study:
 
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first of pydantic's complaints: key, what is wrong, what is allowed."""
+    """Return one line on the first validation error: the key, what is wrong, what is allowed."""
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part)[:60] for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -61,15 +62,15 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     kinds = {"model_type": "a group of keys is allowed", "dict_type": "a mapping is allowed", "tuple_type": "a list is allowed"}
     message = kinds.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     if problem["type"] in ("missing", "value_error"):
-        return f"{where}: {message}" if where else message  # of the whole study: the message names its key
+        return f"{where}: {message}" if where else message  # no location: a check of the whole study, whose message names the key
     return f"{where}: {message}, not {shown(problem['input'])}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
-    """Keys allowed where pydantic's `location` points to."""
+    """Return the keys that are allowed at pydantic's `location`; none if that holds no section."""
     for part in location:
         field = model.model_fields.get(str(part))
-        if field is None:  # a key of a mapping or an index of a list: `model` is already what it holds
+        if field is None:  # a mapping's key or a list's index: `model` is its items' type already
             continue
         inner = [kind for kind in (TaskSetting, Expectation, Checkpoint) if kind.__name__ in str(field.annotation)]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

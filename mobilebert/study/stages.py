@@ -1,4 +1,4 @@
-"""Name the stages and what each of them is: the one table that commands, graph and views read."""
+"""Define the stages in one table, which the commands, the graph and the views read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: a program, a rule of the workflow, a kind of record.
+    """One stage: a command, a rule of the workflow and a kind of record.
 
     help: what its command does.
-    takes: what its name is, "MODEL" or "MODEL/TASK"; None for a stage that runs once a study.
-    gpu: whether it takes a GPU of its own in a study for one.
-    distributed: whether it runs in several processes that torchrun starts.
-    is_view: whether it only reads the records of the others.
+    takes: the kind of name, "MODEL" or "MODEL/TASK"; None for a stage that runs once a study.
+    gpu: whether it takes a whole GPU if the study's device is cuda.
+    distributed: whether torchrun can start it in several processes.
+    is_view: whether it only reads the records of other stages.
     """
 
     name: str

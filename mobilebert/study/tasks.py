@@ -1,4 +1,4 @@
-"""TODO mobilebert.study.tasks."""
+"""Define the GLUE and SQuAD tasks: their files, columns, labels and metrics."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-HIDDEN_LABEL = -1  # what GLUE ships in place of a test label
+HIDDEN_LABEL = -1  # GLUE's value for a test label that it hides
 
 STSB_RANGE = (0.0, 5.0)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One GLUE or SQuAD task.
 
     column: its heading in the paper's Table 4 (SQuAD: Table 5).
-    folder: where its files lie below the data folder.
+    folder: the folder of its files, below the data folder.
     text_columns: one sentence, or a pair in the order the model reads it.
     labels: class names by class index; None for regression and for SQuAD.
     num_labels: outputs of the head: the classes, 1 for regression, 2 (start and end) for SQuAD.
-    splits: role -> file stem. `train` and `validation` are needed wherever a task lists them; `validation_mismatched`
-        and the test splits may be absent.
-    metrics: names of the scores; the first is the one that the paper prints for the development set.
-    test_metric: the one that Table 4 prints, from the test server.
+    splits: role -> file stem. `train` and `validation` are required if a task lists them;
+        `validation_mismatched` and the test splits may be absent.
+    metrics: names of the scores; the paper prints the first for the development set.
+    test_metric: the score from the test server that Table 4 prints.
     """
 
     name: str
@@ -38,15 +38,17 @@ class Task:
 
     @property
     def is_squad(self) -> bool:
+        """Return whether the task is SQuAD v1.1 or v2.0."""
         return self.folder.startswith("squad/")
 
     @property
     def is_regression(self) -> bool:
+        """Return whether the label is a number (STS-B)."""
         return self.labels is None and not self.is_squad
 
     @property
     def columns(self) -> dict[str, str]:
-        """Each column that a table of this task must have, with its kind: text, class, score, integer or answers."""
+        """Return the required columns and their kinds: text, class, score, integer or answers."""
         if self.is_squad:
             return {"id": "text", "title": "text", "context": "text", "question": "text", "answers": "answers"}
         kinds = dict.fromkeys(self.text_columns, "text")
@@ -94,8 +96,8 @@ def _squad(version: str) -> Task:
     )
 
 
-# MRPC: Tables 6, 8 and 9 print development accuracy, Table 4 the test server's F1. The columns of Table 4 are F1 for
-# MRPC and QQP and Spearman for STS-B.
+# MRPC: Tables 6, 8 and 9 print development accuracy, Table 4 the test server's F1.
+# Table 4 prints F1 for MRPC and QQP, and Spearman for STS-B.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (

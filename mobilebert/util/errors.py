@@ -1,4 +1,4 @@
-"""Define the errors that end a command in one line, and the one that ends a training."""
+"""Define the error that ends a command in one line, and the one that ends a training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Diverged(Exception):
 
 
 LONGEST = 600  # characters of an error's line
-MOST, WIDEST = 12, 120  # names that an error lists, and their characters
+MOST, WIDEST = 12, 120  # the most names that an error lists, and the most characters of their list
 
 
 class UserError(Exception):
-    """One line that names the file and key and says what is allowed; the command line prints it and exits with 2.
+    """An error in one line: file, key and what is allowed. The command prints it and exits with 2.
 
-    The line is one whatever it quotes: a character that does not print is shown as its escape, and the middle of a line of more
-    than `LONGEST` characters is cut.
+    A character that does not print is shown as its escape. A line of more than `LONGEST` characters
+    is cut in the middle.
     """
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def naming(source) -> Iterator[None]:
-    """Begin the line of a UserError in this block with `source`, unless it names it."""
+    """Put `source` before the text of a UserError in this block, unless the text names it."""
     try:
         yield
     except UserError as error:
@@ -39,7 +39,7 @@ def naming(source) -> Iterator[None]:
 
 
 def shown(value) -> str:
-    """Return the value as an error quotes it: the start of its `repr`, or the size of a collection."""
+    """Return a value as an error quotes it: the start of its `repr`, or a collection's size."""
     if isinstance(value, list | tuple | dict | set) and value:
         return f"a {type(value).__name__} of {len(value)}"
     text = repr(value[:100] if isinstance(value, str | bytes) else value)
@@ -47,7 +47,7 @@ def shown(value) -> str:
 
 
 def allowed(names: Iterable[str], given: object = None) -> str:
-    """Return "allowed: a, b, c" for an error. Of many names it lists those that are most like the one given."""
+    """Return "allowed: a, b, c"; if there are many names, those most like `given`."""
     names = list(names)
     if len(names) <= MOST and len(", ".join(names)) <= WIDEST:
         return f"allowed: {', '.join(names)}"
@@ -63,6 +63,6 @@ def one_line(error: BaseException) -> str:
 
 
 def shown_key(key) -> str:
-    """Return a row's key as an error names it: as it is, or the start of its `repr` if it is long or does not print."""
+    """Return a row's key for an error: the start of its `repr` if it is long or does not print."""
     text = str(key)
     return text if text.isprintable() and len(text) <= 80 else f"{text!r:.80}"

@@ -9,12 +9,13 @@ from pathlib import Path
 
 
 def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one; a power cut leaves one of the two."""
+    """Write a file so that readers, and the disk after a power cut, have the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -26,8 +27,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def settle(part: Path, path: Path) -> None:
-    """Give a file that is written its name. The file is on the disk before it is renamed, the folder after: no power cut
-    leaves less than the old file."""
+    """Rename the written file `part` to `path`. Sync the file before and the folder after, so that
+    a power cut leaves at least the old file."""
     _sync(part)
     part.replace(path)
     _sync(path.parent)
@@ -42,7 +43,7 @@ def _sync(path: Path) -> None:
 
 
 def json_safe(value):
-    """NaN and infinity are not JSON; a record says null."""
+    """Return a value that JSON can hold: NaN and infinity, which it lacks, become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

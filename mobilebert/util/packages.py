@@ -1,4 +1,4 @@
-"""Packages of the extras, which a machine that only trains does without."""
+"""Report a missing package of the extras, which a machine that only trains does not need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mobilebert.util.errors import UserError
 
 
 def not_installed(error: ModuleNotFoundError) -> UserError:
-    """What the user of such a machine is told. A missing module of our own is no user's error: `error` is raised again."""
+    """Return the UserError for a missing package. Raise `error` again if the module is ours."""
     package = (error.name or "mobilebert").partition(".")[0]
     if package == "mobilebert":
         raise error

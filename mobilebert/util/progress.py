@@ -1,4 +1,4 @@
-"""Progress bars: tqdm on a terminal, a line every ten seconds in a log file; and how fast a training goes."""
+"""Show progress (a bar on a terminal, a line every ten seconds in a log) and measure speed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
-# Dense bf16 FLOP/s, by the start of the device's name as CUDA gives it; NVIDIA's data sheets, halved where they count sparsity.
+# Start of CUDA's device name -> dense bf16 FLOP/s, from NVIDIA's data sheets, halved if they count
+# sparsity.
 PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -20,18 +21,18 @@ PEAKS = {
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bf16 peak of a device in FLOP/s; None for a CPU and for a GPU that the table does not know."""
+    """Return the dense bf16 peak of a device in FLOP/s; None for a CPU or a GPU not in PEAKS."""
     if device != "cuda":
         return None
-    import torch  # not where a bar alone is wanted
+    import torch  # not at the top: a bar needs no torch
 
     name = torch.cuda.get_device_name()
     return next((peak for start, peak in PEAKS.items() if name.startswith(start)), None)
 
 
 def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
-    """A bar with rate and ETA on standard error, or none; `done` of `total` were finished before. A bar inside another is
-    cleared when it ends, on a terminal."""
+    """Return a bar with rate and ETA on standard error, or none if `silent`; `done` of `total` were
+    finished before. On a terminal a bar inside another is cleared when it ends."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -40,7 +41,7 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool =
         unit=unit,
         leave=None,
         mininterval=0.2 if terminal else 10.0,
-        position=None if terminal else 0,  # a log has no second line to go up from
+        position=None if terminal else 0,  # in a log a bar cannot move up a line
         dynamic_ncols=True,
         smoothing=0.1,
         file=sys.stderr,
@@ -49,13 +50,14 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool =
 
 
 class Speed:
-    """Tokens a second, model FLOPs utilisation (MFU), share of the time that steps waited for data.
+    """Tokens a second, model FLOPs utilisation (MFU) and the share of time spent waiting for data.
 
-    The first step, which compiles and warms caches, is counted apart, unless it is the only one; so is the first of each stage
-    of a schedule. FLOPs are the model's (`modeling.cost`), whatever the kernels compute beside them: attention maps that are
-    kept, a fused attention that makes its scores again. Padding counts in tokens and in FLOPs, as it is computed.
+    The first step compiles and warms caches. It is counted separately unless it is the only one;
+    so is the first of each stage of a schedule. FLOPs are the model's (`modeling.cost`), without
+    what kernels compute beside them: kept attention maps, scores that fused attention computes
+    again. Padding counts in tokens and in FLOPs, because it is computed.
 
-    peak: of all devices together in FLOP/s; without it, or where the steps' FLOPs are not known, there is no MFU.
+    peak: FLOP/s of all devices together. There is no MFU without it or without the steps' FLOPs.
     """
 
     def __init__(self, peak: float | None):
@@ -65,15 +67,16 @@ class Speed:
 
     @property
     def steps(self) -> int:
+        """Return the number of steps so far."""
         return self.whole.steps
 
     @property
     def seconds(self) -> float:
-        """Since this was made."""
+        """Return the seconds since this object was created."""
         return time.monotonic() - self.begin
 
     def waiting(self, batches: Iterable) -> Iterator:
-        """The same batches, the time until each one is there counted."""
+        """Yield the same batches and count the time until each one arrives."""
         batches = iter(batches)
         while True:
             start = time.monotonic()
@@ -85,7 +88,7 @@ class Speed:
             yield batch
 
     def step(self, tokens: int, flops: float | None = None, stage: int | None = None) -> None:
-        """A step of so many tokens and FLOPs has ended; `stage`: of the schedule, where that has stages."""
+        """Count a step that has ended. stage: that of the schedule, if it has stages."""
         spans = [self.whole]
         if stage is not None:
             spans.append(self.stages.setdefault(stage, _Span(*self.whole.end)))
@@ -96,10 +99,10 @@ class Speed:
             span.step(tokens, flops or 0.0, now, self.waited)
 
     def figures(self) -> dict:
-        """tokens_per_second, data_wait_share, first_step_seconds and, where it is known, mfu. Needs a step.
+        """Return tokens_per_second, data_wait_share, first_step_seconds and, if known, mfu.
 
-        `stages`, where there are some: for each of which a step was seen its number, `steps` and, but for first_step_seconds,
-        the same figures.
+        `stages`, if there are any, has for each stage seen its number, `steps` and the same figures
+        without first_step_seconds. Call it after at least one step.
         """
         found = self.whole.figures(self.peak) | {"first_step_seconds": self.first_seconds}
         stages = [{"stage": stage, "steps": span.steps} | span.figures(self.peak) for stage, span in self.stages.items()]
@@ -112,9 +115,9 @@ class Speed:
 
 
 class _Span:
-    """Steps in a row and their tokens and FLOPs, without the first where there are others.
+    """Consecutive steps, with their tokens and FLOPs; the first counts only if it is alone.
 
-    start, end: each a moment and the seconds waited for data until then.
+    start, end: a moment, and the seconds waited for data until then.
     """
 
     def __init__(self, moment: float, waited: float):

@@ -1,4 +1,4 @@
-"""Texts of a study and of records, made safe for where they are printed."""
+"""Make texts of a study and of records safe to print: on one line, cut, or in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _SIGNS = re.compile(r"([\\`*_<>\[\]|~&$])")
 
-_BLOCK = re.compile(r"^([#+=-]|\d+(?=[.)]))")  # what makes a heading, a list or a rule of the line that it begins
+_BLOCK = re.compile(r"^([#+=-]|\d+(?=[.)]))")  # at the start of a line: a heading, list or rule
 
 
 def one_line(text: str) -> str:
@@ -21,6 +21,6 @@ def cut(text: str, most: int) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return Markdown that shows the text as it is, on one line: no markup, HTML, link or heading of its own."""
+    """Return Markdown that shows the text as it is, on one line, with all markup escaped."""
     text = _SIGNS.sub(r"\\\1", one_line(text))
     return _BLOCK.sub(lambda match: rf"\{match[0]}" if not match[0].isdigit() else f"{match[0]}\\", text)

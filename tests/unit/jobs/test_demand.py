@@ -1,4 +1,7 @@
-"""Which jobs the workflow runs, for a chain data -> pretrain -> finetune -> quantize and the view report."""
+"""The workflow runs what is needed and no more.
+
+The study is the chain data -> pretrain -> finetune -> quantize, with the view report.
+"""
 
 import itertools
 import os
@@ -35,7 +38,7 @@ def finished(tmp_path_factory):
 
 
 def demand(finished, missing=(), stale=()):
-    """Return the demand of the finished study, with these records gone and these ones out of date."""
+    """Return the demand of the finished study, with some records gone and others out of date."""
     results, graph = finished
     found = Demand(results, "s", graph, current_records(results, "s", graph))
     assert set(found.freshness.values()) == {"current"}
@@ -44,7 +47,7 @@ def demand(finished, missing=(), stale=()):
 
 
 def to_run(found: Demand, forced: Forced = NOTHING) -> set[str]:
-    """Return the jobs that Snakemake runs for the report: it follows the inputs of jobs that are not up to date."""
+    """Return the jobs that Snakemake runs: it follows the inputs of those that are not up to date."""
     wanted, seen = ["report", "quantize/m/sst2"], set()
     while wanted:
         key = wanted.pop()

@@ -152,7 +152,7 @@ def test_an_input_is_checked_before_it_is_used(graph, tmp_path):
         run.artefact_of(JOB, "thing.txt")
     file = tmp_path / "smoke/data/result.json"
     file.write_text(json.dumps(sealed(json.loads(file.read_text()) | {"fingerprint": "0" * 64})))
-    with pytest.raises(UserError, match="made by another configuration"):
+    with pytest.raises(UserError, match="written with another configuration"):
         run.record_of(JOB)
 
 
