@@ -66,7 +66,7 @@ class Demand:
         return not (forced and self.current[key].status == "refused")
 
     def is_not_needed(self, key: str, forced: Forced) -> bool:
-        """Return whether a missing record may stay missing: what was computed from it is up to date.
+        """Return whether a missing record may stay missing: its results are up to date.
 
         The record of a fine-tuning is always needed; it is a result itself.
         """
@@ -76,9 +76,10 @@ class Demand:
         return any(self.is_up_to_date(user, forced) or self.is_not_needed(user, forced) for user in users)
 
     def newest(self) -> float:
-        """Return the modification time of the newest file of the study's jobs and tables, in seconds; 0 if there is none."""
-        out = self.results / self.study
-        times = (
-            path.stat().st_mtime for folder in (*self.graph, "tables") for path in (out / folder).glob("*") if path.is_file()
-        )
-        return max(times, default=0.0)
+        """Return when the newest file of the study's jobs and tables was written; 0 if there is none.
+
+        The time is in seconds since 1970.
+        """
+        folders = (self.results / self.study / folder for folder in (*self.graph, "tables"))
+        files = (path for folder in folders for path in folder.glob("*") if path.is_file())
+        return max((path.stat().st_mtime for path in files), default=0.0)

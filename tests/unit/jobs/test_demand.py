@@ -47,7 +47,7 @@ def demand(finished, missing=(), stale=()):
 
 
 def to_run(found: Demand, forced: Forced = NOTHING) -> set[str]:
-    """Return the jobs that Snakemake runs: it follows the inputs of those that are not up to date."""
+    """Return the jobs that Snakemake runs: it follows the inputs of jobs that are not current."""
     wanted, seen = ["report", "quantize/m/sst2"], set()
     while wanted:
         key = wanted.pop()
