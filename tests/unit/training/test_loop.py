@@ -360,7 +360,7 @@ def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatc
 
 
 def test_a_batch_smaller_than_its_parts_is_refused(tmp_path):
-    with pytest.raises(UserError, match="batch_size: 4 rows are fewer than the 5 parts"):
+    with pytest.raises(UserError, match="batch_size: 4 rows are fewer than the 5 micro-batches"):
         toy(tmp_path, accumulate=5)
 
 
