@@ -77,7 +77,7 @@ def split(batch: Batch, parts: int, processes: int = 1) -> list[Batch]:
 
 
 def _whole(batch: Batch) -> torch.Tensor:
-    """Return `whole` for the batch of a single process: rows, masked positions, real tokens (3,)."""
+    """Return `whole` of a single process's batch: rows, masked positions, real tokens (3,)."""
     mask = batch.get("attention_mask", torch.tensor(0))
     return torch.tensor([len(batch["input_ids"]), len(batch.get("masked_positions", ())), mask.sum()])
 

@@ -417,7 +417,7 @@ def test_a_failure_after_the_last_step_costs_no_step(tmp_path, monkeypatch, chan
 
 def test_with_dropout_another_split_is_another_run(tmp_path):
     toy(tmp_path / "with")
-    with pytest.raises(UserError, match=r"split over other processes and parts \(a{12}:train:1x1, this is a{12}:train:1x2\)"):
+    with pytest.raises(UserError, match=r"processes or micro-batches \(a{12}:train:1x1, this run is a{12}:train:1x2\)"):
         toy(tmp_path / "with", accumulate=2)
     toy(tmp_path / "without", training=False)
     toy(tmp_path / "without", training=False, accumulate=2)
