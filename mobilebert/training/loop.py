@@ -69,7 +69,7 @@ class _Clock:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of training so far, with those of the processes it was resumed from."""
+        """Return the seconds of training so far, with those before it was resumed."""
         return self.used + self.speed.seconds
 
     def share(self) -> float:
