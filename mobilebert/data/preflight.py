@@ -26,7 +26,7 @@ def before_work(study: Study, results: Path, graph: Graph, ids: Iterable[str]) -
 
 
 def check_results(results: Path, study: str) -> None:
-    """Raise UserError if a program would misread the path or cannot put the study's folder in it."""
+    """Raise UserError if a program would misread the path, or cannot put a study's folder there."""
     text = str(results)
     if text.startswith(("-", "~")):
         raise UserError(f"--results: {shown(text)}: the path must not begin with '-' or '~'; give the whole path")

@@ -102,10 +102,10 @@ def lines(content: str) -> list[str]:
 
 
 def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, list[str]]]:
-    """Yield each line's number, from 1, and its tab-separated fields; quotation marks are plain text.
+    """Yield each line's number, from 1, and its tab-separated fields.
 
-    Empty lines at the end of the file are left out. Raises UserError for an empty file and as
-    `text`.
+    Quotation marks have no special meaning. Empty lines at the end of the file are left out. Raises
+    UserError for an empty file and as `text`.
     """
     with reading(path, "not a whole gzip file" if path.suffix == ".gz" else "cannot be read"), _open(path) as stream:
         size = number = blank = 0

@@ -168,7 +168,10 @@ class Pairs:
         return np.maximum(np.minimum(sentence, latest), self.documents[document])
 
     def _end(self, start: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Return the first sentence boundary `wanted` tokens after `start`, or the document's end."""
+        """Return the first sentence boundary at least `wanted` tokens after `start`.
+
+        Returns the document's end if there is none.
+        """
         end = np.searchsorted(self.sentences, self.sentences[start] + wanted, side="left")
         return np.minimum(end, self.documents[document + 1])
 
