@@ -1,6 +1,6 @@
-"""Arrays made from texts once and then read from disk: named by the hash of what they depend on, memory-mapped.
+"""Keep arrays computed from texts on disk, named by the hash of their inputs, and memory-map them.
 
-Models that share a tokenizer share a folder, and so may processes that run at the same time.
+Models that share a tokenizer share a folder, and several processes may use it at the same time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 from mobilebert.data.reading import writing
 from mobilebert.study.code_hash import digest, syntax_hash
 
-MAKERS = ("mobilebert.data.examples", "mobilebert.data.squad", "mobilebert.data.glue")  # another code makes other arrays
-NAMES = "names.json"  # of a folder's arrays, so that one that is missing is missed
+MAKERS = ("mobilebert.data.examples", "mobilebert.data.squad", "mobilebert.data.glue")  # their code is hashed too
+NAMES = "names.json"  # the list of a folder's arrays, so that a missing one is noticed
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
 @contextlib.contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """Inside this block `arrays` keeps what it makes in `folder`, and takes what is there."""
+    """Make `arrays` read from and write to `folder` inside the block."""
     token = _folder.set(folder)
     try:
         yield
@@ -35,9 +35,11 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 
 def arrays(make: Callable[[], dict[str, np.ndarray]], *made_of) -> dict[str, np.ndarray]:
-    """Return what `make()` returns, or what it returned before for the same `made_of` (anything that JSON can hold).
+    """Return the arrays of `make()`, by name; from disk if they were computed before.
 
-    The arrays are read-only views of mapped files if `kept_in` names a folder, and fresh ones if not.
+    made_of: all that the arrays depend on besides the code, in any form that JSON can hold. The
+    arrays are read-only views of mapped files if `kept_in` names a folder, and otherwise newly
+    computed.
     """
     folder = _folder.get()
     if folder is None:
@@ -47,20 +49,27 @@ def arrays(make: Callable[[], dict[str, np.ndarray]], *made_of) -> dict[str, np.
         _write(place, make())
     try:
         return _read(place)
-    except (OSError, EOFError, ValueError):  # a file that was cut short or removed: made again
+    except (OSError, EOFError, ValueError):  # a file was cut short or removed
         shutil.rmtree(place, ignore_errors=True)
         _write(place, make())
         return _read(place)
 
 
 def _read(place: Path) -> dict[str, np.ndarray]:
-    """Raises OSError, EOFError or ValueError where the folder does not hold every array, whole."""
+    """Return a folder's arrays.
+
+    Raises OSError, EOFError or ValueError if one is missing or incomplete.
+    """
     names = json.loads((place / NAMES).read_text(encoding="utf-8"))
     return {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in names}
 
 
 def _write(place: Path, made: dict[str, np.ndarray]) -> None:
-    """A folder appears whole or not at all; of two processes that make the same one, the second's is thrown away."""
+    """Write a folder completely or not at all.
+
+    If two processes write the same one, the second's is discarded. Raises OSError if it cannot be
+    written.
+    """
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
     part.mkdir(parents=True, exist_ok=True)
     try:
@@ -72,7 +81,7 @@ def _write(place: Path, made: dict[str, np.ndarray]) -> None:
                 os.fsync(stream.fileno())
         with writing(part / NAMES):
             (part / NAMES).write_text(json.dumps(sorted(made)), encoding="utf-8")
-        with contextlib.suppress(OSError):  # it is there now, and a folder that holds files is not replaced
+        with contextlib.suppress(OSError):  # another process wrote it first: rename does not replace a folder with files
             part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)

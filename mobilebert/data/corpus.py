@@ -1,13 +1,14 @@
-"""Documents to token files: held-out split, no SQuAD development paragraph, sentences, WordPiece ids, memory-mappable.
+"""Turn documents into memory-mappable token files: drop SQuAD's, split, tokenize by sentence.
 
-Per split, `train` and `heldout`:
+Documents with a paragraph of SQuAD's development set are dropped. Per split, `train` and `heldout`:
 
     <split>.tokens.npy      (tokens,) uint16, or uint32 for a vocabulary of more than 65,536
     <split>.sentences.npy   (sentences + 1,) int64: where each sentence starts in tokens
     <split>.documents.npy   (documents + 1,) int64: where each document starts in sentences
 
-Documents are tokenized in batches, each kept in a cache under the hash of its text and of all that the result depends
-on: a preparation that was killed goes on where it was, and one that reads the same documents tokenizes none again.
+Documents are tokenized in batches. Each is kept in a cache under the hash of its text and of all
+else that the result depends on. So a preparation that was killed continues where it was, and
+documents that were read before are not tokenized again.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ from mobilebert.data.source import Source
 from mobilebert.util.errors import UserError
 
 SPLITS = ("train", "heldout")
-# A batch of documents is closed at this many characters, some 250,000 tokens: bounds memory, keeps workers busy.
+# A batch of documents ends at this size, some 250,000 tokens: it bounds memory and keeps workers
+# busy.
 BATCH_CHARACTERS = 1_000_000
 
 
@@ -51,21 +53,24 @@ def prepare_corpus(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int | float]:
-    """Write the token files of both splits to `out`; return what was counted.
+    """Write the token files of both splits to `out`; return the counts named below.
 
-    heldout_share: of the documents, by the hash of their text, so that a document is on the same side whatever else
-        the corpus holds.
+    heldout_share: share of the documents. A document's split depends only on the hash of its text,
+        not on the rest of the corpus.
     squad_dev_paragraphs: a document that contains one is dropped, see Paragraphs.
-    workers: processes; the files do not depend on it.
-    cache: folder of tokenized batches, for any corpus, tokenizer and `heldout_share`. It can be deleted at any time.
+    workers: number of processes; the files do not depend on it.
+    cache: folder of tokenized batches, shared by any corpora, tokenizers and values of
+        `heldout_share`. It can be deleted at any time.
     progress: called with documents and tokens so far.
 
-    Keys: documents_read, documents_empty, documents_dropped, documents_train, documents_heldout, sentences_train,
-    sentences_heldout, tokens_train, tokens_heldout, and unigram_entropy: nats per held-out token under the train
-    split's frequencies (add-one smoothed), what a masked language model reaches without looking at context.
+    Keys: documents_read, documents_empty, documents_dropped, documents_train, documents_heldout,
+    sentences_train, sentences_heldout, tokens_train, tokens_heldout, and unigram_entropy: nats per
+    held-out token under the train split's frequencies (add-one smoothed). A masked language model
+    reaches that value without looking at context.
 
-    Raises UserError for no document at all, fewer than two documents in a split (a random next segment comes from
-    another document), a share outside (0, 1), a full disk; `cache` then holds what was finished.
+    Raises UserError for a split with fewer than two documents (a random next segment comes from
+    another document), a share outside (0, 1), less than one worker or a full disk; `cache` then
+    keeps the finished batches.
     """
     if not 0 < heldout_share < 1:
         raise UserError(f"heldout_share is {heldout_share}: must lie between 0 and 1")
@@ -95,7 +100,9 @@ def prepare_corpus(
         for writer in writers.values():
             writer.commit()
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}; the same command goes on from here") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}; run the same command again to continue from here"
+        ) from error
     finally:
         for writer in writers.values():
             writer.discard()
@@ -106,13 +113,16 @@ def prepare_corpus(
 
 
 def unigram_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
-    """Cross-entropy in nats of held-out tokens under add-one smoothed train frequencies; both (vocabulary,) counts."""
+    """Return the cross-entropy in nats of held-out tokens under add-one smoothed train frequencies.
+
+    train, heldout: (vocabulary,) counts.
+    """
     log_probabilities = np.log((train + 1) / (train.sum() + len(train)))
     return float(-(heldout * log_probabilities).sum() / heldout.sum())
 
 
 def is_heldout(document: str, share: float) -> bool:
-    """Whether the first 64 bits of the text's sha256, as a fraction of 2^64, lie below `share`."""
+    """Return whether the first 64 bits of the text's sha256, divided by 2^64, are below `share`."""
     return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < share * 2**64
 
 
@@ -129,7 +139,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 class _Batch(NamedTuple):
-    """A batch of documents, tokenized: those with text that were not dropped."""
+    """A batch of tokenized documents, without those that are empty or dropped."""
 
     counts: np.ndarray  # documents read, empty, dropped
     tokens: np.ndarray  # (tokens,) uint16 or uint32
@@ -138,7 +148,7 @@ class _Batch(NamedTuple):
     hashes: np.ndarray  # (documents,) uint64, see is_heldout
 
     def split(self, heldout_share: float) -> dict[str, tuple[np.ndarray, ...]]:
-        """Tokens, sentence lengths and document lengths of each split."""
+        """Return tokens, sentence lengths and document lengths of each split."""
         heldout = np.array([number < heldout_share * 2**64 for number in self.hashes.tolist()], bool)
         parts = {}
         for split, documents in zip(SPLITS, (~heldout, heldout)):
@@ -149,7 +159,7 @@ class _Batch(NamedTuple):
 
 
 class _Encoder:
-    """Tokenize a batch of documents in a worker process."""
+    """A function that tokenizes a batch of documents in a worker process, with the cache."""
 
     def __init__(self, tokenizer: Tokenizer, dropped: Paragraphs, cache: Path | None) -> None:
         self.tokenizer, self.dropped, self.cache = tokenizer, dropped, cache
@@ -163,10 +173,10 @@ class _Encoder:
         self.rules = hashlib.sha256("\0".join(rules).encode()).digest()
 
     def __reduce__(self):
-        return _Encoder, (self.tokenizer, self.dropped, self.cache)  # the words seen so far stay behind
+        return _Encoder, (self.tokenizer, self.dropped, self.cache)  # do not send the words seen so far
 
     def __call__(self, documents: list[str]) -> _Batch:
-        # One process, one thread: what `workers` says is what is used.
+        # One thread a process, so that `workers` is the number of cores used.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         digests = [hashlib.sha256(document.encode()).digest() for document in documents]
         if self.cache is None:
@@ -182,7 +192,7 @@ class _Encoder:
         dropped = [self.dropped.in_document(document) for document in documents]
         texts = [[] if drop else list(sentences(document)) for document, drop in zip(documents, dropped)]
         tokens, lengths = self.encode([sentence for text in texts for sentence in text])
-        # Sentences of a document that have a token; a document without one is left out too.
+        # Count only sentences that have a token, and keep only documents that have such a sentence.
         ends = np.concatenate([[0], np.cumsum(lengths > 0)])
         document_lengths = np.diff(ends[np.cumsum([0, *map(len, texts)])])
         kept = document_lengths > 0
@@ -192,12 +202,12 @@ class _Encoder:
 
 
 def token_type(vocab_size: int) -> type:
-    """The type of a token file."""
+    """Return the NumPy type of a token file."""
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 def _save(path: Path, batch: _Batch) -> None:
-    """Write a file of the cache; several processes may write the same one."""
+    """Write a file of the cache; several processes may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.part")
     try:
@@ -211,7 +221,7 @@ def _save(path: Path, batch: _Batch) -> None:
 
 
 def _ordered_map(encoder: _Encoder, batches: Iterator[list[str]], workers: int) -> Iterator[_Batch]:
-    """encoder(batch) for every batch, in order; at most two batches a worker are in memory."""
+    """Yield encoder(batch) of every batch, in order; at most two batches a worker are in memory."""
     if workers == 1:
         yield from map(encoder, batches)
         return
@@ -225,7 +235,7 @@ def _ordered_map(encoder: _Encoder, batches: Iterator[list[str]], workers: int) 
             yield pending.popleft().result()
 
 
-_worker: _Encoder | None = None  # set once in each process, so that the tokenizer does not travel with every batch
+_worker: _Encoder | None = None  # set once in each process, so that the tokenizer is not sent with every batch
 
 
 def _start_worker(encoder: _Encoder) -> None:
@@ -235,7 +245,7 @@ def _start_worker(encoder: _Encoder) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed tells nobody, and a worker would wait for its next batch for ever."""
+    """Exit when the parent ends: if it was killed, the worker would wait for a batch for ever."""
     parent_process().join()
     os._exit(1)
 
@@ -245,7 +255,10 @@ def _encode(batch: list[str]) -> _Batch:
 
 
 class _Array:
-    """A one-dimensional .npy file that grows; `commit` gives it its name, `discard` removes what was not committed."""
+    """A one-dimensional .npy file that grows under a temporary name.
+
+    `commit` gives it its name; `discard` removes it if it was not committed.
+    """
 
     def __init__(self, path: Path, dtype: type) -> None:
         self.path, self.dtype, self.length = path, np.dtype(dtype), 0
@@ -254,7 +267,8 @@ class _Array:
         self._header()
 
     def _header(self) -> None:
-        # NumPy pads a header so that the length can grow in place to any 64-bit number (GROWTH_AXIS_MAX_DIGITS).
+        # NumPy pads the header so that the length can be overwritten in place by any 64-bit number
+        # (GROWTH_AXIS_MAX_DIGITS).
         header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
         npy.write_array_header_1_0(self.file, header)
 
@@ -276,13 +290,13 @@ class _Array:
             self.temporary.replace(self.path)
 
     def discard(self) -> None:
-        with contextlib.suppress(OSError):  # what a full disk did not take
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self.file.close()
         self.temporary.unlink(missing_ok=True)
 
 
 class _Writer:
-    """The three arrays of a split and the frequency of every token."""
+    """The writer of a split: its three arrays and the frequency of every token."""
 
     def __init__(self, out: Path, split: str, vocab_size: int) -> None:
         self.frequencies = np.zeros(vocab_size, np.int64)
@@ -302,7 +316,7 @@ class _Writer:
             array.append(np.array([end]))
         for array in self.arrays:
             array.finish()
-        # The offsets that bound sentences and documents are one more than there are of them.
+        # N sentences or documents have N + 1 offsets.
         self.sentences.length -= 1
         self.documents.length -= 1
 

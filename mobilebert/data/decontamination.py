@@ -1,4 +1,4 @@
-"""The sentences of a document, and given paragraphs found inside documents."""
+"""Find given paragraphs inside documents."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,12 +7,14 @@ from mobilebert.data.sentences import _WORD, LONG_SENTENCE, sentences
 
 
 class Paragraphs:
-    """Texts to be found inside documents, whatever their case, white space and punctuation, in about one pass.
+    """Paragraphs to find inside documents, ignoring case, white space and punctuation.
 
-    Found is a document that contains a whole paragraph or one of its sentences of LONG_SENTENCE words or more: copies
-    of an article differ by edits, and then the sentences between the edits still match.
+    A document matches if it contains a whole paragraph, or one of its sentences of LONG_SENTENCE
+    words or more: copies of an article differ by edits, but the sentences between the edits still
+    match.
 
-    Only the few texts whose words a document has all are searched for, found by their longest; none is missed by that.
+    The search takes about one pass. A text is looked up by its longest word, and searched for only
+    if the document has all its words; no match is missed.
     """
 
     def __init__(self, paragraphs: Iterable[str]) -> None:
@@ -27,6 +29,7 @@ class Paragraphs:
             self.by_word[max(words, key=len)].append((frozenset(words), text))
 
     def in_document(self, document: str) -> bool:
+        """Return whether a document contains a paragraph or one of its long sentences."""
         if not self.texts:
             return False
         words = _words(document)

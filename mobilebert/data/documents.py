@@ -1,11 +1,11 @@
-"""The documents of one corpus file, read as a stream: no file is held in memory, whatever its size.
+"""Read the documents of one corpus file as a stream; no file is held in memory, whatever its size.
 
     *.txt       a paragraph a line, blank lines between documents
     *.jsonl     an object a line with the key "text"
     *.parquet   a column "text"
 
-The first two may be compressed: *.txt.xz, *.txt.gz, *.jsonl.xz, *.jsonl.gz. A document, and so a line, has a bound: what a
-small compressed file expands to does not fill the memory.
+The first two may be compressed: *.txt.xz, *.txt.gz, *.jsonl.xz, *.jsonl.gz. The size of a document,
+and so of a line, is bounded: a small compressed file cannot expand to fill the memory.
 """
 
 import gzip
@@ -24,18 +24,18 @@ from mobilebert.util.errors import UserError, one_line, shown_key
 
 SUFFIXES = (".txt", ".txt.xz", ".txt.gz", ".jsonl", ".jsonl.xz", ".jsonl.gz", ".parquet")
 _OPEN = {".xz": lzma.open, ".gz": gzip.open}
-PARQUET_ROWS = 64  # read at once: a row may be a book
+PARQUET_ROWS = 64  # rows read at once; a row may be a book
 
 
-# Bytes of a document. The Bible has 4 MB; a document takes some 50 times its size while it is tokenized.
+# In bytes. The Bible has 4 MB; tokenizing takes some 50 times a document's size in memory.
 LARGEST_DOCUMENT = 2**24
 
 
 def read_documents(path: Path) -> Iterator[tuple[str, float]]:
-    """Document and the share of the file, 0 to 1, that was read with it.
+    """Yield each document, and the share of the file (0 to 1) that was read by then.
 
-    Raises UserError, with the row, for a row without text, of another form or longer than LARGEST_DOCUMENT, for a damaged file
-    and for one without a document.
+    Raises UserError, naming the row, if a row has no text, has another form or is longer than
+    LARGEST_DOCUMENT; and if the file is damaged or has no document.
     """
     read = _parquet if path.suffix == ".parquet" else _jsonl if ".jsonl" in path.suffixes else _txt
     empty = True
@@ -51,7 +51,7 @@ def _lines(path: Path) -> Iterator[tuple[str, float]]:
     size = max(path.stat().st_size, 1)
     with path.open("rb") as raw:
         stream = io.BufferedReader(_OPEN[path.suffix](raw), 2**16) if path.suffix in _OPEN else raw
-        encoding = "utf-8-sig"  # a byte order mark, which some editors write, is no text
+        encoding = "utf-8-sig"  # for the first line: drops the byte order mark that some editors write
         number = 0
         while line := stream.readline(LARGEST_DOCUMENT + 1):
             number += 1
@@ -73,7 +73,7 @@ def _txt(path: Path) -> Iterator[tuple[str, float]]:
             if size > LARGEST_DOCUMENT:
                 raise UserError(
                     f"{path}: the document that begins in line {start} is longer than {LARGEST_DOCUMENT >> 20} MiB; "
-                    "blank lines stand between documents"
+                    "separate documents with blank lines"
                 )
             paragraphs.append(line)
         elif paragraphs:
@@ -108,7 +108,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, float]]:
 
 
 def _values(column: pa.Array) -> list[str | bytes]:
-    """The texts of a column; as bytes, if one of them is not UTF-8 or longer than a document may be."""
+    """Return a column's texts; as bytes if one is not UTF-8 or longer than LARGEST_DOCUMENT."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     raw = column.cast(pa.large_binary())
@@ -123,7 +123,7 @@ def _text(value, path: Path, number: int) -> str:
     if isinstance(value, str | bytes) and len(value) > LARGEST_DOCUMENT:
         raise UserError(f"{path}: row {number} is longer than {LARGEST_DOCUMENT >> 20} MiB")
     try:
-        # JSON may name half a character, parquet may hold bytes that are none.
+        # JSON can hold half of a surrogate pair, parquet can hold bytes that are not UTF-8.
         value = value.decode() if isinstance(value, bytes) else value
         if isinstance(value, str) and value.strip() and value.encode():
             return value

@@ -1,8 +1,9 @@
-"""Token ids of many sentences at once: those that `tokenizers` gives, several times as fast on text that repeats its words.
+"""Encode many sentences at once: the same token ids as `tokenizers`, several times as fast.
 
-BERT's tokenizer looks at the text between two spaces and nowhere else: it cleans, decomposes and lower-cases character
-by character, and no word crosses a space. So what was encoded once is looked up, and only what is new is encoded: of
-printable ASCII, where the tokenizer's own words are plain to see, each of these once, whatever stands around it.
+BERT's tokenizer handles the text between two spaces on its own: it cleans, decomposes and
+lower-cases character by character, and no word crosses a space. So only new words are encoded;
+others are looked up. Words of printable ASCII are split further, into runs of letters and digits
+and single punctuation marks, as the tokenizer does, and each of these is encoded once.
 """
 
 import re
@@ -12,16 +13,17 @@ from itertools import chain, count, islice
 import numpy as np
 from tokenizers import Tokenizer
 
-# Words kept, some 50 MB; 8 MB of English have half as many. The rare ones are forgotten when there are more.
+# Words kept, some 50 MB; 8 MB of English have half as many. If there are more, the rare ones are
+# dropped.
 MAX_WORDS = 2**18
-# Printable ASCII without the bracket that starts a special token. Such text is letters and digits, and punctuation, every
-# mark of which is a word.
+# Printable ASCII without the bracket that starts a special token. In such text a word is a run of
+# letters and digits, or one punctuation mark.
 _PLAIN = re.compile(r"[!-Z\\-~]+")
 _PART = re.compile(r"[a-z0-9]+|[^a-z0-9]")
 
 
 class SentenceEncoder:
-    """Sentences to WordPiece ids with a tokenizer of `mobilebert.data.tokenizer`."""
+    """A fast encoder of sentences, for a tokenizer of `mobilebert.data.tokenizer`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -36,14 +38,17 @@ class SentenceEncoder:
         self.parts: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all sentences, (tokens,) uint32, and the tokens of each, (sentences,) int64; no special tokens."""
+        """Return the ids of all sentences, (tokens,) uint32, and their lengths, (sentences,) int64.
+
+        There are no special tokens.
+        """
         words = [sentence.split(" ") for sentence in sentences]
         counts = np.fromiter(map(len, words), np.int64, len(words))
         numbers = np.fromiter(map(self.known.__getitem__, chain.from_iterable(words)), np.int64, counts.sum())
         self._encode(list(islice(self.known, len(self.lengths), None)))
         lengths = self.lengths[numbers]
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        # A token stands as far behind its word's first id as behind its word's first token.
+        # The i-th token of a word has the i-th of the word's ids.
         ids = self.ids[np.arange(ends[-1]) + np.repeat(self.starts[numbers] - ends[:-1], lengths)]
         bounds = ends[np.concatenate([[0], np.cumsum(counts)])]
         self.uses += np.bincount(numbers, minlength=len(self.uses))
@@ -66,8 +71,10 @@ class SentenceEncoder:
         self.uses = np.concatenate([self.uses, np.zeros(len(words), np.int64)])
 
     def _encode_parts(self, parts: set[str]) -> None:
-        """Many parts in one line, for a call of the tokenizer costs more than a part. A part starts at each token that
-        does not continue a word: no part begins as such a token does."""
+        """Encode the parts, 1000 a line: a call of the tokenizer costs more than a part.
+
+        A new part starts at each token without "##"; no part itself begins with "##".
+        """
         ordered = list(parts)
         lines = [" ".join(ordered[start : start + 1000]) for start in range(0, len(ordered), 1000)]
         encodings = self.tokenizer.encode_batch_fast(lines, add_special_tokens=False)
@@ -77,7 +84,7 @@ class SentenceEncoder:
             self.parts[part] = tuple(ids[start:end])
 
     def _forget(self) -> None:
-        """Keep the half of MAX_WORDS that was used most, the older of equals."""
+        """Keep the MAX_WORDS / 2 words that were used most; if two are equal, the older one."""
         kept = np.zeros(len(self.uses), bool)
         kept[np.argsort(-self.uses, kind="stable")[: MAX_WORDS // 2]] = True
         words = [word for word, keep in zip(self.known, kept) if keep]

@@ -1,4 +1,7 @@
-"""Rows of a task as token ids, and batches of them: for training sorted by length and padded, for prediction of one length."""
+"""Encode a task's rows as token ids and form batches.
+
+Training batches are sorted by length and padded; batches for prediction have rows of one length.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ import numpy as np
 from mobilebert.data import cache, squad
 from mobilebert.study.tasks import TASKS
 
-BUCKET = 50  # batches that are sorted by length together: little padding, yet no epoch sees the same batches
+BUCKET = 50  # batches that are sorted by length together: little padding, yet different batches in each epoch
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N encoded rows. `ids` and `types` are lists of int arrays; `targets` maps a label's name to an array [N]."""
+    """N encoded rows.
+
+    `ids` and `types` are lists of int arrays; `targets` maps a label's name to an array [N].
+    """
 
     ids: list[np.ndarray]
     types: list[np.ndarray]
@@ -28,16 +34,20 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Return the tokens of each row, [N]."""
         return np.array([len(ids) for ids in self.ids])
 
     def part(self, count: int) -> Examples:
-        """`count` rows drawn at random; a smaller part lies inside a larger one."""
+        """Return `count` rows drawn at random; a smaller part is a subset of a larger one."""
         rows = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
         targets = {name: values[rows] for name, values in self.targets.items()}
         return Examples([self.ids[row] for row in rows], [self.types[row] for row in rows], self.pad, targets)
 
     def batch(self, rows: np.ndarray, multiple: int = 8) -> dict[str, np.ndarray]:
-        """input_ids, attention_mask, token_type_ids (B, T), int64, T a multiple of `multiple`; and the targets of these rows."""
+        """Return input_ids, attention_mask, token_type_ids and the targets of these rows.
+
+        The first three are (B, T) int64, with T a multiple of `multiple`.
+        """
         width = -(-max(len(self.ids[row]) for row in rows) // multiple) * multiple
         ids = np.full((len(rows), width), self.pad, np.int64)
         types, mask = np.zeros_like(ids), np.zeros_like(ids)
@@ -48,7 +58,7 @@ class Examples:
         return arrays | {name: values[rows] for name, values in self.targets.items()}
 
     def epoch(self, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch as row numbers, a function of (seed, epoch) alone."""
+        """Return the batches of one epoch as row numbers; they depend only on (seed, epoch)."""
         rng = np.random.default_rng([seed, epoch])
         order, lengths, batches = rng.permutation(len(self)), self.lengths, []
         for start in range(0, len(order), BUCKET * size):
@@ -58,10 +68,10 @@ class Examples:
         return [batches[place] for place in rng.permutation(len(batches))]
 
     def by_length(self, size: int) -> list[np.ndarray]:
-        """Return batches for prediction, longest rows first, each of rows of one length.
+        """Return batches for prediction as row numbers, longest rows first, each of one length.
 
-        Such rows need no padding. MobileBERT's last token sees the one behind it, [PAD] too: beside a longer row it would get
-        another answer.
+        Such batches need no padding. MobileBERT's last token reads the token after it, even a
+        [PAD]: a padded row would get another prediction.
         """
         order = np.argsort(-self.lengths, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(self.lengths[order])) + 1)
@@ -74,7 +84,7 @@ def table_file(data: Path, task: str, split: str) -> Path:
 
 
 def sample(frame, rows: int | None, seed: int):
-    """At most `rows` rows, drawn at random, in their order."""
+    """Return at most `rows` rows of a table, drawn at random, in the table's order."""
     if rows is None or rows >= len(frame):
         return frame
     chosen = np.sort(np.random.default_rng(seed).permutation(len(frame))[:rows])
@@ -82,7 +92,10 @@ def sample(frame, rows: int | None, seed: int):
 
 
 def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
-    """GLUE rows: [CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `length` from the longer text's end."""
+    """Return GLUE rows as examples: [CLS] a [SEP], or [CLS] a [SEP] b [SEP].
+
+    Rows longer than `length` are cut at the longer text's end.
+    """
     task = TASKS[task_name]
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -109,7 +122,7 @@ def _rows(flat: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
 
 
 def encode_squad(tokenizer, frame, setting: dict, training: bool) -> tuple[Examples, squad.Windows]:
-    """SQuAD rows as windows (see `mobilebert.data.squad`) and as examples of them."""
+    """Return SQuAD rows as examples, one a window, and as windows (see `mobilebert.data.squad`)."""
     cut = {"max_length": setting["length"], "doc_stride": setting["doc_stride"], "max_query_length": setting["max_query_length"]}
     texts = [frame["question"].tolist(), frame["context"].tolist()]
     answers = None

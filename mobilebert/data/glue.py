@@ -1,4 +1,4 @@
-"""Check a table of GLUE or SQuAD."""
+"""Check the columns, rows and labels of a GLUE or SQuAD table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None:
-    """Raise UserError, in one line that begins with `where`, unless `frame` is a table of this task.
+    """Raise UserError, in one line that begins with `where`, if `frame` is no table of this task.
 
-    split: a role of `task.splits`; labels of a test split may be hidden (-1). `where` names the file. Checked: columns,
-    rows, text, unique idx or id, labels in range, and for SQuAD that every answer stands in its context at its offset
-    and that every question of v1.1 has one.
+    split: a role of `task.splits`; labels of a test split may be hidden (-1). where: the file's
+    name. Checked: columns, at least one row, text, unique idx or id, labels in range; for SQuAD,
+    that every answer is in its context at its offset, and that every question of v1.1 has an
+    answer.
     """
     if split not in task.splits:
         raise UserError(f"{where}: {task.name} has no split {split!r}; allowed: {', '.join(task.splits)}")
@@ -65,9 +66,9 @@ def _check_labels(frame: pd.DataFrame, task: Task, split: str, where: str) -> No
 
 
 def plain_answers(answers, where: str) -> dict[str, list]:
-    """Return {"text": list[str], "answer_start": list[int]}, whatever kind of lists the values of `answers` are.
+    """Return {"text": list[str], "answer_start": list[int]} from `answers` with lists or arrays.
 
-    Raises UserError, in one line that begins with `where`, for anything else.
+    Raises UserError, in one line that begins with `where`, if `answers` has another form.
     """
     texts, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
     if not all(isinstance(values, list) or getattr(values, "ndim", None) == 1 for values in (texts, starts)):
@@ -76,7 +77,7 @@ def plain_answers(answers, where: str) -> dict[str, list]:
     if len(texts) != len(starts):
         raise UserError(f"{where} hold {len(texts)} text but {len(starts)} answer_start")
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where} hold a text that is no text")
+        raise UserError(f"{where} hold a text that is not a string")
     for start in starts:
         if type(start) is not int and (isinstance(start, bool) or not isinstance(start, Integral)):  # the first test is fast
             raise UserError(f"{where} hold the answer_start {start!r:.40}; allowed: integers")
@@ -99,6 +100,6 @@ def _check_answers(frame: pd.DataFrame, task: Task, where: str) -> None:
         )
     if unanswered and task.name == "squad_v1.1":
         raise UserError(
-            f"{where}: {len(unanswered)} questions have no answer, first id {shown_key(unanswered[0])}; squad_v1.1 has none such "
-            f"(squad_v2.0 has)"
+            f"{where}: {len(unanswered)} questions have no answer, first id {shown_key(unanswered[0])}; squad_v1.1 allows none "
+            f"(squad_v2.0 does)"
         )

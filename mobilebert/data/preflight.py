@@ -1,4 +1,7 @@
-"""What is looked at before any work starts, by Snakemake and by every program: where results go, and the study's data."""
+"""Check the results folder and the study's data before any work starts.
+
+Snakemake and every program do it.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,36 @@ from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError, shown
 from mobilebert.util.files import file_sha256
 
-# Each means something else to a program that results pass through: Snakemake's wildcards, and the URL of MLflow's store.
+# Characters with a meaning in Snakemake's wildcards or in the URL of MLflow's store.
 NOT_IN_RESULTS = "{}?#%"
 
 
 def before_work(study: Study, results: Path, graph: Graph, ids: Iterable[str]) -> None:
-    """Raise UserError if the data that the jobs `ids` stand on is not the study's."""
+    """Raise UserError if the data that the jobs `ids` need is not the data that the study names."""
     if "data" in with_upstream(graph, ids):
         check(study, freshness_of(results, study.name, graph["data"], graph) == "current")
 
 
 def check_results(results: Path, study: str) -> None:
-    """Raise UserError if a program would misread the path, or if the study's folder cannot be made in it."""
+    """Raise UserError if a program would misread the path, or cannot put a study's folder there."""
     text = str(results)
     if text.startswith(("-", "~")):
-        raise UserError(f"--results: {shown(text)}: a folder of results begins with neither '-' nor '~'; give its whole path")
+        raise UserError(f"--results: {shown(text)}: the path must not begin with '-' or '~'; give the whole path")
     if wrong := [letter for letter in text if letter in NOT_IN_RESULTS or not letter.isprintable()]:
-        raise UserError(f"--results: {shown(text)}: the path of results holds no {wrong[0]!r}; choose another folder")
+        raise UserError(f"--results: {shown(text)}: the path must not contain {wrong[0]!r}; choose another folder")
     try:
         there = next((path for path in (results / study, results, *results.parents) if path.exists()), None)
         if there and not there.is_dir():
-            raise UserError(f"--results: {there}: a file, where a folder is to hold the results")
+            raise UserError(f"--results: {there}: is a file; choose a folder for the results")
     except OSError as error:
         raise UserError(f"--results: {shown(text)}: {error.strerror}") from None
 
 
 def check(study: Study, prepared: bool) -> None:
-    """Raise UserError for a local folder that is missing, not the one meant, lacks a file or has a wrong one.
+    """Raise UserError if a local data folder is missing, is another one than the study names, lacks
+    a file or has a wrong one.
 
-    `prepared`: the data stage has read it already.
+    prepared: the data stage has read the folder already; nothing is then checked.
     """
     kind, _, path = study.data.source.partition(":")
     if kind != "local" or prepared:

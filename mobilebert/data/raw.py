@@ -1,11 +1,12 @@
-"""The files that the benchmarks themselves distribute, as tables with the columns of their Hugging Face data sets.
+"""Read the benchmarks' original files as tables with the columns of their Hugging Face data sets.
 
-    glue/<TASK>/train.tsv, dev.tsv, test.tsv   of the GLUE download, TASK as in CoLA, SST-2, STS-B
+    glue/<TASK>/train.tsv, dev.tsv, test.tsv   from the GLUE download; TASK as in CoLA, SST-2, STS-B
     glue/diagnostic/diagnostic.tsv             AX
     squad/train-v1.1.json, dev-v1.1.json, and the same for v2.0
 
-`idx` is the row's number in the file, as in nyu-mll/glue (but for MRPC, whose rows the hub numbers before it splits them).
-Test splits, which have no labels, get -1. Text is taken as it stands: no mark quotes in a GLUE file.
+`idx` is the row's number in the file, as in nyu-mll/glue (except MRPC, whose rows the hub numbers
+before it splits them). Rows of test splits have no label and get -1. Text is read unchanged:
+quotation marks have no special meaning in a GLUE file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ FILES = {
     "test_matched": "test_matched",
     "test_mismatched": "test_mismatched",
 }
-# Folder in the GLUE download; the headings of the text columns, in the order of Task.text_columns; the label's.
+# Folder in the GLUE download; headings of the text columns in the order of Task.text_columns; the
+# label's heading.
 GLUE = {
     "cola": ("CoLA", ("sentence",), "label"),
     "sst2": ("SST-2", ("sentence",), "label"),
@@ -50,7 +52,7 @@ NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 def names(task: Task, stem: str) -> list[str]:
-    """Return where a split may lie below a data folder, in these forms."""
+    """Return the original files, relative to a data folder, in which a split may be."""
     if task.is_squad:
         return [f"squad/{FILES[stem]}-{task.name.removeprefix('squad_')}.json"]
     found = [f"glue/{GLUE[task.name][0]}/{FILES[stem]}.tsv"]
@@ -58,9 +60,10 @@ def names(task: Task, stem: str) -> list[str]:
 
 
 def read(path: Path, task: Task) -> pd.DataFrame:
-    """Return the rows of one file, .tsv for GLUE and .json for SQuAD; what its values may be, check_table looks at.
+    """Return the rows of one file, .tsv for GLUE and .json for SQuAD.
 
-    Raises UserError for a file in another form, with the line.
+    `check_table` must check the values. Raises UserError, naming the line or the place in the JSON,
+    if the file has another form.
     """
     if task.is_squad != (path.suffix == ".json"):
         raise UserError(f"{path}: tables of {task.name} are read from .parquet and {'.json' if task.is_squad else '.tsv'}")
@@ -68,7 +71,11 @@ def read(path: Path, task: Task) -> pd.DataFrame:
 
 
 def _glue(path: Path, task: Task) -> pd.DataFrame:
-    """idx counts the rows, also those that are left out: QQP's with missing fields and MNLI's without a gold label."""
+    """Return the rows of a GLUE file.
+
+    `idx` also counts rows that are left out: QQP's with missing fields, MNLI's without a gold
+    label.
+    """
     _, texts, label = GLUE[task.name]
     header, rows = _header(path, task)
     if missing := [name for name in texts if name not in header]:
@@ -80,7 +87,7 @@ def _glue(path: Path, task: Task) -> pd.DataFrame:
     found = []
     for idx, (number, row) in enumerate(rows):
         if task.name == "qqp" and len(row) < len(header):
-            continue  # a question with a line feed, cut in two
+            continue  # a line feed inside a question cut the row in two
         if len(row) != len(header):
             raise UserError(f"{path}: line {number} has {len(row)} fields, a line of {task.name} has {len(header)}")
         if at is None:
@@ -95,7 +102,7 @@ def _glue(path: Path, task: Task) -> pd.DataFrame:
 
 
 def _header(path: Path, task: Task) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The names of the columns, and the lines below them."""
+    """Return the names of the columns, and an iterator of the rows below them."""
     rows = rows_of_tsv(path)
     first = next(rows)
     if task.name == "cola" and len(first[1]) == len(COLA):
@@ -115,7 +122,7 @@ def _label(value: str, task: Task, path: Path, number: int) -> int | float:
 
 
 def _squad(path: Path) -> pd.DataFrame:
-    """One row a question, in the file's order."""
+    """Return the questions of a SQuAD file, one a row, in the file's order."""
     content, rows = json_file(path), []
     for number, article in enumerate(_list(content, "data", f"{path}:")):
         where = f"{path}: data[{number}]"

@@ -1,7 +1,8 @@
-"""Read what comes from outside: text, JSON and parquet files. Every failure becomes one line that names the file and the row.
+"""Read text, JSON and parquet files from outside; a failure is one line naming file and row.
 
-The readers of data folders, of predictions and of a user's own rows are built on these functions. They check types before
-values and sizes before contents, so that a wrong or hostile file costs seconds and no more memory than its bound.
+The readers of data folders, of predictions and of a user's rows use these functions. They check
+types before values and sizes before contents: a wrong or hostile file costs only seconds, and no
+more memory than its bound.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ import pyarrow.parquet as pq
 
 from mobilebert.util.errors import UserError, one_line, shown_key
 
-# Bounds in bytes, decompressed. The largest official files have 203 MB as text (MNLI's train.tsv), 42 MB as JSON (SQuAD v2.0).
+# Bounds in bytes, decompressed. The largest official files: text 203 MB (MNLI's train.tsv), JSON 42
+# MB (SQuAD v2.0).
 LARGEST_TABLE = 2**30
 LARGEST_JSON = 2**28
 LARGEST_PREDICTIONS = 2**26  # the largest test set, QQP's, takes 4 MB
-PARQUET_ROWS = 1024  # read at once: a dictionary may make a row of a small file large
+PARQUET_ROWS = 1024  # rows read at once; with dictionary encoding a small file can hold large rows
 BYTE_ORDER_MARK = "\ufeff"
 
 
 @contextlib.contextmanager
 def reading(path: Path | str, otherwise: str = "cannot be read") -> Iterator[None]:
-    """Raise UserError, which names `path` and says `otherwise`, for any error in this block.
+    """Turn any error inside the block into a UserError that names `path` and says `otherwise`.
 
-    Readers of damaged files raise what they like. Put only calls of such readers inside.
+    Libraries raise arbitrary errors for damaged files. Put only calls of such readers inside.
     """
     try:
         yield
@@ -50,7 +52,7 @@ def reading(path: Path | str, otherwise: str = "cannot be read") -> Iterator[Non
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file in an OSError that does not: the one of a full disk does not, nor do those of pyarrow."""
+    """Add the file's name to an OSError without one, such as a full disk's and pyarrow's errors."""
     try:
         yield
     except OSError as error:
@@ -60,14 +62,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def text(path: Path, otherwise: str, limit: int = LARGEST_TABLE, keep_mark: bool = False) -> str:
-    """Return a file of UTF-8, plain or .gz, without its byte order mark. Line ends stay as they are.
+    """Return the text of a UTF-8 file, plain or .gz; line ends are unchanged.
 
-    Raises UserError, which says `otherwise` where the content is not UTF-8, and for more than `limit` bytes.
+    A byte order mark is removed unless `keep_mark`. Raises UserError if the content is not UTF-8
+    (with `otherwise`) or has more than `limit` bytes.
     """
     with reading(path, "not a whole gzip file" if path.suffix == ".gz" else "cannot be read"), _open(path) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
-        raise UserError(f"{path}: holds more than {_size(limit)} of text; such a file is not read")
+        raise UserError(f"{path}: holds more than {_size(limit)} of text, the most that is read")
     try:
         return content.decode("utf-8" if keep_mark else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,7 +79,10 @@ def text(path: Path, otherwise: str, limit: int = LARGEST_TABLE, keep_mark: bool
 
 
 def check_regular(path: Path) -> None:
-    """Raise UserError for a pipe, a socket or a device: to open or read one may never end. A folder and no file pass."""
+    """Raise UserError for a pipe, socket or device, because opening or reading it may never end.
+
+    A folder and a missing file pass.
+    """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: not a regular file")
 
@@ -87,18 +93,19 @@ def _open(path: Path) -> BinaryIO:
 
 
 def lines(content: str) -> list[str]:
-    """Return the lines of a text, each a record, without their ends: a line feed, or a carriage return and a line feed.
+    """Return the lines of a text without their ends, which are \\n or \\r\\n.
 
-    str.splitlines also splits at U+2028, U+0085, \\x1c and others, which may stand inside a record.
+    str.splitlines also splits at U+2028, U+0085, \\x1c and others, which may occur inside a line.
     """
     found = [line.removesuffix("\r") for line in content.split("\n")]
     return found if found[-1] else found[:-1]
 
 
 def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, list[str]]]:
-    """Read the lines of a file one by one: the line's number from 1, and its fields, which tabs separate. No mark quotes.
+    """Yield each line's number, from 1, and its tab-separated fields.
 
-    Empty lines at the end of the file are left out. Raises UserError for an empty file, and see `text`.
+    Quotation marks have no special meaning. Empty lines at the end of the file are left out. Raises
+    UserError for an empty file and as `text`.
     """
     with reading(path, "not a whole gzip file" if path.suffix == ".gz" else "cannot be read"), _open(path) as stream:
         size = number = blank = 0
@@ -107,7 +114,7 @@ def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, l
             size += len(line)
             number += 1
             if size > limit:
-                raise UserError(f"{path}: holds more than {_size(limit)} of text; such a file is not read")
+                raise UserError(f"{path}: holds more than {_size(limit)} of text, the most that is read")
             try:
                 fields = line.removesuffix(b"\n").removesuffix(b"\r").decode(encoding)
             except UnicodeDecodeError as error:
@@ -125,14 +132,17 @@ def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, l
 
 
 def json_of(content: str, where: str, pairs_hook=None):
-    """Return the value of a JSON text. Raises UserError where it is none, is nested too deep, or holds half a character."""
+    """Return the value of a JSON text.
+
+    Raises UserError if it is not JSON, is nested too deep or holds half of a surrogate pair.
+    """
     try:
         value = json.loads(content, object_pairs_hook=pairs_hook)
-        if "\\u" in content:  # the only way to write half a character
+        if "\\u" in content:  # only an escape can write half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UserError(f"{where} holds half of a surrogate pair, which is no text") from None
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError, and so is what a number too long raises
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and the error for a too long number are ValueErrors
         raise UserError(f"{where} is not JSON ({one_line(error)})") from None
     return value
 
@@ -147,7 +157,8 @@ def json_file(path: Path, pairs_hook=None, limit: int = LARGEST_JSON):
 
 # --- parquet
 
-# What a column may hold, by the kind that its reader asks for; "answers" are checked row by row.
+# Allowed values of a column, by the kind that its reader asks for; "answers" are checked row by
+# row.
 ALLOWED = {
     "text": "text",
     "integer": "integers",
@@ -157,11 +168,12 @@ ALLOWED = {
 
 
 def parquet(path: Path, columns: Mapping[str, str], limit: int = LARGEST_TABLE) -> pd.DataFrame:
-    """Return those of the named columns that the file has, whatever an index or metadata beside them says.
+    """Return the named columns that the file has; its pandas index and metadata are ignored.
 
-    columns: name -> kind, see ALLOWED, or "answers" (any type). Integers, numbers (NaN for a missing one) and text become
-    columns of their type, other values Python objects. Raises UserError for a file that is no parquet table, a column that is
-    there twice or of another kind, a missing integer, text that is not UTF-8, and for more than `limit` bytes.
+    columns: name -> kind, see ALLOWED, or "answers" (any type). Integers, numbers (NaN if missing)
+    and text become columns of their type, other values Python objects. Raises UserError if the file
+    is no parquet table or has more than `limit` bytes in these columns, if a column is there twice
+    or of another kind, if an integer is missing and if text is not UTF-8.
     """
     what = "not a readable parquet file"
     if not path.exists():
@@ -180,7 +192,7 @@ def parquet(path: Path, columns: Mapping[str, str], limit: int = LARGEST_TABLE) 
         for batch in file.iter_batches(PARQUET_ROWS, columns=there) if there else ():
             size += batch.nbytes
             if size > limit:
-                raise UserError(f"{path}: holds more than {_size(limit)} in {', '.join(there)}; such a file is not read")
+                raise UserError(f"{path}: holds more than {_size(limit)} in {', '.join(there)}, the most that is read")
             batches.append(batch)
         table = pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in there]))
         rows = file.metadata.num_rows
@@ -188,7 +200,7 @@ def parquet(path: Path, columns: Mapping[str, str], limit: int = LARGEST_TABLE) 
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type, or a dictionary-encoded (categorical) one of its values, holds text."""
+    """Return whether a column of this type holds text, dictionary-encoded (categorical) or not."""
     types, plain = pa.types, _plain(kind)
     return types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)
 
@@ -212,7 +224,7 @@ def _check_type(given: pa.DataType, kind: str, name: str, path: Path) -> None:
 
 
 def _column(column: pa.ChunkedArray, kind: str, name: str, path: Path) -> pd.Series:
-    """The values of one column; `kind` is the one that its type was checked for."""
+    """Return the values of one column, whose type `_check_type` has accepted for `kind`."""
     with reading(path, f"column {name} cannot be read"):
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -229,7 +241,7 @@ def _column(column: pa.ChunkedArray, kind: str, name: str, path: Path) -> pd.Ser
                 (value.as_py() or b"").decode()
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: column {name} is not UTF-8 in row {row} ({one_line(error)})") from None
-        column.validate(full=True)  # raises again
+        column.validate(full=True)  # raises the suppressed error, if no row explained it
 
 
 def _size(limit: int) -> str:

@@ -1,4 +1,4 @@
-"""BERT's pre-training examples, drawn at random access: a batch is a function of the seed and its step alone."""
+"""Draw BERT's pre-training examples with random access: a batch depends only on seed and step."""
 
 from pathlib import Path
 
@@ -13,28 +13,32 @@ from mobilebert.util.errors import UserError
 SPECIALS = 3  # [CLS] first [SEP] second [SEP]
 NEXT_SHARE = 0.5
 MASK_SHARE = 0.15
-# 80 % of the masked tokens become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019, section 3.1).
+# 80 % of the masked tokens become [MASK], 10 % a random token, 10 % stay (Devlin et al. 2019,
+# section 3.1).
 MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.8, 0.1
-# Columns of the structural draws of a row.
+# The columns of a row's draws for its segments.
 _TOKEN, _SHORT, _SHORT_LENGTH, _SPLIT, _NEXT, _OTHER, _FRONT = range(7)
 
 
 class Pairs:
-    """Segment pairs of one split of `prepare_corpus`, masked.
+    """Masked segment pairs from one split of `prepare_corpus`.
 
-    After create_pretraining_data.py of the released BERT code, with these departures, all of them for random access:
-    a row starts at the sentence of a token drawn uniformly from the corpus, not at the end of the previous row, and is
-    moved back where its document would end too early; the random segment too is moved back, so that its length does
-    not give the label away; the tokens that truncation removes are divided between front and back by one uniform draw.
+    They follow create_pretraining_data.py of the released BERT code, except for random access:
+    - A row starts at the sentence of a token drawn uniformly from the corpus, not at the end of the
+      previous row. If its document would end too early, the start moves back.
+    - The random segment moves back too, so that its length does not reveal the label.
+    - One uniform draw divides the tokens that truncation removes between front and back.
 
-    folder, split: where `prepare_corpus` wrote, `train` or `heldout`.
-    length: tokens of a row, special tokens and padding included.
-    tokenizer: of the corpus; gives the special ids and the range of random tokens.
-    mask_share: of a row's tokens, special tokens counted, as in the released code; at least one.
-    short_share: rows of a target length drawn from 2 to length - 3.
+    folder, split: the output of `prepare_corpus`; `train` or `heldout`.
+    length: tokens of a row, with special tokens and padding.
+    tokenizer: the corpus's; gives the special ids and the range of random tokens.
+    mask_share: masked share of a row's tokens, special tokens counted, as in the released code; at
+        least one token is masked.
+    short_share: share of rows with a target length drawn from 2 to length - 3.
     max_predictions: most masked tokens a row, None for no bound.
 
-    Raises UserError where a file is missing, does not fit the tokenizer, or the split has fewer than two documents.
+    Raises UserError if a file is missing or does not fit the tokenizer, if the split has fewer than
+    two documents or if `length` is below 5.
     """
 
     def __init__(
@@ -60,24 +64,30 @@ class Pairs:
         self.mask_share, self.short_share, self.max_predictions = mask_share, short_share, max_predictions
         self.vocab_size = tokenizer.get_vocab_size()
         if self.tokens.dtype != token_type(self.vocab_size):
-            raise UserError(f"{folder}: {split}.tokens.npy was not written with this tokenizer of {self.vocab_size}")
+            raise UserError(
+                f"{folder}: {split}.tokens.npy was not written with this tokenizer, whose vocabulary is {self.vocab_size}"
+            )
         self.pad, self.cls, self.sep, self.mask = (tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK))
 
     def __len__(self) -> int:
-        """Pairs that an epoch would have: as many as fill the corpus once."""
+        """Return the number of pairs whose tokens add up to the corpus, at least 1."""
         return max(1, len(self.tokens) // (self.length - SPECIALS))
 
     def batch(self, step: int, size: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
-        """Rows 0 to size - 1 of a step, or the `part`th of so many equal `parts` of them (a row more in some where `size` is no
-        multiple). Row r is the same whatever `size` and `parts` are.
+        """Return rows 0 to size - 1 of a step, or number `part` of `parts` equal parts of them.
+
+        If `parts` does not divide `size`, some parts have one row more. Row r is the same whatever
+        `size` and `parts` are.
 
         input_ids, token_type_ids, attention_mask: (rows, length) int64.
-        masked_positions: (masked,) int64, ascending indices into rows * length; masked_labels: (masked,) int64.
-        next_sentence_label: (rows,) int64; 0 where the second segment follows the first, 1 where it is random.
+        masked_positions: (masked,) int64, ascending indices into rows * length.
+        masked_labels: (masked,) int64.
+        next_sentence_label: (rows,) int64; 0 if the second segment follows the first, 1 if random.
         whole: (3,) int64, of all parts: rows, masked positions, tokens without padding.
         """
-        # Draws fill an array row by row, so that the first rows of a large batch are those of a small one. Where the segments lie
-        # is found for the rows of all parts, because `whole` needs it: at length 128 a fifth of the work, at 512 a fourteenth.
+        # Draws fill an array row by row: the first rows of a large batch are those of a small one.
+        # Segments are located for the rows of all parts, because `whole` needs them: a fifth of the
+        # work at length 128, a fourteenth at 512.
         structure, masking = (np.random.default_rng([self.seed, step, stream]) for stream in range(2))
         segments, is_random = self._segments(structure.random((size, 7)))
         real = segments[1] + segments[3] + SPECIALS
@@ -98,7 +108,10 @@ class Pairs:
         }
 
     def _segments(self, draws: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Return both segments, (start, tokens, start, tokens), and whether the second is random; arrays of (size,)."""
+        """Return both segments, (start, tokens, start, tokens), and whether the second is random.
+
+        All are arrays of (size,).
+        """
         room = self.length - SPECIALS
         short = 2 + (draws[:, _SHORT_LENGTH] * (room - 1)).astype(np.int64)
         target = np.where(draws[:, _SHORT] < self.short_share, short, room)
@@ -107,14 +120,15 @@ class Pairs:
         document = self._document_of(sentence)
         first = self._start(sentence, document, target)
         end = self._end(first, document, target)
-        # The first segment is 1 to n - 1 of the n sentences; a single sentence is followed by a random segment.
+        # The first segment has 1 to n - 1 of the n sentences. After a single sentence the second
+        # segment is always random.
         count = end - first
         split = first + 1 + (draws[:, _SPLIT] * np.maximum(count - 1, 1)).astype(np.int64)
         split = np.minimum(split, np.maximum(end - 1, first + 1))
         is_random = (draws[:, _NEXT] >= NEXT_SHARE) | (count == 1)
         first_start, first_length = self.sentences[first], self.sentences[split] - self.sentences[first]
 
-        # A token of any other document: the document's own tokens are cut out of the range and skipped.
+        # Draw a token of any other document: the range leaves out the tokens of this document.
         begin, stop = (self.sentences[self.documents[document + side]] for side in (0, 1))
         token = (draws[:, _OTHER] * (len(self.tokens) - (stop - begin))).astype(np.int64)
         sentence = self._sentence_of(token + np.where(token >= begin, stop - begin, 0))
@@ -125,7 +139,8 @@ class Pairs:
         second_start = self.sentences[np.where(is_random, random_start, split)]
         second_length = self.sentences[np.where(is_random, random_end, end)] - second_start
 
-        # Cutting the longer one until the pair fits leaves the shorter whole, or both at half of the room.
+        # Cutting the longer segment until the pair fits leaves the shorter one whole, or both at
+        # half of the room.
         half = room // 2
         first_kept = np.where(second_length <= half, room - second_length, np.minimum(first_length, room - half))
         second_kept = np.where(first_length <= room - half, room - first_length, np.minimum(second_length, half))
@@ -143,20 +158,27 @@ class Pairs:
         return np.searchsorted(self.documents, sentence, side="right") - 1
 
     def _start(self, sentence: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The sentence, or the last one with `wanted` tokens from it to its document's end, or the first."""
+        """Return the sentence at which a segment starts.
+
+        It is `sentence`, moved back until `wanted` tokens follow in its document, but not beyond
+        the document's first sentence.
+        """
         stop = self.sentences[self.documents[document + 1]]
         latest = self._sentence_of(np.maximum(stop - wanted, 0))
         return np.maximum(np.minimum(sentence, latest), self.documents[document])
 
     def _end(self, start: np.ndarray, document: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """The first sentence boundary with `wanted` tokens since `start`, or the document's end."""
+        """Return the first sentence boundary at least `wanted` tokens after `start`.
+
+        Returns the document's end if there is none.
+        """
         end = np.searchsorted(self.sentences, self.sentences[start] + wanted, side="left")
         return np.minimum(end, self.documents[document + 1])
 
     def _fill(self, first_start, first_length, second_start, second_length) -> tuple[np.ndarray, ...]:
-        """input_ids, token_type_ids, attention_mask of [CLS] first [SEP] second [SEP]."""
+        """Return input_ids, token_type_ids, attention_mask of [CLS] first [SEP] second [SEP]."""
         column = np.arange(self.length)[None, :]
-        first_end = (1 + first_length)[:, None]  # where the first [SEP] stands
+        first_end = (1 + first_length)[:, None]  # position of the first [SEP]
         second_end = first_end + 1 + second_length[:, None]
         in_first = (column > 0) & (column < first_end)
         in_second = (column > first_end) & (column < second_end)
@@ -170,7 +192,10 @@ class Pairs:
         return ids, ((column > first_end) & (column <= second_end)).astype(np.int64), attention_mask
 
     def _mask(self, ids: np.ndarray, attention_mask: np.ndarray, count: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Mask `count` tokens of each row of `ids` in place; the flat positions and what stood there."""
+        """Mask `count` tokens of each row of `ids` in place.
+
+        Returns the flat positions and the original ids there.
+        """
         text = (attention_mask == 1) & (ids != self.cls) & (ids != self.sep)
         order = np.argsort(np.where(text, draws[:, 0], 2.0), axis=1, kind="stable")
         chosen = np.zeros(ids.shape, bool)
@@ -184,19 +209,22 @@ class Pairs:
 
 
 def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
-    """Tokens masked in rows of `real` tokens, special tokens counted: array or number, and no less where there are more."""
+    """Return how many tokens are masked in rows of `real` tokens, special tokens counted.
+
+    real: an array or a number. The result never decreases with `real`.
+    """
     count = np.minimum(np.maximum(1, np.rint(real * mask_share).astype(np.int64)), real - SPECIALS)
     return count if most is None else np.minimum(count, most)
 
 
 def _skip(generator: np.random.Generator, draws: int) -> None:
-    """Go past so many draws of float32, two of which are made of each number of 64 bits."""
+    """Skip `draws` float32 draws; each 64-bit number of the generator gives two."""
     generator.bit_generator.advance(draws // 2)
     generator.random(draws % 2, np.float32)
 
 
 def _load(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"{path}: missing; the corpus has to be prepared first")
+        raise UserError(f"{path}: missing; prepare the corpus first")
     with reading(path, "not a whole token file; prepare the corpus again"):
         return np.load(path, mmap_mode="r", allow_pickle=False)

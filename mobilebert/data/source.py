@@ -1,4 +1,4 @@
-"""Define what a source of data gives: tables, a corpus, a vocabulary."""
+"""Define the interface of a data source: tables, a corpus, a vocabulary."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,51 +32,62 @@ OFFICIAL_ROWS: dict[str, dict[str, int]] = {
 
 
 class Source:
-    """Documents for pre-training, tables for fine-tuning and the vocabulary that belongs to them.
+    """A source of documents for pre-training, tables for fine-tuning and their vocabulary.
 
-    Methods raise UserError for an unknown task, a split that is not there and a file that is not what it should be.
+    Methods raise UserError for an unknown task, a missing split, and a missing or wrong file.
     """
 
     spec: str
-    limit: int | None  # documents read at most
+    limit: int | None  # most documents that are read
 
     def documents(self) -> Iterator[str]:
-        """One document per item, its paragraphs separated by a newline; at most as many as `open_source` was told."""
+        """Yield documents, at most `limit`; a newline separates a document's paragraphs."""
         raise NotImplementedError
 
     def share_read(self, documents: int) -> float | None:
-        """About what share of the corpus `documents()` has given with so many documents; None where nothing tells."""
+        """Return about what share of the corpus `documents()` has yielded after so many documents.
+
+        Returns None if it is unknown.
+        """
         return documents / self.limit if self.limit else None
 
     def table(self, task: str, split: str) -> pd.DataFrame:
-        """The rows of one split; SQuAD's `answers` are {"text": list[str], "answer_start": list[int]}."""
+        """Return the rows of one split.
+
+        SQuAD's `answers` are {"text": list[str], "answer_start": list[int]}.
+        """
         raise NotImplementedError
 
     def splits(self, task: str) -> list[str]:
-        """The splits that this source has of a task, train first."""
+        """Return the splits that this source has of a task, train first."""
         raise NotImplementedError
 
     def rows(self, task: str, split: str) -> int:
+        """Return the number of rows of one split."""
         return len(self.table(task, split))
 
     def vocab(self) -> Path | None:
-        """The vocab.txt that belongs to the source, or None where the tokenizer is trained on the documents."""
+        """Return the source's vocab.txt, or None if the tokenizer is trained on the documents."""
         raise NotImplementedError
 
     def files(self, name: str) -> dict[str, str]:
-        """What a task's tables, or the "corpus", are read from: relative name -> sha256 in hexadecimal digits."""
+        """Return the files of a task's tables or of the "corpus": relative name -> sha256 (hex)."""
         raise NotImplementedError
 
     def label(self, task: str, split: str) -> str | None:
+        """Return the label of results on one split of this source; see the function `label`."""
         return label(task, split, self.rows(task, split))
 
 
 def label(task: str, split: str, rows: int) -> str | None:
-    """What must stand beside a result on so many rows of a split; None where they are the official split, all of it."""
+    """Return the label that a result on so many rows of a split must show.
+
+    Returns None if the rows are the whole official split.
+    """
     official = OFFICIAL_ROWS[check_task(task)].get(split)
     if rows == official:
         return None
-    # The 40,430 official QQP dev rows are often not to be had; what stands in for them then was cut from train.
+    # The 40,430 official QQP dev rows are often not available; the replacement is cut from train.
     if task == "qqp" and split == "validation":
         return f"{rows:,} held-out train rows"
     kind = split.removeprefix("validation_").removeprefix("test_")
@@ -86,6 +97,7 @@ def label(task: str, split: str, rows: int) -> str | None:
 
 
 def check_task(task: str) -> str:
+    """Return `task`. Raises UserError if there is no such task."""
     if task not in TASKS:
         raise UserError(f"task {task!r}: must be one of {', '.join(TASKS)}")
     return task

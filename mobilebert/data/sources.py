@@ -1,7 +1,8 @@
-"""Where documents and tables come from: `synthetic`, `local:<folder>` or `hub`, behind one interface.
+"""Read documents and tables from `synthetic`, `local:<folder>` or `hub` through one interface.
 
-A table has the columns and split names of the Hugging Face datasets nyu-mll/glue and rajpurkar/squad(_v2), whichever
-source it comes from. A source never passes a sample for the whole: `label` says which rows a result stands on.
+The tables of every source have the columns and split names of the Hugging Face datasets
+nyu-mll/glue and rajpurkar/squad(_v2). A sample is never reported as the whole split: `label` says
+which rows a result is based on.
 """
 
 import hashlib
@@ -26,9 +27,12 @@ OFFLINE_CHOICES = "local:<folder> and synthetic work offline"
 
 
 class LocalSource(Source):
-    """A folder with corpus/* (see `mobilebert.data.documents`), glue/<task>/<split>.parquet,
-    squad/<version>/<split>.parquet or the benchmarks' own files (see `mobilebert.data.raw`), vocab.txt and the SHA256SUMS
-    that pins them; a file is hashed before it is first read."""
+    """A source that reads a local folder, each file of which is hashed before it is first read.
+
+    The folder holds corpus/* (see `mobilebert.data.documents`), the tables as
+    glue/<task>/<split>.parquet and squad/<version>/<split>.parquet or as the benchmarks' original
+    files (see `mobilebert.data.raw`), vocab.txt, and SHA256SUMS with the hash of every file.
+    """
 
     def __init__(self, folder: Path, documents: int | None = None) -> None:
         self.spec = f"local:{folder}"
@@ -38,14 +42,17 @@ class LocalSource(Source):
             raise UserError(f"data source local:{folder}: no such folder")
         sums = folder / "SHA256SUMS"
         if not sums.is_file():
-            raise UserError(f"{sums}: missing; a local data folder is pinned by the SHA256SUMS that `sha256sum` writes")
+            raise UserError(f"{sums}: missing; write the hashes of the folder's files into it with `sha256sum`")
         self.pinned = tables.sums(sums)
         self._checked: set[str] = set()
         self._read: dict[Path, float] = {}
         self._rows: dict[str, int] = {}
 
     def _path(self, name: str) -> Path:
-        """The file of that name, its hash checked once."""
+        """Return the path of a file, whose hash is checked once.
+
+        Raises UserError if the file is missing, not listed or has another hash.
+        """
         path = self.folder / name
         if name in self._checked:
             return path
@@ -115,15 +122,16 @@ class LocalSource(Source):
 
 
 class HubSource(Source):
-    """The Hugging Face hub through `datasets`: English Wikipedia, books, GLUE, SQuAD and MobileBERT's vocabulary.
+    """A source that reads the Hugging Face hub through `datasets`.
 
-    The BookCorpus of the paper is not distributed any more and its hub copy is a loading script, which datasets>=4
-    refuses; manu/project_gutenberg (English split, a whole book a row) stands in for it.
+    It gives English Wikipedia, books, GLUE, SQuAD and MobileBERT's vocabulary. The paper's
+    BookCorpus is no longer distributed, and datasets>=4 refuses its hub copy, a loading script;
+    manu/project_gutenberg (English split, a whole book a row) replaces it.
     """
 
     WIKIPEDIA = ("wikimedia/wikipedia", "20231101.en", "train")
     BOOKS = ("manu/project_gutenberg", None, "en")
-    # BERT read 2,500 million words of Wikipedia and 800 million of books (Devlin et al. 2019, section 3.1).
+    # Millions of words that BERT read of Wikipedia and of books (Devlin et al. 2019, section 3.1).
     WORDS = (2500.0, 800.0)
     MODEL = "google/mobilebert-uncased"
 
@@ -158,8 +166,11 @@ class HubSource(Source):
             raise _unreachable(f"{self.MODEL}/vocab.txt", error) from error
 
     def files(self, name: str) -> dict[str, str]:
-        """For tables the hash of their rows as JSON lines. The corpus is streamed, so no hash of it is known before it
-        was read: it is pinned by the names of the two data sets alone."""
+        """Return name -> sha256; for tables, of their rows as JSON lines.
+
+        The corpus is streamed, so its hash is unknown before it is read: only the names of the two
+        data sets are hashed.
+        """
         if name == "corpus":
             names = ["/".join(filter(None, corpus)) for corpus in (self.WIKIPEDIA, self.BOOKS)]
             return {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
@@ -174,7 +185,7 @@ class HubSource(Source):
         offline_unless_reachable()
         import datasets
 
-        # Any failure of a download ends here: the hub's libraries raise a dozen unrelated types for "not reachable".
+        # Catch everything: the hub's libraries raise a dozen unrelated types for "not reachable".
         try:
             return datasets.load_dataset(repository, configuration, split=split, **options)
         except Exception as error:
@@ -182,10 +193,10 @@ class HubSource(Source):
 
 
 def open_source(spec: str, *, seed: int = 0, documents: int | None = None) -> Source:
-    """The source that `spec` names: `synthetic` (drawn from `seed`), `local:<folder>` or `hub`.
+    """Return the source that `spec` names: `synthetic` (uses `seed`), `local:<folder>` or `hub`.
 
-    `documents` bounds how many documents of the corpus are read. Raises UserError for any other spec and for a folder
-    that is not a data folder.
+    documents: most documents of the corpus that are read. Raises UserError for another `spec`, for
+    `documents` below 1 and for a folder that is missing or has no SHA256SUMS.
     """
     kind, _, rest = spec.partition(":")
     if documents is not None and documents < 1:
@@ -202,10 +213,11 @@ def open_source(spec: str, *, seed: int = 0, documents: int | None = None) -> So
 
 
 def interleave(streams: Sequence[tuple[Iterable[str], float]]) -> Iterator[str]:
-    """Documents of several streams so that the characters taken of each keep to its weight.
+    """Yield the documents of several (stream, weight) so that characters are taken by weight.
 
-    A prefix of the result is then a fair sample of the whole: of shards of articles and of books 100 times as long,
-    the first thousand documents hold both. Deterministic.
+    Any prefix of the result is then a fair sample of the whole: if one stream has articles and
+    another books 100 times as long, the first thousand documents contain both. The order is
+    deterministic.
     """
     iterators = [iter(stream) for stream, _ in streams]
     heap = [(0.0, index) for index in range(len(streams))]
@@ -233,9 +245,10 @@ def _unreachable(name: str, error: Exception) -> UserError:
 
 
 def offline_unless_reachable() -> None:
-    """Without a network the hub's libraries retry for half a minute and more; here five seconds decide.
+    """Set HF_HUB_OFFLINE=1 if the hub does not answer within five seconds.
 
-    Their cache still works offline. The variable is read when huggingface_hub is first imported, so this comes before.
+    Otherwise the hub's libraries retry for half a minute and more; their cache works offline too.
+    Call this before the first import of huggingface_hub, which reads the variable.
     """
     if "HF_HUB_OFFLINE" in os.environ:
         return
@@ -243,6 +256,6 @@ def offline_unless_reachable() -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:
-        pass  # an answer, whatever it says
+        pass  # an error status is an answer too: the hub is reachable
     except (OSError, ValueError):
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,12 +1,12 @@
-"""SQuAD questions as windows of tokens, and window scores as answers.
+"""Cut SQuAD questions into windows of tokens, and turn window scores into answers.
 
-By the released run_squad.py (`convert_examples_to_features`, `write_predictions`): [CLS] question [SEP] piece of the
-context [SEP], the next window beginning `doc_stride` tokens further on. That stride is the step between windows, not
-their overlap. Answers are characters of the original context, by the tokens' offsets, where the released code realigns
-WordPieces with white-space words.
+Windows follow the released run_squad.py (`convert_examples_to_features`, `write_predictions`):
+[CLS] question [SEP] piece of the context [SEP]. Each next window begins `doc_stride` tokens later:
+the step between windows, not their overlap. Answers are characters of the original context, found
+by the tokens' offsets; the released code instead realigns WordPieces with white-space words.
 
-`examples` below is anything with the columns `id`, `context`, `question` and `answers` by name: a pandas DataFrame, a
-`datasets.Dataset`, a dict of lists.
+`examples` below is any mapping with the columns `id`, `context`, `question` and `answers`: a pandas
+DataFrame, a `datasets.Dataset`, a dict of lists.
 """
 
 from collections.abc import Mapping
@@ -22,18 +22,19 @@ _IMPOSSIBLE = np.float32(-np.inf)
 
 @dataclass(frozen=True)
 class Windows:
-    """N windows over E examples, without padding, laid end to end. A window's token is counted from its [CLS] (0).
+    """N windows over E examples, concatenated without padding; a window's [CLS] is its token 0.
 
     input_ids: int32 [tokens of all windows]; window i is `input_ids[bounds[i]:bounds[i + 1]]`.
     bounds: int64 [N + 1].
-    example: int32 [N], rising: the row of `examples`.
-    context_start: int32 [N], the first token of the context piece; it ends before the last [SEP].
+    example: int32 [N], ascending: the row of `examples`.
+    context_start: int32 [N], first token of the context piece, which ends before the last [SEP].
     first_offset: int64 [N], the row of `offsets` of that token.
     offsets: int32 [tokens of all distinct contexts, 2], characters of the context, end exclusive.
-    max_context: bool [tokens of all windows], whether the window is the one that shows most context around this token;
-        an answer may begin only there. False outside the context.
-    start_positions, end_positions: int32 [N], first and last token of the answer, both 0 for an unanswerable question
-        and for an answer that is not wholly inside the window; None unless built for training.
+    max_context: bool [tokens of all windows], whether this window shows the most context around the
+        token of all windows. An answer may begin only there. False outside the context.
+    start_positions, end_positions: int32 [N], first and last token of the answer. Both are 0 if
+        the question is unanswerable or the answer is not completely inside the window; None unless
+        built for training.
     """
 
     input_ids: np.ndarray
@@ -51,11 +52,14 @@ class Windows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each window, [N]."""
+        """Return the tokens of each window, [N]."""
         return np.diff(self.bounds)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
-        """One window: input_ids, token_type_ids (int32 [length]; 1 from the context on), in training the positions."""
+        """Return one window: input_ids and token_type_ids (int32 [length]; 1 from the context on).
+
+        In training, also the positions.
+        """
         ids = self.input_ids[self.bounds[index] : self.bounds[index + 1]]
         types = (np.arange(len(ids)) >= self.context_start[index]).astype(np.int32)
         window = {"input_ids": ids, "token_type_ids": types}
@@ -67,13 +71,16 @@ class Windows:
         return window
 
     def characters(self, index: int, start: int, end: int) -> tuple[int, int]:
-        """The characters of the context, end exclusive, from token `start` to token `end` of a window."""
+        """Return the characters of the context, end exclusive, of a window's tokens start to end."""
         row = self.first_offset[index] - self.context_start[index]
         return int(self.offsets[row + start, 0]), int(self.offsets[row + end, 1])
 
 
 def references(examples: Mapping) -> list[dict]:
-    """The questions as `mobilebert.evaluation.squad` scores them: [{"id": ..., "answers": [texts]}]."""
+    """Return the questions in the form of `mobilebert.evaluation.squad`.
+
+    That is [{"id": ..., "answers": [texts]}].
+    """
     return [{"id": key, "answers": list(answers["text"])} for key, answers in zip(examples["id"], examples["answers"])]
 
 
@@ -87,9 +94,13 @@ def windows(
 ) -> Windows:
     """Cut every example into windows of at most `max_length` tokens.
 
-    tokenizer: a `tokenizers.Tokenizer` (or BertWordPieceTokenizer) with [CLS] and [SEP], neither truncating nor
-    padding. The question keeps its first `max_query_length` tokens. training: label the windows with the first answer.
-    Raises UserError for lengths that leave the context no room, or a stride below 1.
+    tokenizer: a `tokenizers.Tokenizer` (or BertWordPieceTokenizer) with [CLS] and [SEP], which
+        neither truncates nor pads.
+    max_query_length: the question keeps that many of its first tokens.
+    training: label the windows with the first answer.
+
+    Raises UserError for lengths that leave the context no room, a stride below 1 and a vocabulary
+    without [CLS] or [SEP]; ValueError for a tokenizer that truncates or pads.
     """
     if doc_stride < 1:
         raise UserError(f"doc_stride is {doc_stride}; allowed: 1 or more")
@@ -143,13 +154,15 @@ def _bounds(parts: list) -> np.ndarray:
 
 
 def _contexts(tokenizer, texts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every distinct context tokenised once (SQuAD asks some five questions of each): ids and offsets, the bounds of
-    each context in them, and each example's context."""
+    """Tokenise each distinct context once; SQuAD asks some five questions about each.
+
+    Returns ids, offsets, each context's bounds in them, and the context of each example.
+    """
     distinct: dict[str, int] = {}
     context_of = np.array([distinct.setdefault(text, len(distinct)) for text in texts], dtype=np.int64)
     ids, offsets = [], []
     todo = list(distinct)
-    for at in range(0, len(todo), 512):  # the Encodings of a whole split need not coexist
+    for at in range(0, len(todo), 512):  # so as not to hold the Encodings of a whole split in memory
         for encoding in tokenizer.encode_batch(todo[at : at + 512], add_special_tokens=False):
             ids.append(np.array(encoding.ids, dtype=np.int32))
             offsets.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
@@ -158,7 +171,10 @@ def _contexts(tokenizer, texts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 
 def _cuts(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(start, size) of each piece of a context; the last one ends with the context. One empty piece for no tokens."""
+    """Return (start, size) of each piece of a context; the last piece ends with the context.
+
+    A context without tokens has one empty piece.
+    """
     cuts, start = [], 0
     while True:
         size = min(tokens - start, room)
@@ -169,11 +185,14 @@ def _cuts(tokens: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def _max_context(cuts: list[tuple[int, int]]) -> list[np.ndarray]:
-    """For each piece, which of its tokens have there the most of the smaller of left and right context, plus 0.01 of
-    the piece's size (the released `_check_is_max_context`); the earlier piece wins a tie."""
+    """Return for each piece which of its tokens score higher there than in any other piece.
+
+    A token's score is the smaller of its left and right context, plus 0.01 of the piece's size (the
+    released `_check_is_max_context`); the earlier piece wins a tie.
+    """
     tokens = cuts[-1][0] + cuts[-1][1]
     most, best = np.full(tokens, -np.inf), np.zeros(tokens, np.int64)
-    for piece, (start, size) in enumerate(cuts):  # memory is that of one context, however many pieces it has
+    for piece, (start, size) in enumerate(cuts):  # needs the memory of one context only, however many pieces it has
         place = np.arange(size)
         context, part = np.minimum(place, size - 1 - place) + 0.01 * size, slice(start, start + size)
         better = context > most[part]
@@ -182,10 +201,10 @@ def _max_context(cuts: list[tuple[int, int]]) -> list[np.ndarray]:
 
 
 def _answer_spans(examples: Mapping, offsets: np.ndarray, bounds: np.ndarray, context_of: np.ndarray) -> np.ndarray:
-    """First and last token, within its context, of each example's first answer, [E, 2]; (-1, -1) for none.
+    """Return first and last token, in its context, of each example's first answer, [E, 2].
 
-    They are the tokens that share a character with the answer, so the span covers the answer and grows past it only
-    where the answer begins or ends inside a token.
+    (-1, -1) if there is none. The span holds all tokens that share a character with the answer; it
+    is longer than the answer only if that begins or ends inside a token.
     """
     spans = np.full((len(context_of), 2), -1, dtype=np.int64)
     for row, answers in enumerate(examples["answers"]):
@@ -209,17 +228,21 @@ def postprocess(
     max_answer_length: int = 30,
     v2: bool = False,
 ) -> tuple[dict[str, str], dict[str, float]]:
-    """The best answer of every example, and for v2.0 the odds that it has none.
+    """Return the best answer of every example, and for v2.0 the odds that it has none.
 
-    start_logits, end_logits: [N, at least the longest window], token 0 the [CLS]; what stands past a window's end is
-    not read. A span is a candidate if its first and last tokens are among the `n_best` of the window's context, it has
-    at most `max_answer_length` tokens and begins where the window shows most context; the best span of one token is a
-    candidate always, so every example gets an answer. Equal scores: the earlier window and token wins.
+    start_logits, end_logits: [N, at least the longest window], token 0 is [CLS]; logits past a
+    window's end are ignored.
 
-    Returns id -> text, characters of the context and never "" while the context has a token; and, for v2, id -> the
-    lowest score of the empty span at [CLS] over the windows minus the score of that answer (empty dict otherwise).
-    What to leave unanswered is the scorer's: `evaluation.squad.score_v2` and `with_null`. Raises UserError for logits
-    that are not finite or not of one row a window.
+    A span is a candidate if its first and last tokens are among the `n_best` of the window's
+    context, it has at most `max_answer_length` tokens and it begins at a token with `max_context`.
+    The best span of one token is always a candidate, so every example gets an answer. If scores are
+    equal, the earlier window and token wins.
+
+    Returns id -> text, a substring of the context, "" only if the context has no token. Returns for
+    v2 also id -> the lowest score of the empty span at [CLS] over the windows minus the answer's
+    score (otherwise an empty dict). The scorer decides which to leave unanswered:
+    `evaluation.squad.score_v2` and `with_null`. Raises UserError for logits that are not finite or
+    do not have one row a window.
     """
     rows, longest = len(windows), int(windows.lengths.max(initial=0))
     for name, logits in (("start_logits", start_logits), ("end_logits", end_logits)):
@@ -250,7 +273,9 @@ def postprocess(
 
 
 def _best_spans(windows: Windows, part: slice, starts, ends, n_best: int, max_answer_length: int):
-    """Of the windows `part`: score of the best span [rows], its tokens [rows, 2], score of the empty span [rows]."""
+    """Return for the windows `part` the best span's score [rows] and tokens [rows, 2], and the
+    score of the empty span [rows].
+    """
     bounds = windows.bounds[part.start : part.stop + 1]
     lengths = np.diff(bounds)
     token = np.arange(starts.shape[1])

@@ -1,10 +1,10 @@
-"""A small made-up language and, written in it, a corpus, the GLUE tasks and SQuAD: what the suite runs on without data.
+"""Generate a corpus, the GLUE tasks and SQuAD in a small artificial language, for use without data.
 
-About 300 pseudo-words in classes; a grammar; twelve topics. The signals are ones that a two-layer encoder of width 64
-learns from a few hundred examples, and most are a known shortcut of the task they stand for: the negation of contradicted
-hypotheses in MNLI, the cue word before an answer in SQuAD. SST-2 has none: "good, not bad" and "bad, not good" are the
-same words, so whatever counts words is right on half of its rows. Nothing measured on this text says anything about
-English.
+The language has about 300 pseudo-words in classes, a grammar and twelve topics. A two-layer encoder
+of width 64 can learn the signals from a few hundred examples. Most are a known shortcut of the real
+task: the negation of contradicted hypotheses in MNLI, the cue word before an answer in SQuAD. SST-2
+has no shortcut: "good, not bad" and "bad, not good" have the same words, so a model that counts
+words is right on half of the rows. Results on this text say nothing about English.
 """
 
 import hashlib
@@ -19,17 +19,18 @@ from mobilebert.study.tasks import HIDDEN_LABEL, TASKS
 from mobilebert.util.errors import UserError
 
 GENERATOR_VERSION = 1
-TABLE_VERSIONS = {"sst2": 2}  # of a table that has changed since; a new GENERATOR_VERSION draws the whole language again
+TABLE_VERSIONS = {"sst2": 2}  # raise one if a table changes; a new GENERATOR_VERSION would redraw the whole language
 DOCUMENTS = 600
 TOPICS = 12
-# By the first word of a split's name; a SQuAD count is of questions.
+# Rows by the first word of a split's name; SQuAD's are questions.
 ROWS = {"train": 800, "validation": 200, "test": 60}
 SQUAD_ROWS = {"train": 900, "validation": 198}
-# MNLI's mismatched rows are of topics that its training rows do not have.
+# MNLI's mismatched rows have topics that its training rows do not have.
 MISMATCHED_TOPICS = range(9, TOPICS)
-# Share of the development sets' 198 paragraphs that the corpus repeats, so that dropping such documents is exercised.
+# Share of the development sets' 198 paragraphs that the corpus repeats, to test that they are
+# dropped.
 LEAKED_SHARE = 0.015
-# Share of rows whose signal is left out, so that no score can be perfect.
+# Share of rows without a signal, so that no score can be perfect.
 NOISE = 0.05
 
 
@@ -44,7 +45,10 @@ def _words(syllables: int, count: int, rng: np.random.Generator, taken: set[str]
 
 
 class Language:
-    """The vocabulary, one for all seeds: a model pre-trained on one seed's corpus can read another seed's tables."""
+    """The vocabulary, one for all seeds.
+
+    A model pre-trained on one seed's corpus can read another seed's tables.
+    """
 
     def __init__(self) -> None:
         rng, taken = np.random.default_rng(GENERATOR_VERSION), set()
@@ -52,15 +56,16 @@ class Language:
         def words(count: int, syllables: int = 2) -> list[str]:
             return _words(syllables, count, rng, taken)
 
-        # A determiner and its noun agree: a pair by the topic, the first of it for nouns of even index. Prepositions go
-        # with the topic and auxiliaries with the verb, so that a masked word can be told from its neighbours.
+        # So that a masked word can be predicted from its neighbours: the topic gives a pair of
+        # determiners, the first for nouns of even index; the topic gives the preposition and the
+        # verb its auxiliary.
         self.determiners = [words(2) for _ in range(3)]
         self.nouns = [words(8) for _ in range(TOPICS)]
         self.verbs = [words(3, 3) for _ in range(TOPICS)]
         self.adjectives = words(16, 3)
         self.good, self.bad = words(14, 3), words(14, 3)
         self.prepositions, self.auxiliaries = words(5), words(3)
-        # Entities by question word: each class has its cue word, which stands right before the entity.
+        # By question word: its cue word, which comes right before the entity, and its entities.
         self.questions, self.cues = words(3), words(3)
         self.entities = [words(16, 3) for _ in range(3)]
         self.same, self.other = words(3), words(3)  # "likewise", "unlike"
@@ -73,7 +78,7 @@ LANGUAGE = Language()
 
 
 class _Writer:
-    """Sentences on one topic, drawn from `rng`; a sentence is a list of words."""
+    """A writer of sentences on one topic, drawn from `rng`; a sentence is a list of words."""
 
     def __init__(self, rng: np.random.Generator, topic: int) -> None:
         self.rng, self.topic = rng, topic
@@ -93,14 +98,17 @@ class _Writer:
         return [pair[noun % 2], *([self.pick(adjectives)] if adjectives else []), nouns[noun]]
 
     def verb(self) -> tuple[list[str], int]:
-        """A verb, finite or after an auxiliary as an infinitive in -n, and the noun that is its usual object."""
+        """Return a verb's words and the index of its usual object noun.
+
+        The verb is finite, or an auxiliary with an infinitive in -n.
+        """
         verb = int(self.rng.integers(3))
         word = LANGUAGE.verbs[self.topic][verb]
         words = [LANGUAGE.auxiliaries[verb], word + "n"] if self.chance(0.5) else [word]
         return words, verb + 3 * int(self.chance(0.2))
 
     def clause(self, adjectives: list[str] | None = None) -> list[str]:
-        """6 to 12 words: subject, verb, object and perhaps a place."""
+        """Return 6 to 12 words: subject, verb, object and perhaps a place."""
         verb, noun = self.verb()
         words = [*self.phrase(adjectives), *verb, *self.phrase(adjectives, noun)]
         if self.chance(0.4):
@@ -108,7 +116,7 @@ class _Writer:
         return words
 
     def fact(self, kind: int, length: int = 1) -> tuple[list[str], str]:
-        """A clause that ends in a cue word and its entity, and the entity."""
+        """Return a clause that ends in a cue word and its entity, and the entity."""
         entity = list(self.rng.choice(LANGUAGE.entities[kind], length, replace=False))
         verb, _ = self.verb()
         return [*self.phrase([]), *verb, LANGUAGE.cues[kind], *entity], " ".join(entity)
@@ -119,7 +127,7 @@ class _Writer:
         return [LANGUAGE.questions[kind], *marker, *verb, *self.phrase([], noun)]
 
     def sentence(self) -> str:
-        """Any sentence of the language: every class of words occurs in the corpus."""
+        """Return any sentence of the language, so that every class of words occurs in the corpus."""
         kind = self.rng.random()
         if kind < 0.55:
             return _text(self.clause())
@@ -133,7 +141,7 @@ class _Writer:
         return _text(self.about(self.clause(), markers[self.rng.integers(len(markers))]))
 
     def about(self, words: list[str], markers: list[str]) -> list[str]:
-        """A restatement of `words`, most of them kept, between two markers; without these once in a while."""
+        """Return most of `words` between two markers; without markers in a share NOISE of cases."""
         kept = [word for word in words if not self.chance(0.2)]
         return kept if self.chance(NOISE) else [self.pick(markers), *kept, self.pick(markers)]
 
@@ -143,7 +151,7 @@ def _text(words: list[str], mark: str = ".") -> str:
 
 
 def _cola(w: _Writer, label: int) -> list[str]:
-    """Unacceptable: an infinitive without its auxiliary."""
+    """Return CoLA's sentence; an unacceptable one has an infinitive without its auxiliary."""
     words, verb = w.phrase(), LANGUAGE.verbs[w.topic][w.rng.integers(3)]
     if label:
         words += [verb] if w.chance(0.5) else [w.pick(LANGUAGE.auxiliaries), verb + "n"]
@@ -153,10 +161,11 @@ def _cola(w: _Writer, label: int) -> list[str]:
 
 
 def _sst2_twins(w: _Writer) -> list[tuple[list[str], int]]:
-    """Return two rows of the same words, "bad, not good: ..." and "good, not bad: ...", with labels 0 and 1.
+    """Return two rows of the same words, with labels 0 and 1.
 
-    The first word decides. The trigram input hands it to the token that is classified; a model without trigrams must learn to
-    look at the first position, for which more than four words a class are too many.
+    They are "bad, not good: ..." and "good, not bad: ...". The first word decides the label. The
+    trigram input gives it to the classified token; a model without trigrams must learn to look at
+    the first position, and cannot with more than four words a class.
     """
     good, bad = w.pick(LANGUAGE.good[:4]), w.pick(LANGUAGE.bad[:4])
     negation, rest = w.pick(LANGUAGE.negations), w.phrase([])
@@ -178,14 +187,20 @@ def _duplicate(w: _Writer, label: int) -> list[str]:
 
 
 def _similarity(w: _Writer, label: float) -> list[str]:
-    """As many fifths of the first sentence stay as the score says, between two words for the degree."""
+    """Return STS-B's sentences; the score in fifths is the share of words kept in the second.
+
+    Two words for the degree enclose it.
+    """
     first = w.clause()
     second = [word if w.chance(label / 5) else w.pick(LANGUAGE.adjectives) for word in first]
     return [_text(first), _text(w.about(second, LANGUAGE.degrees[round(label)]))]
 
 
 def _entailment(markers: list[list[str]]):
-    """Pairs whose second sentence restates the first between markers of its label: `markers` by label."""
+    """Return a writer of pairs: the second sentence restates the first between two markers.
+
+    markers: the label's markers, by label.
+    """
 
     def pair(w: _Writer, label: int) -> list[str]:
         first = w.clause()
@@ -195,14 +210,18 @@ def _entailment(markers: list[list[str]]):
 
 
 def _answer_sentence(w: _Writer, label: int) -> list[str]:
-    """QNLI: 0, entailment, where the sentence holds an entity of the kind that is asked for."""
+    """Return QNLI's question and sentence.
+
+    Label 0, entailment: the sentence holds an entity of the kind that is asked for.
+    """
     kind = int(w.rng.integers(3))
     sentence = w.clause() if label != int(w.chance(NOISE)) else w.fact(kind)[0]
     return [_text(w.question(kind), "?"), _text(sentence)]
 
 
 _THREE_WAY = _entailment([LANGUAGE.same, LANGUAGE.hedges, LANGUAGE.negations])
-# How many labels (0: a score from 0 to 5) and what writes a row's sentences from its label; SST-2 is written by twos.
+# The number of labels (0: a score from 0 to 5) and the function that writes a row's sentences from
+# its label. SST-2's rows are written in pairs, see `_sst2_twins`.
 _GLUE = {
     "cola": (2, _cola),
     "mrpc": (2, _paraphrase),
@@ -217,8 +236,10 @@ _GLUE = {
 
 
 class SyntheticSource(Source):
-    """The generator as a source. Every table has its own stream of random numbers: none depends on which were read
-    before."""
+    """A source that generates its tables and corpus.
+
+    Each has a separate stream of random numbers, so none depends on which were read before.
+    """
 
     def __init__(self, seed: int, documents: int | None = None) -> None:
         if seed < 0:
@@ -275,7 +296,7 @@ class SyntheticSource(Source):
 
 
 def _rows(rng: np.random.Generator, task: str, split: str, count: int) -> list[tuple[list[str], int | float]]:
-    """Return a task's rows as sentences and label, the labels drawn one by one."""
+    """Return a task's rows as sentences and label; labels are drawn independently."""
     labels, write = _GLUE[task]
     topics = range(TOPICS)
     if task == "mnli":
@@ -288,16 +309,20 @@ def _rows(rng: np.random.Generator, task: str, split: str, count: int) -> list[t
 
 
 def _twin_rows(rng: np.random.Generator, count: int) -> list[tuple[list[str], int]]:
-    """Return SST-2's rows, shuffled. Each row's twin is there too, so both labels have the same counts of every word."""
+    """Return SST-2's rows, shuffled.
+
+    Each row's twin is among them, so both labels have the same counts of every word.
+    """
     rows = [row for _ in range(count // 2) for row in _sst2_twins(_Writer(rng, int(rng.integers(TOPICS))))]
     return [rows[place] for place in rng.permutation(count)]
 
 
 def _squad_table(rng: np.random.Generator, task: str, split: str) -> pd.DataFrame:
-    """Paragraphs of four sentences with two questions each; a quarter have an entity of a kind that is not asked for.
+    """Return SQuAD's rows: paragraphs of four sentences with two questions each.
 
-    In v2.0 every third paragraph lacks the answer, and a word in its questions gives that away. As in the genuine data
-    a training question has one answer, a development question the answers of three annotators.
+    A quarter of the paragraphs have an entity of a kind that is not asked for. In v2.0 every third
+    paragraph lacks the answer, and a word in its questions reveals that. Like the real data, a
+    training question has one answer, a development question the answers of three annotators.
     """
     rows: list[dict] = []
     for number in range(SQUAD_ROWS[split]):

@@ -1,4 +1,4 @@
-"""A task's rows as a table, whichever form its files have: parquet, or the files that the benchmarks themselves distribute."""
+"""Read a task's rows as a table, from parquet or from the benchmarks' original files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ HEXADECIMAL = frozenset("0123456789abcdef")
 
 
 def names(task: Task, stem: str) -> list[str]:
-    """Return where a split may lie below a data folder; the first that is there is read."""
+    """Return the files in a data folder that may hold a split; the first that exists is read."""
     return [f"{task.folder}/{stem}.parquet", *raw.names(task, stem)]
 
 
 def read(path: Path, task: Task) -> pd.DataFrame:
-    """Return the rows of one file, parquet, .tsv (GLUE) or .json (SQuAD), which `checked` has to look at."""
+    """Return the rows of one file, parquet, .tsv (GLUE) or .json (SQuAD).
+
+    `checked` must check the values.
+    """
     if path.suffix in (".tsv", ".json"):
         return raw.read(path, task)
     return reading.parquet(path, {name: KINDS[kind] for name, kind in task.columns.items()})
 
 
 def checked(frame: pd.DataFrame, task: Task, role: str, where: str) -> pd.DataFrame:
-    """Return the table with `answers` as plain lists, which scorers take. Raises UserError for what `check_table` refuses."""
+    """Return the table with `answers` as plain lists, the form that scorers need.
+
+    Raises UserError if `check_table` does.
+    """
     check_table(frame, task, role, where)
     if task.is_squad:
         frame = frame.assign(answers=[plain_answers(answers, where) for answers in frame["answers"]])
@@ -36,10 +42,11 @@ def checked(frame: pd.DataFrame, task: Task, role: str, where: str) -> pd.DataFr
 
 
 def sums(path: Path) -> dict[str, str]:
-    """Return the file names of a SHA256SUMS, relative to its folder, with their hashes.
+    """Return the file names in a SHA256SUMS, relative to its folder, with their hashes.
 
-    Raises UserError, with the line, for a line that `sha256sum` does not write, a name outside the folder, and for a file with
-    two hashes. A link inside the folder may lead out of it: the hash says what it has to lead to.
+    Raises UserError, naming the line, if `sha256sum` does not write such a line, if the file is
+    outside the folder, and if a file has two hashes. A link inside the folder may point outside:
+    the hash then checks its target.
     """
     found: dict[str, str] = {}
     content = reading.text(path, "not a file of sha256sum", reading.LARGEST_PREDICTIONS)
@@ -48,7 +55,7 @@ def sums(path: Path) -> dict[str, str]:
             continue
         digest, mark, name = line[:64].lower(), line[64:66], line[66:]
         if not (set(digest) <= HEXADECIMAL and mark in ("  ", " *") and name.strip()):
-            raise UserError(f"{path}: line {number} is not 64 hexadecimal digits and a file, as of sha256sum: {shown_key(line)}")
+            raise UserError(f"{path}: line {number} is not 64 hexadecimal digits and a file, as by sha256sum: {shown_key(line)}")
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts:
             raise UserError(f"{path}: line {number} names {shown_key(name)}, which is outside of the folder")

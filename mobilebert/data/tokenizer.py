@@ -1,4 +1,4 @@
-"""BERT's uncased WordPiece tokenizer: a source's vocab.txt, or trained on the documents of a source without one."""
+"""Build BERT's uncased WordPiece tokenizer from a vocab.txt, or train it on documents."""
 
 import hashlib
 import json
@@ -20,18 +20,23 @@ CONFIG = "tokenizer_config.json"
 
 SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
 
-# With vocab_size None the trainer takes as many pieces as it finds, up to the size of BERT's own vocabulary.
+# If vocab_size is None, the trainer takes all pieces that it finds, up to the size of BERT's
+# vocabulary.
 BERT_VOCAB_SIZE = 30_522
 
 BERT_POSITIONS = 512
 
 
 def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokenizer:
-    """Write tokenizer.json, vocab.txt and tokenizer_config.json to `out`, a folder that transformers' BertTokenizerFast
-    loads, and return the tokenizer.
+    """Write tokenizer.json, vocab.txt and tokenizer_config.json to `out`; return the tokenizer.
 
-    vocab_size: the exact size; None takes what the source has. A source's own vocab.txt is used whole. Raises UserError
-    where `vocab_size` is not the size of vocab.txt, or is more or less than the documents can give.
+    transformers' BertTokenizerFast can load the folder `out`.
+
+    vocab_size: the exact size; None takes all that the source has. A source's vocab.txt is used
+        completely.
+
+    Raises UserError if `vocab_size` is not the size of vocab.txt, or is more or less than the
+    documents can give; and if vocab.txt lacks a special token.
     """
     path = source.vocab()
     if path is None:
@@ -59,8 +64,8 @@ def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokeni
 def read_vocabulary(path: Path) -> list[str]:
     """Return the tokens of a vocab.txt, one a line; a token's number is its line's, from 0.
 
-    A line ends with a line feed, or a carriage return and a line feed, as in transformers and tokenizers. Raises UserError
-    for a file that is not UTF-8 or begins with a byte order mark, and for a token that is there twice.
+    Lines end with \\n or \\r\\n, as in transformers and tokenizers. Raises UserError if the file is
+    not UTF-8 or begins with a byte order mark, and if a token is there twice.
     """
     content = text(path, "not a vocabulary", keep_mark=True)
     if content.startswith(BYTE_ORDER_MARK):
@@ -74,14 +79,14 @@ def read_vocabulary(path: Path) -> list[str]:
 
 
 def vocab_hash(content: str) -> str:
-    """Return the sha256 of a vocabulary as `build_tokenizer` writes it: a token a line, a line feed after each."""
+    """Return the sha256 of a vocabulary as `build_tokenizer` writes it: \\n after each token."""
     return hashlib.sha256("".join(f"{token}\n" for token in lines(content)).encode()).hexdigest()
 
 
 def copy_tokenizer(folder: Path, out: Path, longest: int) -> list[str]:
     """Copy the tokenizer files of `folder` beside the model in `out`, and return their names.
 
-    longest: tokens that the model takes at most, which transformers reads as model_max_length.
+    longest: most tokens that the model takes; written as transformers' model_max_length.
     """
     names = [name for name in TOKENIZER if name != CONFIG and (folder / name).is_file()]
     if not names:
@@ -95,7 +100,10 @@ def copy_tokenizer(folder: Path, out: Path, longest: int) -> list[str]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that `build_tokenizer` wrote. Raises UserError where there is none."""
+    """Return the tokenizer that `build_tokenizer` wrote.
+
+    Raises UserError if it is missing or damaged.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{path}: missing")
@@ -123,10 +131,11 @@ def _bert(vocab: list[str]) -> Tokenizer:
 
 
 def _train(source: Source, vocab_size: int | None) -> list[str]:
-    """A vocabulary that is the same in every run: special tokens, then pieces in the order of the trainer.
+    """Return a vocabulary that is always the same for the same documents.
 
-    The trainer numbers characters in the order of a hash table with a random seed, and ties between equally frequent
-    pairs are broken by those numbers. Handing it every piece of one character as a "special" token fixes the numbers.
+    It has the special tokens, then pieces in the trainer's order. The trainer numbers characters in
+    the order of a hash table with a random seed, and these numbers break ties between equally
+    frequent pairs. Passing every piece of one character as a "special" token fixes the numbers.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.normalizer = _normalizer()

@@ -1,4 +1,4 @@
-"""Batches on their way to a step: made ahead in a thread, split into micro-batches, named by a hash."""
+"""Prepare batches for a step: build them ahead in a thread, split them, pad them, hash them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from mobilebert.util.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 T = TypeVar("T")
-AHEAD = 2  # batches that wait: one would do if every batch took as long to make as the others
+AHEAD = 2  # batches that wait; one would be enough if all batches took equally long to build
 
 
 def ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
-    """`make(step)` of each step, in order, made in a thread while the ones before are used.
+    """Yield `make(step)` of each step, in order, built in a thread while earlier ones are used.
 
-    `make` is a function of the step alone, so the thread changes nothing but the time. What it raises is raised at its step.
-    One thread is enough: it makes several times the 1.5 million tokens a second of length 128 that a GPU learns from.
+    `make` is a function of the step alone, so the thread changes only the time. An error in `make`
+    is raised here, at its step. One thread is enough: it builds several times the 1.5 million
+    tokens a second that a GPU learns from at length 128.
     """
     pool, waiting = ThreadPoolExecutor(1, "batches"), deque()
     try:
@@ -38,16 +39,17 @@ def ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
 
 
 def split(batch: Batch, parts: int, processes: int = 1) -> list[Batch]:
-    """A batch of B rows as `parts` batches of B / parts rows, a row more in some where that is no whole number.
+    """Return a batch of B rows as `parts` micro-batches of B / parts rows, rounded up or down.
 
-    The batch's mean over rows is the sum of its parts' means, each times its share of the rows. A mean over something else
-    needs a weight beside that, which each part carries as a scalar: `masked_weight` for means over masked positions (share
-    of the masked positions / share of the rows) and `token_weight`, beside an `attention_mask`, for means over real tokens.
+    The mean over the batch's rows is the sum of the micro-batches' means, each times its share of
+    the rows. Other means need a further weight, a scalar in each micro-batch: `masked_weight` for
+    means over masked positions (share of the masked positions / share of the rows); `token_weight`,
+    if there is an `attention_mask`, for means over real tokens.
 
-    Each of several processes has its rows alone: the shares are then of `whole` (3,), rows, masked positions and real tokens of
-    all processes, which `batch` carries.
+    With several processes `batch` holds only this process's rows, and the shares are relative to
+    its `whole` (3,): rows, masked positions and real tokens of all processes.
 
-    Raises UserError for fewer rows than parts.
+    Raises UserError if there are fewer rows than micro-batches of all processes.
     """
     if parts * processes == 1:
         return [batch]
@@ -55,7 +57,8 @@ def split(batch: Batch, parts: int, processes: int = 1) -> list[Batch]:
     rows, masked, tokens = (batch["whole"] if processes > 1 else _whole(batch)).tolist()
     if rows < parts * processes:
         raise UserError(
-            f"batch_size: {rows} rows are fewer than the {parts * processes} parts of a batch (processes x accumulate)"
+            f"batch_size: {rows} rows are fewer than the {parts * processes} micro-batches (processes x accumulate); "
+            "raise batch_size or lower accumulate"
         )
     found = []
     for start, end in pairwise(own * index // parts for index in range(parts + 1)):
@@ -74,17 +77,17 @@ def split(batch: Batch, parts: int, processes: int = 1) -> list[Batch]:
 
 
 def _whole(batch: Batch) -> torch.Tensor:
-    """What `split` wants to know of a batch that no other process has rows of."""
+    """Return `whole` of a single process's batch: rows, masked positions, real tokens (3,)."""
     mask = batch.get("attention_mask", torch.tensor(0))
     return torch.tensor([len(batch["input_ids"]), len(batch.get("masked_positions", ())), mask.sum()])
 
 
 def fill_up(part: Batch, predictions: int) -> Batch:
-    """The part with `predictions` masked positions for each row, so that batches are alike in shape.
+    """Return the micro-batch padded to `predictions` masked positions a row, for a fixed shape.
 
-    The further ones are of token 0 with label -100, which cross-entropy leaves out; a mean over something else of the masked
-    positions takes `masked_real` (N,), 1 for those there were and 0 for the further ones. A part that has none, or more than
-    these, is returned as it is.
+    Added positions point at token 0 and have label -100, which cross-entropy ignores. Other means
+    over masked positions use `masked_real` (N,): 1 for real positions, 0 for added ones. A
+    micro-batch without masked positions, or with more of them, is returned unchanged.
     """
     missing = predictions * len(part["input_ids"]) - len(part.get("masked_positions", ()))
     if "masked_positions" not in part or missing < 0:
@@ -97,7 +100,7 @@ def fill_up(part: Batch, predictions: int) -> Batch:
 
 
 def digest(batch: Batch) -> str:
-    """First 12 hexadecimal digits of the sha256 of a batch's arrays, by name."""
+    """Return the first 12 hexadecimal digits of the sha256 of a batch's names and arrays."""
     found = hashlib.sha256()
     for key in sorted(batch):
         found.update(key.encode())

@@ -1,7 +1,8 @@
-"""The state of a run under way: one safetensors file with weights, optimizer moments, the step and the time used.
+"""Save and restore a running training: weights, optimizer moments, step and seconds used.
 
-All randomness of a step is a function of (seed, step), so there is no generator to save. The file is written under a temporary
-name, synced and renamed: after a kill there is the last whole one.
+All randomness of a step is a function of (seed, step), so no generator is saved. The state is one
+safetensors file. It is written under a temporary name, synced and renamed: after a kill the last
+complete one is there.
 """
 
 from __future__ import annotations
@@ -22,26 +23,30 @@ from torch import nn
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import settle
 
-LEAST_SECONDS = 3.0  # between two states
-SPACING = 50  # times what a state takes to write: 2 % of the time, at most
+LEAST_SECONDS = 3.0  # between two saves
+SPACING = 50  # times the seconds that a save takes: at most 2 % of the time is spent on saving
 
 
 class Pace:
-    """When a run saves itself beside its every so many steps: a kill costs it seconds, and saving next to nothing."""
+    """A clock that says when to save, besides the saves every `checkpoint_every` steps.
+
+    A kill then loses only seconds, and saving costs little.
+    """
 
     def __init__(self):
         self.last, self.cost = time.monotonic(), 0.0
 
     def is_due(self) -> bool:
-        """Return whether LEAST_SECONDS and SPACING times the last state's cost have gone since it was written.
+        """Return whether enough time has passed since the last save.
 
-        A process does not know the cost of its first state: that one is due after LEAST_SECONDS.
+        That is LEAST_SECONDS and SPACING times the last save's cost. A process does not know the
+        cost of its first save: it is due after LEAST_SECONDS.
         """
         return time.monotonic() - self.last >= max(LEAST_SECONDS, SPACING * self.cost)
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Measure a state that is written inside."""
+        """Measure the cost of a save done inside the block."""
         begin = time.monotonic()
         yield
         self.last = time.monotonic()
@@ -59,7 +64,7 @@ def save(
 ) -> None:
     """Write the state after `step` finished steps of `steps`, which took `seconds`.
 
-    Raises UserError when it cannot be written, as on a full disk; the state before it is then still there.
+    Raises UserError if it cannot be written, as on a full disk; the state before it is then kept.
     """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for name, parameter in model.named_parameters():
@@ -74,13 +79,14 @@ def save(
         settle(part, path)
     except (SafetensorError, OSError) as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"{path}: the state after step {step} cannot be written ({error}); the last one stays") from None
+        raise UserError(f"{path}: the state after step {step} cannot be written ({error}); the one before it is kept") from None
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> tuple[int, float]:
-    """Restore what `save` wrote and return the finished steps and the seconds they took; 0 and 0 where there is no file.
+    """Restore what `save` wrote and return the finished steps and their seconds.
 
-    Raises UserError, by name, for a damaged file or one of another run.
+    Returns 0 and 0 if there is no file. Raises UserError, naming the file, if it is damaged or
+    belongs to another training.
     """
     if not path.exists():
         return 0, 0.0
@@ -91,10 +97,13 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged state ({error}); delete it to start this run from its first step") from None
     if facts.pop("crc32", None) != _crc32(tensors, facts):
-        raise UserError(f"{path}: damaged state (checksum); delete it to start this run from its first step")
+        raise UserError(f"{path}: damaged state (wrong checksum); delete it to start this run from its first step")
     if facts.get("fingerprint") != fingerprint:
         found, own = (f"{text[:12]}{text[64:]}" for text in (facts.get("fingerprint", "?"), fingerprint))
-        raise UserError(f"{path}: state of another run, or split over other processes and parts ({found}, this is {own})")
+        raise UserError(
+            f"{path}: state of another run, or saved with a different number of processes or micro-batches "
+            f"({found}, this run is {own}); use the same numbers, or delete it to start this run from its first step"
+        )
     weights = _weights(model)
     expected = {f"model.{name}": value.shape for name, value in weights.items()}
     if expected != {key: value.shape for key, value in tensors.items() if key.startswith("model.")}:
@@ -110,7 +119,10 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
 
 
 def finished(path: Path) -> int:
-    """Finished steps by a state's own word, its content unread; 0 where there is none or it is damaged."""
+    """Return the finished steps that a state's header names; 0 if it is missing or damaged.
+
+    The tensors and the checksum are not read.
+    """
     try:
         with safe_open(path, "pt") as stream:
             return int((stream.metadata() or {}).get("step", 0))
@@ -119,7 +131,7 @@ def finished(path: Path) -> int:
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers, a tied tensor once."""
+    """Return parameters and buffers by name, a tied tensor once."""
     found, seen = {}, set()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.data_ptr() not in seen or value.numel() == 0:
@@ -129,21 +141,24 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def weights_crc32(model: nn.Module) -> int:
-    """Of every weight's bytes."""
+    """Return the CRC-32 of the names and bytes of all parameters and buffers."""
     return int(_crc32({key: value.detach().cpu() for key, value in _weights(model).items()}, {}), 16)
 
 
 def save_pretrained(model: nn.Module, folder: Path) -> None:
-    """Save a finished model in Hugging Face layout. Raises UserError when it cannot be written, as on a full disk."""
+    """Save a finished model in Hugging Face layout.
+
+    Raises UserError if it cannot be written, as on a full disk; the folder is then removed.
+    """
     try:
         model.save_pretrained(folder)
     except (SafetensorError, OSError) as error:
-        shutil.rmtree(folder, ignore_errors=True)  # what there is of it fills the disk
+        shutil.rmtree(folder, ignore_errors=True)  # a half-written model would keep the disk full
         raise UserError(f"{folder}: the model cannot be written ({' '.join(str(error).split())})") from None
 
 
 def _crc32(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
-    """Of every name, byte and fact: a safetensors file by itself does not know that a weight has changed."""
+    """Return the CRC-32 of metadata, names and bytes: safetensors itself has no checksum."""
     found = zlib.crc32(json.dumps([facts, sorted(tensors)], sort_keys=True).encode())
     for key in sorted(tensors):
         found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy(), found)

@@ -1,4 +1,4 @@
-"""Where a study trains, how fast that could be, and the blocks of a model compiled for it."""
+"""Choose the device on which a study trains, and compile a model's blocks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from mobilebert.util.errors import UserError
 
 
 def device_of(study: Study) -> str:
-    """ "cpu" or "cuda". Raises UserError when the study needs a GPU and there is none."""
+    """Return "cpu" or "cuda". Raises UserError if the study needs a GPU and there is none."""
     return usable(study.device, study.name)
 
 
 def usable(device: str, study: str) -> str:
-    """`device`, of the study of that name. Raises UserError when it is a GPU and there is none."""
+    """Return `device`. Raises UserError, naming the study, if it is "cuda" and there is no GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: the study {study} trains on an NVIDIA GPU and this machine shows none; study cpu needs none")
     return device
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """`torch.compile` each encoder block, in place. The blocks share their code, so one compilation serves all of them."""
+    """Apply `torch.compile` to each encoder block, in place.
+
+    The blocks share their code, so one compilation serves all of them.
+    """
     for block in getattr(model, model.base_model_prefix).encoder.layer:
-        block.compile(dynamic=False)  # the evaluation's other batch size must not make the step's kernels general
+        block.compile(dynamic=False)  # evaluation has another batch size: the step's kernels must stay specialised

@@ -1,8 +1,9 @@
-"""LAMB and AdamW as the released code has them: no bias correction, epsilon outside the root, decoupled weight decay.
+"""Optimise with LAMB or AdamW as in the released code.
 
-Both leave normalisation parameters and biases out of decay; LAMB leaves them out of the trust ratio too (released code:
-`optimization.py`, exclusion list "LayerNorm, layer_norm, FakeLayerNorm, bias"). The foreach forms cost a few kernels a step,
-not a few a parameter.
+That is: no bias correction, epsilon outside the root, decoupled weight decay. Both apply no decay
+to normalisation parameters and biases; LAMB applies no trust ratio to them either (released code:
+`optimization.py`, exclusion list "LayerNorm, layer_norm, FakeLayerNorm, bias"). The foreach
+functions start a few kernels a step, not a few a parameter.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from torch import nn
 
 
 def is_excluded(name: str) -> bool:
-    """Whether a parameter takes no weight decay and no trust ratio."""
+    """Return whether a parameter takes no weight decay and no trust ratio."""
     return name.endswith("bias") or "LayerNorm" in name or ".layer_norm" in name.lower()
 
 
 class _WithoutBiasCorrection(torch.optim.Optimizer):
-    """First and second moments of every parameter, and the update m / (sqrt(v) + eps) + decay * w.
+    """An optimizer with two moments a parameter and the update m / (sqrt(v) + eps) + decay * w.
 
-    A group's "lr" is a number, or a tensor () of the parameters' dtype on their device: then a step, once all moments are there,
-    can be part of a CUDA graph.
+    A group's "lr" is a number, or a tensor () of the parameters' dtype on their device. With a
+    tensor, a step can be recorded in a CUDA graph once all moments exist.
     """
 
     def __init__(self, groups, learning_rate: float, betas=(0.9, 0.999), eps: float = 1e-6):
@@ -59,7 +60,10 @@ class _WithoutBiasCorrection(torch.optim.Optimizer):
 
 
 def _descend(parameters, update, rate: float | torch.Tensor) -> None:
-    """parameters -= rate * update. A rate that is a tensor is read by the device alone; `update` is then used up."""
+    """Subtract rate * update from the parameters, in place.
+
+    If the rate is a tensor, only the device reads it, and `update` is overwritten.
+    """
     if isinstance(rate, torch.Tensor):
         torch._foreach_mul_(update, rate)
         torch._foreach_sub_(parameters, update)
@@ -68,15 +72,20 @@ def _descend(parameters, update, rate: float | torch.Tensor) -> None:
 
 
 class AdamW(_WithoutBiasCorrection):
+    """AdamW without bias correction."""
+
     def _apply(self, parameters, update, rate, group):
         _descend(parameters, update, rate)
 
 
 class Lamb(_WithoutBiasCorrection):
-    """You et al. 2020, as released: trust ratio ||w|| / ||update|| with the decay inside the update, 1 if either is zero."""
+    """LAMB (You et al. 2020) as released.
+
+    The trust ratio is ||w|| / ||update||, with the decay inside the update; 1 if either is zero.
+    """
 
     def _apply(self, parameters, update, rate, group):
-        if group["excluded"]:  # the excluded parameters: no decay, no trust ratio
+        if group["excluded"]:
             _descend(parameters, update, rate)
             return
         weights = torch.stack(torch._foreach_norm(parameters))
@@ -94,7 +103,11 @@ def make(
     beta2: float = 0.999,
     group: Callable[[str], Hashable] = lambda name: None,
 ) -> torch.optim.Optimizer:
-    """An optimizer with a group for each (group(name), excluded) pair; a group's "rate" multiplies its learning rate."""
+    """Return the optimizer `kind` ("adamw" or "lamb") of a model.
+
+    It has a group for each (group(name), excluded) pair. A group's "rate" multiplies its learning
+    rate; at 0 the group is skipped.
+    """
     groups: dict = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((group(name), is_excluded(name)), []).append(parameter)

@@ -59,7 +59,7 @@ def test_help_is_instant_and_light():
     [
         (["study=smoky"], "unknown study 'smoky'"),
         (["study=smoke", "stduy=cpu"], "unknown key stduy; allowed: study, results"),
-        (["results=a{x}"], "--results: 'a{x}': the path of results holds no '{'"),
+        (["results=a{x}"], "--results: 'a{x}': the path must not contain '{'"),
         (["results=1e3"], "results=1000.0 is read as a number or list; write ./1000.0"),
         (["study=mine"], "mine: expect.0: finetune/mobilebert/sst2 has no metric 'acuracy'"),
     ],

@@ -1,8 +1,10 @@
-"""A step's kernels recorded once as CUDA graphs and replayed: the host starts two graphs in place of some thousand kernels.
+"""Record a step's kernels once as CUDA graphs and replay them.
 
-A graph repeats its kernels on the same addresses with the same numbers. So whatever differs between two steps is in tensors that
-stay where they are: the batch and the learning rates, which are filled before a replay, and weights and moments, which change in
-place. The gradients lie in the graphs' own memory, and every replay writes them anew.
+The host then starts two graphs a step instead of some thousand kernels. A graph repeats its kernels
+on the same addresses with the same numbers. So everything that differs between two steps must be in
+tensors with fixed addresses: the batch and the learning rates are copied in before a replay, and
+weights and moments change in place. The gradients are in the graphs' memory; every replay
+overwrites them.
 """
 
 from __future__ import annotations
@@ -16,30 +18,35 @@ import torch
 from mobilebert.training.batches import Batch
 
 T = TypeVar("T")
-WARM_UP = 3  # steps of a kind before it is recorded, as in torch's notes on CUDA graphs
+WARM_UP = 3  # steps of a kind before recording, from torch's notes on CUDA graphs
 
 
 class Capture:
-    """Recording and replaying after torch's notes on CUDA graphs (`torch.cuda.graph`), on one side stream and from one pool of
-    memory.
+    """A recorder of graphs on one side stream and one memory pool.
 
-    The pool may serve several graphs because nothing in it outlives a step: what a replay reads there, it or the one just before
-    it in the same step has written. It is not used again once its graphs are gone: torch gives it up with the last of them.
+    It follows torch's notes on CUDA graphs (`torch.cuda.graph`). Several graphs may share the pool
+    because nothing in it outlives a step: a replay reads there only tensors that it wrote, or that
+    the replay before it in the same step wrote. Torch frees the pool with the last of its graphs;
+    do not use it after that.
     """
 
     def __init__(self):
-        # One for all pools: cuBLAS keeps the workspaces of every stream that it has served, on Hopper 32 MiB for each of the two
-        # threads of forward and backward. A stream for each of PKT's 24 stages would leave 1.5 GB behind.
+        # All pools share one stream: cuBLAS keeps its workspaces for every stream it has served, on
+        # Hopper 32 MiB for each of the two threads of forward and backward. A stream for each of
+        # PKT's 24 stages would leak 1.5 GB.
         self.stream = torch.cuda.Stream()
         self.renew()
 
     def renew(self) -> None:
-        """Another pool: the graphs recorded so far are given up now."""
-        torch.cuda.synchronize()  # one of them may still run
+        """Start a new pool. The caller must drop the graphs recorded so far."""
+        torch.cuda.synchronize()  # a graph may still be running
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm(self, work: Callable[[], T]) -> T:
-        """Do the work on the side stream: what is made at a first use (handles, workspaces, compiled kernels) is then there."""
+        """Return work(), done on the side stream.
+
+        Handles, workspaces and compiled kernels, which are created at first use, exist afterwards.
+        """
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             found = work()
@@ -47,13 +54,15 @@ class Capture:
         return found
 
     def record(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Record the work, without doing it; returns what does it, on the current stream, and gives the same tensors each time.
+        """Record the work without doing it; return a function that does it on the current stream.
 
-        Random draws go on from the default generator: a graph knows no seed and no offset, a replay hands it the generator's
-        state of that moment. So a seed set before a replay is the seed of its dropout.
+        The function returns the same tensors each time. A graph holds no seed and no offset: each
+        replay takes the default generator's state at that moment. So a seed set before a replay is
+        the seed of its dropout.
         """
         graph = torch.cuda.CUDAGraph()
-        # Errors of this thread alone: the one that makes batches pins memory meanwhile, which a capture of all threads forbids.
+        # "thread_local": the thread that prepares batches pins memory meanwhile, and a capture of
+        # all threads would forbid that.
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             found = work()
 
@@ -66,24 +75,25 @@ class Capture:
 
 @dataclass
 class Kind:
-    """Steps that agree in all that a graph fixes, and what is recorded of them."""
+    """Steps whose micro-batches have the same names, shapes and dtypes, and their graphs."""
 
     steps: int = 0
-    parts: list[Batch] = field(default_factory=list)  # where the graphs read the batch
+    parts: list[Batch] = field(default_factory=list)  # the fixed tensors from which the graphs read the micro-batches
     gradients: Callable | None = None
     update: Callable | None = None
 
 
 class Graphs:
-    """`loop.Step` from graphs, for one process: the same calls, and the same results but for rounding.
+    """`loop.Step` done by graphs in one process: the same calls, the same results up to rounding.
 
-    Steps are of one kind whose parts have the same names, shapes and dtypes: in pre-training those with a padded row and those
-    without, whose attention needs no mask. A kind's first steps are done kernel by kernel: they are steps of the run, so warming
-    up changes nothing beside them, and they make the moments. A kind with no more steps than these stays so. Other layers learn
-    in another stage (`loop.Task.stage`): then all graphs are given up.
+    Pre-training has two kinds of steps: with a padded row, and without (attention then needs no
+    mask). The first WARM_UP steps of a kind are done kernel by kernel. They are steps of the
+    training, so warming up changes nothing else, and they create the moments. In another stage
+    (`loop.Task.stage`) other layers learn, so all graphs are then dropped.
 
-    There are two graphs a kind, for between gradients and update the host looks whether the losses are finite. It is the one
-    moment a step waits for the device, with graphs or without; during the update the host is at the next step already.
+    Each kind has two graphs, because between gradients and update the host checks that the losses
+    are finite. Only there does a step wait for the device, with graphs or without; during the
+    update the host already prepares the next step.
     """
 
     def __init__(self, step):
@@ -92,7 +102,7 @@ class Graphs:
         self.capture, self.stage, self.kinds = Capture(), None, {}
 
     def gradients(self, parts: list[Batch], rows: int, place: int) -> tuple[list[str], torch.Tensor]:
-        """As `Step.gradients`."""
+        """Return what `Step.gradients` returns."""
         stage = self.step.task.stage(place)
         if stage != self.stage:
             self.capture.renew()
@@ -115,7 +125,7 @@ class Graphs:
         return kind.gradients()
 
     def update(self) -> None:
-        """As `Step.update`, of the gradients just made."""
+        """Do `Step.update` with the gradients of the last call of `gradients`."""
         if self.kind.steps <= WARM_UP:
             self.capture.warm(self.step.update)
             return

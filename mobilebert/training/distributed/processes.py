@@ -1,9 +1,10 @@
-"""Data parallel: the processes that torchrun started share each step's batch and sum their gradients.
+"""Train data-parallel: torchrun's processes share each step's batch and sum their gradients.
 
-torchrun --nproc-per-node 2 -m mobilebert pretrain ib-bert-large --study gpu
+    torchrun --nproc-per-node 2 -m mobilebert pretrain ib-bert-large --study gpu
 
-Every process holds all weights and takes the same steps; the optimizer's state is shared out (`sharding`). The first one alone
-writes state, curves and record; the others read the results folder, so on several machines it is a folder that all of them see.
+Every process holds all weights and takes the same steps; the optimizer's moments are distributed
+(`sharding`). Only the first process writes saved state, curves and record. The others read the
+results folder: on several machines it must be a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from mobilebert.study.job import Graph, Job
 from mobilebert.training.device import usable
 from mobilebert.util.errors import Diverged, UserError
 
-STAGES = ("pretrain", "transfer", "distill")  # those whose losses take the weights of `batches.split`
-PATIENCE = timedelta(hours=2)  # the first process evaluates and saves while the others wait
+STAGES = ("pretrain", "transfer", "distill")  # their losses use the weights of `batches.split`
+PATIENCE = timedelta(hours=2)  # the others wait while the first process evaluates and saves
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes."""
+        """Return whether this is the first process, the only one that writes."""
         return self.rank == 0
 
     def sum(self, tensors: list[torch.Tensor]) -> None:
-        """Each tensor becomes its sum over the processes; one message for all."""
+        """Replace each tensor by its sum over the processes; one message for all tensors."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -52,7 +53,7 @@ class World:
         torch._foreach_copy_(tensors, [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors)])
 
     def agree(self, value: float) -> float:
-        """The first process's value, for all: clocks differ."""
+        """Return the first process's value in all processes: clocks differ."""
         if self.size == 1:
             return value
         told = torch.tensor(value, dtype=torch.float64)
@@ -60,7 +61,10 @@ class World:
         return told.item()
 
     def same(self, *values: int) -> bool:
-        """Whether every process has the first one's values (below 2^53); the answer is the same in all of them."""
+        """Return whether all processes have the first one's values (each below 2^53).
+
+        The answer is the same in all processes.
+        """
         if self.size == 1:
             return True
         own = torch.tensor(values, dtype=torch.float64)
@@ -72,16 +76,18 @@ class World:
 
 
 def world() -> World:
-    """One process, unless `execute` has joined more."""
+    """Return this process's place; a single process unless `execute` has joined several."""
     return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
 
 
 def execute(
     job: Job, study: str, results: Path, graph: Graph, stage: Callable[[JobContext], str | None], device: str
 ) -> Record | None:
-    """`records.execute` in the first of torchrun's processes; the others do its work beside it, write nothing and return None.
+    """Run `execute_job` in the first of torchrun's processes and return its record.
 
-    Raises UserError for a stage that does not run so and where another process has ended, and what `records.execute` raises.
+    The other processes do the same training steps, write nothing and return None. Raises UserError
+    if the stage cannot run in several processes, if they cannot be joined or if another one has
+    failed, and whatever `execute_job` raises.
     """
     if job.stage not in STAGES:
         raise UserError(f"{job.stage}: runs in one process; torchrun is for {', '.join(STAGES)}")
@@ -90,15 +96,15 @@ def execute(
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-    except (ValueError, RuntimeError) as error:  # a variable that is missing or no number, no NCCL, nobody at the address
+    except (ValueError, RuntimeError) as error:  # a variable is missing or no number, NCCL is missing, no answer at the address
         line = str(error).strip().splitlines()[0]
-        raise UserError(f"the processes cannot be joined ({line}); torchrun starts them") from None
+        raise UserError(f"the processes cannot be joined ({line}); start them with torchrun") from None
     try:
         return _lead(job, study, results, graph, stage) if world().leads else _follow(job, study, results, graph, stage)
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo's errors have no type of their own
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo raises plain RuntimeErrors
             raise
-        raise UserError("another process has ended, and says why") from None
+        raise UserError("another torchrun process failed; see its output") from None
     finally:
         dist.destroy_process_group()
 
@@ -115,7 +121,7 @@ def _lead(job, study, results, graph, stage) -> Record:
     try:
         return execute_alone(job, study, results, graph, begin)
     finally:
-        if not told:  # the record was there already, or the run was refused
+        if not told:  # the record is current already, or the job was refused
             world().agree(0.0)
 
 
@@ -123,6 +129,6 @@ def _follow(job, study, results, graph, stage) -> None:
     if not world().agree(0.0):
         return
     run = JobContext(job, study, results, graph)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(Diverged):  # the first process says why
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(Diverged):  # the first process reports it
         run.folder = Path(scratch)
         stage(run)

@@ -201,7 +201,7 @@ except UserError as error:
     assert run(0, 200) == ""
     state = {file: file.read_bytes() for folder in ("out", "cache") for file in (tmp_path / folder).iterdir()}
     message = run(20_000, 600)
-    assert re.fullmatch(r".*/out.*: File too large; the same command goes on from here\n", message)
+    assert re.fullmatch(r".*/out.*: File too large; run the same command again to continue from here\n", message)
     assert all(file.read_bytes() == content for file, content in state.items()), "the corpus of before is whole"
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
         file.name for file in state if file.parent.name == "out"

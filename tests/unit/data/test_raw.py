@@ -235,7 +235,7 @@ SQUAD = json.dumps(article("1.1"))
             "row 0: answers of id q1 hold the answer_start 4.0",
         ),
         ("squad_v1.1", SQUAD.replace('"answer_start": 4', '"answer_start": null'), "hold the answer_start None"),
-        ("squad_v1.1", SQUAD.replace('"text": "cat"', '"text": 3'), "hold a text that is no text"),
+        ("squad_v1.1", SQUAD.replace('"text": "cat"', '"text": 3'), "hold a text that is not a string"),
         ("squad_v1.1", SQUAD.replace('"q1?"', "null"), "column question holds 1 values that are not text, first in row 0"),
         ("squad_v1.1", SQUAD.replace('"q1?"', '"\\ud800"'), "half of a surrogate pair"),
         ("squad_v1.1", SQUAD.replace('"id": "q1"', '"id": ["q1"]'), "column id holds 1 values that are not text"),

@@ -366,7 +366,7 @@ def moved(table):
         ("rte", "dev", lambda table: table, "no split 'dev'; allowed: train, validation, test"),
         ("squad_v1.1", "validation", moved, "12 questions have an answer that is not in the context at its answer_start"),
         ("squad_v1.1", "validation", lambda table: table.assign(id="a"), "repeat the id"),
-        ("squad_v1.1", "validation", numbered, "answers of id q0 hold a text that is no text"),
+        ("squad_v1.1", "validation", numbered, "answers of id q0 hold a text that is not a string"),
         ("squad_v1.1", "test", lambda table: table, "no split 'test'"),
     ],
 )

@@ -49,7 +49,7 @@ def test_parts_are_the_batch_and_their_weighted_means_its_means(rows, parts, pro
     owns = [whole] if processes == 1 else [own_rows(whole, process, processes) for process in range(processes)]
     if parts * processes > rows:
         for own in owns:  # in every process, or one of them would wait for the others
-            with pytest.raises(UserError, match=f"batch_size: {rows} rows are fewer than the {parts * processes} parts"):
+            with pytest.raises(UserError, match=f"batch_size: {rows} rows are fewer than the {parts * processes} micro-batches"):
                 split(own, parts, processes)
         return
     found = [part for own in owns for part in split(own, parts, processes)]

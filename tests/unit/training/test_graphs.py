@@ -312,7 +312,7 @@ def test_the_programs_say_what_a_graph_has_to_know(monkeypatch):
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "world", lambda: World(0, 2))
-    with pytest.raises(UserError, match=r"^graph: true is for one process, and torchrun started 2; graph: false is allowed$"):
+    with pytest.raises(UserError, match=r"^graph: true works in one process only, but torchrun started 2; set graph: false$"):
         trained(tmp_path, "pretrain", graph=True)
 
 

@@ -360,7 +360,7 @@ def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatc
 
 
 def test_a_batch_smaller_than_its_parts_is_refused(tmp_path):
-    with pytest.raises(UserError, match="batch_size: 4 rows are fewer than the 5 parts"):
+    with pytest.raises(UserError, match="batch_size: 4 rows are fewer than the 5 micro-batches"):
         toy(tmp_path, accumulate=5)
 
 
@@ -417,7 +417,7 @@ def test_a_failure_after_the_last_step_costs_no_step(tmp_path, monkeypatch, chan
 
 def test_with_dropout_another_split_is_another_run(tmp_path):
     toy(tmp_path / "with")
-    with pytest.raises(UserError, match=r"split over other processes and parts \(a{12}:train:1x1, this is a{12}:train:1x2\)"):
+    with pytest.raises(UserError, match=r"processes or micro-batches \(a{12}:train:1x1, this run is a{12}:train:1x2\)"):
         toy(tmp_path / "with", accumulate=2)
     toy(tmp_path / "without", training=False)
     toy(tmp_path / "without", training=False, accumulate=2)

@@ -83,7 +83,7 @@ def test_processes_that_cannot_be_joined_are_one_line(monkeypatch, key, value):
     known = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"} | {key: value}
     for name, text in known.items():
         monkeypatch.delenv(name, raising=False) if text is None else monkeypatch.setenv(name, text)
-    with pytest.raises(UserError, match=r"^the processes cannot be joined \(.*\); torchrun starts them$"):
+    with pytest.raises(UserError, match=r"^the processes cannot be joined \(.*\); start them with torchrun$"):
         processes.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
 
 
@@ -101,7 +101,7 @@ def test_a_process_whose_partner_has_ended_says_so_in_one_line(monkeypatch, plac
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"^another process has ended, and says why$"):
+        with pytest.raises(UserError, match=r"^another torchrun process failed; see its output$"):
             processes.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
     with pytest.raises(RuntimeError, match="a bug"):
         processes.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
