@@ -137,8 +137,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
             if tensors:
                 with one_refusal(pretrained_model_name_or_path, Path(place)):
                     check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
-            # Always True: transformers then reports the shapes that differ, and our error names
-            # them.
+            # Always True: transformers then reports shapes that differ, and our error names them.
             model, report = super().from_pretrained(
                 place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
@@ -172,8 +171,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif getattr(module, "writes_residual", False) and self.config.residual_init_scale != 1.0:
-            # Drawn again, not multiplied: `init` does not touch weights that came from a
-            # checkpoint.
+            # Drawn again, not multiplied: `init` skips weights that came from a checkpoint.
             std = self.config.initializer_range * self.config.residual_init_scale
             init.normal_(module.weight, mean=0.0, std=std)
 
