@@ -169,7 +169,7 @@ def _of_hub(source: str, revision: str) -> dict[str, Path]:
         if path := fetch(name):
             shards = _shards(path, source) if name == INDEX else []
             return found | {name: path} | {shard: must(shard) for shard in shards}
-    raise UserError(f"{source}: neither {WEIGHTS} nor {PICKLE} there")
+    raise UserError(f"{source}: has no weights, neither {WEIGHTS} nor {PICKLE}")
 
 
 # ---- configuration
@@ -251,7 +251,7 @@ def class_names(values: Mapping, source: str) -> list[str] | None:
         if not values.get(key):
             continue
         if not isinstance(values[key], Mapping):
-            raise UserError(f"{source}: {key} in {CONFIG} is no object of class names")
+            raise UserError(f"{source}: {key} in {CONFIG} must be a JSON object of class names")
         pairs = values[key].items() if key == "id2label" else ((code, name) for name, code in values[key].items())
         pairs = [(str(code), str(name)) for code, name in pairs]
         if {code for code, _ in pairs} != {str(code) for code in range(len(pairs))} or len(dict(pairs)) != len(pairs):
@@ -376,7 +376,7 @@ def _from_pickle(path: Path, out: Path, source: str) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
-        raise UserError(f"{source}: {path.name} is no file of weights alone, so it is not read") from None
+        raise UserError(f"{source}: {path.name} is not a pickle of weights alone, so it is not read") from None
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{source}: {path.name} holds more than weights, so it is not read")
     save_file({str(key): value.clone().contiguous() for key, value in weights.items()}, out, {"format": "pt"})

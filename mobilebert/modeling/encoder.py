@@ -240,7 +240,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         if attention_layers is None:
             attention_layers = range(num_layers) if output_attentions else ()
         elif not all(0 <= index < num_layers for index in attention_layers):
-            raise ValueError(f"attention_layers: {sorted(attention_layers)} are not all among the {num_layers} run")
+            raise ValueError(f"attention_layers: {sorted(attention_layers)} must be below {num_layers}, the number of blocks run")
         dtype = self.compute_dtype()
         try:
             embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -315,16 +315,18 @@ def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, posi
 def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype, mask_value: str = "min") -> torch.Tensor | None:
     """Return a mask to add to attention scores: 0 if attended, else `mask_value`.
 
-    mask_value: see MobileBertConfig. dtype: that of the scores. float32's minimum, cast to
-    bfloat16, would become an infinity, and a row that is all padding NaN. With `mask_value` "-6" a
-    mask must depend on keys alone: the attention finds them by that value. Raises ValueError for a
-    mask of another shape or type.
+    mask_value: see MobileBertConfig. With "-6" a mask must depend on keys alone, because the
+        attention finds masked keys by that value.
+    dtype: that of the scores. float32's minimum, cast to bfloat16, would become an infinity, and a
+        row that is all padding would become NaN.
+
+    Raises ValueError for a mask of another shape or type.
     """
     if attention_mask is None:
         return None
     if attention_mask.dim() == 4:
         if mask_value == "-6" and attention_mask.shape[2] != 1:
-            raise ValueError('attention_mask: with mask_value "-6" a mask is one of keys: (batch, 1, 1, keys) or 2 dimensions')
+            raise ValueError('attention_mask: mask_value "-6" takes only masks of keys: (batch, keys) or (batch, 1, 1, keys)')
         if attention_mask.dtype != torch.bool:
             if not attention_mask.is_floating_point():  # added to the scores, its 0 and 1 would mask nothing
                 raise ValueError(f"attention_mask: 4 dimensions of {attention_mask.dtype}; allowed are bool, or floats to add")

@@ -129,7 +129,7 @@ def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], so
     wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if wanted > 4 * held + NEW_WEIGHTS:
-        raise UserError(f"{source}: config.json is of a model of {wanted:,} weights, the checkpoint holds {held:,}")
+        raise UserError(f"{source}: config.json describes a model of {wanted:,} weights, but the checkpoint holds {held:,}")
 
 
 def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source) -> None:
@@ -197,12 +197,12 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
     except SafetensorError as error:
         raise UserError(f"{source}: no safetensors file that can be read ({error})") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{source}: its weights are a pickle of more than weights, which is not read") from None
+        raise UserError(f"{source}: its pickle holds more than weights, so it is not read; use safetensors") from None
     except Exception as error:  # bad values of config.json fail anywhere in transformers and torch
         if folder is None or isinstance(error, torch.OutOfMemoryError):
             raise
         line = " ".join(f"{type(error).__name__}: {error}".replace(str(folder), str(source)).split())[:200]
-        raise UserError(f"{source}: no model can be made of its config.json and weights ({line})") from None
+        raise UserError(f"{source}: no model can be built from its config.json and weights ({line})") from None
     finally:
         logger.setLevel(level)
 

@@ -67,8 +67,8 @@ def enable(model: nn.Module) -> None:
     blocks = blocks.encoder.layer if isinstance(model.config, MobileBertConfig) else []
     if not blocks or not all(hasattr(block, "fused") and _is_stack(block) for block in blocks):
         raise UserError(
-            f"fused: {type(model).__name__} has no stack that the kernel takes: bottlenecks, no_norm, relu or relu6, "
-            f"intra_bottleneck_size 16, 32, 64 or 128, intermediate_size 16, 32, 64 or a multiple of 128"
+            f"fused: {type(model).__name__} has no feed-forward networks that the kernel takes: bottlenecks, no_norm, relu or "
+            f"relu6, intra_bottleneck_size 16, 32, 64 or 128, intermediate_size 16, 32, 64 or a multiple of 128"
         )
     for block in blocks:
         block.fused = True
