@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# The heads' outputs come first: a model with a head also returns its encoder's, which nobody
-# deploys.
+# The heads' outputs come first, because a model with a head also returns those of its encoder.
 OUTPUTS = (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",))
 # Added to the score of a padded key. The minimum of float32, which training uses (as transformers
 # does), would stretch an int8 range until every real score rounds to zero. -10000 is BERT's

@@ -39,8 +39,7 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
             # The session folds operations between a weight and its product into the weight.
             # quant_pre_process could do it too, but only logs a failure; the file would then be
             # quantized unfolded. Its shape inference is skipped: dynamic quantization does not read
-            # the result, and it fails on some exported graphs. So it only marks the file as
-            # prepared.
+            # the result, and it fails on some exported graphs. It only marks the file as prepared.
             options = onnxruntime.SessionOptions()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.optimized_model_filepath = str(optimized)
@@ -51,8 +50,8 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
             # weights, 128 tokens, one core of an AMD EPYC with AVX2): the relative error is 0.014,
             # and 0.022 with the whole range, whose sums overflow there. Unsigned weights never
             # overflow; their error is 0.010 with the whole range, but they take 57 ms and signed
-            # ones 50 (58 and 25 on a Xeon with AMX). per_channel: the columns of a folded model
-            # differ in scale, for example query and value.
+            # ones 50 (58 and 25 on a Xeon with AMX).
+            # per_channel: columns of a folded model differ in scale, for example query and value.
             quantize_dynamic(prepared, result, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
             settle(result, target)
     except Exception as error:  # a full disk raises OSError, or an exception of protobuf or ONNX Runtime

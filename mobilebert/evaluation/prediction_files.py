@@ -205,6 +205,7 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
     They are {"task": ..., "unit": "percent", "rows": {split: rows}, "labels": {split: text},
     metric: value, ...}. A split has a label if its rows are not the complete official split
     (`data.source.label`).
+
     split: a role of `Task.splits`. None is the validation split; for MNLI predictions with a column
         `split`, both validation splits.
     null_odds: a file for official v2.0 predictions, which are scored unchanged; the best thresholds
@@ -252,7 +253,7 @@ def count_rows(result: dict, task: Task, role: str, table: pd.DataFrame) -> None
 def check_output(path: Path | None, task: Task, parts: int = 1) -> None:
     """Raise UserError, before any work, if predictions cannot be written to `path`.
 
-    The format must be known and the folder writable. parts: how many splits the file shall hold.
+    The format must be known and the folder writable. parts: how many splits the file will hold.
     """
     known = [suffix for suffix in FORMATS if suffix != (".tsv" if task.is_squad else ".json")]
     if path is not None and path.suffix not in known:

@@ -19,7 +19,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(text: str) -> str:
-    """Return the text in lower case, without ASCII punctuation, English articles, extra space."""
+    """Return the text in lower case, without ASCII punctuation, English articles or extra space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 

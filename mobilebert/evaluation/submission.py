@@ -99,9 +99,9 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
 
 
 def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
-    """Return whether a table is the server's complete test set: `idx` is the row's number there.
+    """Return whether a table holds every row of the server's test set, numbered by `idx` from 0.
 
-    In other splits idx only names a row.
+    In other splits idx is only a name.
     """
     return sorted(table["idx"]) == list(range(OFFICIAL_ROWS[name][TASKS[name].splits[split]]))
 

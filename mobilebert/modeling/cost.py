@@ -21,8 +21,7 @@ from mobilebert.util.errors import UserError, allowed, shown
 
 MASK_RATE = 0.15  # share of tokens with an MLM target (Devlin et al. 2019)
 
-# (parameters in M of Table 1, FLOPs in G of Table 4), as printed there; None if there is no such
-# row
+# (parameters in M of Table 1, FLOPs in G of Table 4), as printed; None if there is no such row.
 PUBLISHED = {
     "bert-large": (334, None),
     "bert-base": (109, 22.5),

@@ -1,4 +1,4 @@
-"""Define the block, the encoder and the headless model, with extras for knowledge transfer."""
+"""Define block, encoder and headless model: transformers' interface, plus knowledge transfer."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -99,12 +99,13 @@ class MobileBertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.classifier_activation else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return (batch, hidden_size) for hidden states (batch, tokens, hidden_size)."""
         first = hidden_states[:, 0]
         return first if self.dense is None else torch.tanh(self.dense(first))
 
 
 class MobileBertPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving for the whole family."""
+    """Base class of the family's models: initialisation, loading and saving."""
 
     config_class = MobileBertConfig
     base_model_prefix = "mobilebert"
@@ -187,9 +188,11 @@ class MobileBertModel(MobileBertPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word embeddings."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embeddings."""
         self.embeddings.word_embeddings = value
 
     @can_return_tuple
@@ -215,8 +218,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         attention_mask: (batch, tokens), 1 for a token and 0 for padding; or (batch, 1, queries,
             keys), boolean (True attends) or additive. Without a mask, nothing is masked and the
             attention kernel gets no mask.
-        num_layers: run only the first n blocks; `last_hidden_state` is then the n-th block's
-            output.
+        num_layers: run only the first n blocks; `last_hidden_state` is the output of the last one.
         attention_layers: 0-based blocks whose attention probabilities are wanted. `attentions` then
             has one entry for each block run: (batch, heads, queries, keys), before dropout, or None
             for the other blocks. `output_attentions=True` asks for all of them.

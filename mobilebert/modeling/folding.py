@@ -46,6 +46,7 @@ class Affine(nn.Module):
         self.register_buffer("keep", keep)
 
     def forward(self, x: torch.Tensor, stream: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x W + b; with a stream, x W + stream, scaled by `keep` before if that is set."""
         if stream is None:
             stream = self.bias
         elif self.keep is not None:

@@ -32,6 +32,7 @@ class MobileBertPredictionHeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the transformed x, (..., hidden_size)."""
         return self.LayerNorm(activate(self.activation, self.dense(x), self.dense))
 
 
@@ -119,9 +120,11 @@ class _WithVocabulary(MobileBertPreTrainedModel):
             init.zeros_(module.bias)
 
     def get_output_embeddings(self) -> nn.Linear:
+        """Return the decoder of the MLM head."""
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the decoder of the MLM head, and its bias."""
         self.cls.predictions.decoder = new_embeddings
         bias = new_embeddings.bias
         if bias is not None and not self.config.tie_word_embeddings:  # a shared tensor is saved once and would not load as two
@@ -230,8 +233,8 @@ class MobileBertForMaskedLM(_WithVocabulary):
         """Return logits (batch, tokens, vocab), and the loss if labels are given.
 
         labels: (batch, tokens), -100 for tokens without a target.
-        masked_positions: (n,), as in `MobileBertForPreTraining`; logits are then (n, vocab), labels
-            (n,).
+        masked_positions: (n,), as in `MobileBertForPreTraining`. Logits are then (n, vocab) and
+            labels (n,).
         """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs

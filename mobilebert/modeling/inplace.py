@@ -21,6 +21,7 @@ class NoNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `weight * x + bias`, of x's shape."""
         return torch.addcmul(self.bias, x, self.weight)  # one kernel; x * weight + bias is two
 
 

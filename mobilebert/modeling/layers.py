@@ -104,6 +104,7 @@ class BottleneckLayer(nn.Module):
         self.LayerNorm = norm(config, config.intra_bottleneck_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, intra_bottleneck_size)."""
         return project_and_norm(self.dense, self.LayerNorm, hidden_states)
 
 
@@ -200,6 +201,7 @@ class MobileBertSelfOutput(nn.Module):
         self.dropout = nn.Identity() if config.use_bottleneck else nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, context: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, true_hidden_size)."""
         return project_and_norm(self.dense, self.LayerNorm, context, residual, self.dropout)
 
 
@@ -219,6 +221,7 @@ class MobileBertAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         with_probabilities: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (batch, tokens, true_hidden_size), and attention probabilities or None."""
         context, probabilities = self.self(query_key_input, value_input, attention_mask, with_probabilities)
         return self.output(context, residual), probabilities
 
@@ -232,6 +235,7 @@ class MobileBertIntermediate(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, intermediate_size)."""
         return activate(self.activation, project(self.dense, x), self.dense)
 
 
@@ -244,6 +248,7 @@ class FFNOutput(nn.Module):
         self.LayerNorm = norm(config, config.true_hidden_size)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, true_hidden_size)."""
         return project_and_norm(self.dense, self.LayerNorm, x, residual)
 
 
@@ -256,6 +261,7 @@ class FFNLayer(nn.Module):
         self.output = FFNOutput(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, true_hidden_size)."""
         return self.output(self.intermediate(x), x)
 
 
@@ -269,6 +275,7 @@ class OutputBottleneck(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, hidden_size)."""
         return project_and_norm(self.dense, self.LayerNorm, x, residual, self.dropout)
 
 
@@ -283,5 +290,6 @@ class MobileBertOutput(nn.Module):
         self.bottleneck = OutputBottleneck(config) if config.use_bottleneck else None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, block_input: torch.Tensor) -> torch.Tensor:
+        """Return the block's output (batch, tokens, hidden_size)."""
         x = project_and_norm(self.dense, self.LayerNorm, x, residual, self.dropout)
         return x if self.bottleneck is None else self.bottleneck(x, block_input)

@@ -107,10 +107,10 @@ def backward_of_weights(
 ):  # fmt: skip
     """Compute the gradients of CHUNK hidden units of one network, over one of SPLITS token shares.
 
-    d_up (SPLITS, NETWORKS, INNER, WIDTH); d_up_bias (SPLITS, NETWORKS, INNER); d_down has the shape
-    of d_up and is the gradient without the factor `scale`. Hidden units are rows here, so that the
-    results of the first two products are, in the registers where they lie, the left operands of
-    the last two.
+    d_up (SPLITS, NETWORKS, INNER, WIDTH); d_up_bias (SPLITS, NETWORKS, INNER). d_down has the shape
+    of d_up; it is the gradient of `scale * down`, so that of down before multiplication by scale.
+    Hidden units are rows here, so that the results of the first two products are, in the registers
+    where they lie, the left operands of the last two.
     """
     network, split = tl.program_id(1), tl.program_id(2)
     rows, columns = tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]

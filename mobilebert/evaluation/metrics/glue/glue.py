@@ -8,7 +8,7 @@ from mobilebert.study.tasks import TASKS
 
 
 class Glue(evaluate.Metric):
-    """The scores of a GLUE task, as fractions."""
+    """The scores of a GLUE task, as fractions; the configuration is the task's name."""
 
     def _info(self):
         task = TASKS.get(self.config_name)

@@ -7,7 +7,7 @@ from mobilebert.evaluation import squad
 
 
 class Squad(evaluate.Metric):
-    """The scores of `mobilebert.evaluation.squad` for "squad_v1.1" or "squad_v2.0", as fractions."""
+    """The SQuAD scores, as fractions, for the configuration "squad_v1.1" or "squad_v2.0"."""
 
     def _info(self):
         if self.config_name not in ("squad_v1.1", "squad_v2.0"):
