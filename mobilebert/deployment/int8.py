@@ -1,4 +1,4 @@
-"""Facts about an 8-bit ONNX file: its weights' range, its share of the FLOPs, and whether its scores depend on the processor."""
+"""Describe an 8-bit ONNX file: weight range, share of the FLOPs, dependence on the processor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mobilebert.jobs.record import Quantization
 if TYPE_CHECKING:
     import onnx
 
-# ONNX Runtime's kernels for x86 without VNNI multiply uint8 activations with int8 weights by an instruction (vpmaddubsw)
-# that adds two neighbouring products in 16 bits and stops at 32,767.
+# ONNX Runtime's kernels for x86 without VNNI multiply uint8 activations by int8 weights with an
+# instruction (vpmaddubsw) that adds two neighbouring products in 16 bits and stops at 32,767.
 LARGEST_SUM = 32_767
-# Node type -> where its two factors, activations and weights, stand among its inputs.
+# Node type -> positions of its two factors, activations and weights, among its inputs.
 FACTORS = {
     "MatMul": (0, 1),
     "Gemm": (0, 1),
@@ -29,21 +29,25 @@ FACTORS = {
 }
 FLOAT_PRODUCTS = ("MatMul", "Gemm")  # 8-bit if both factors come from a DequantizeLinear: ONNX Runtime joins the nodes
 UNCHANGED = ("DequantizeLinear", "Transpose", "Reshape", "Identity")  # their output holds the integers of their first input
-# Processor flags of Linux that decide how 8-bit products are computed, the fastest first.
+# Linux's processor flags that decide how 8-bit products are computed, the fastest first.
 INSTRUCTION_SETS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2", "sse4_1", "i8mm", "asimddp", "asimd")
 SATURATING = ("avx512bw", "avx2", "sse4_1", "unknown")
 
 
 class Product(NamedTuple):
-    """A matrix product of a graph. types: those of activations and weights, None if it is not of 8-bit numbers."""
+    """A matrix product of a graph.
+
+    types: the types of activations and weights; None if they are not 8-bit.
+    weights: None if they are not 8-bit, or if the second factor is not a constant.
+    """
 
     node: onnx.NodeProto
     types: tuple[str, str] | None
-    weights: np.ndarray | None  # None if it is not 8-bit, or if the second factor is no constant
+    weights: np.ndarray | None
 
     @property
     def weight_range(self) -> tuple[int, int]:
-        """Return the least and greatest weight; of a factor that is no constant, the range of its type."""
+        """Return the smallest and largest weight, or its type's range if it is not a constant."""
         if self.weights is None:
             limits = np.iinfo(self.types[1])
             return limits.min, limits.max
@@ -51,9 +55,10 @@ class Product(NamedTuple):
 
     @property
     def saturates(self) -> bool:
-        """Return whether two neighbouring products can add up to more than 16 bits hold.
+        """Return whether the sum of two neighbouring products can exceed 16 bits.
 
-        Only uint8 times int8 is added in 16 bits; ONNX Runtime adds the other pairs of types exactly on every processor.
+        Only uint8 times int8 is added in 16 bits. ONNX Runtime adds other pairs of types exactly on
+        every processor.
         """
         if self.types != ("uint8", "int8"):
             return False
@@ -61,7 +66,10 @@ class Product(NamedTuple):
 
 
 def products(model: onnx.ModelProto, folder: str = "") -> list[Product]:
-    """Return the matrix products of a model, in the order of its nodes. folder: where its external tensors lie."""
+    """Return the matrix products of a model, in the order of its nodes.
+
+    folder: that of the model's external tensors.
+    """
     import onnx
 
     graph = model.graph
@@ -78,7 +86,7 @@ def products(model: onnx.ModelProto, folder: str = "") -> list[Product]:
 
     def type_of(name: str, default: str) -> str:
         node = made_by.get(name)
-        if node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):  # the former's zero has its type
+        if node is not None and node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):  # input 2 of the former: zero point
             return type_of(node.input[2], "uint8") if len(node.input) > 2 else "uint8"
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(codes[name])).name if codes.get(name) else default
 
@@ -100,10 +108,10 @@ def products(model: onnx.ModelProto, folder: str = "") -> list[Product]:
 
 
 def int8_flops_share(model: onnx.ModelProto, length: int) -> float | None:
-    """Return the share of the matrix products' FLOPs that is computed in 8 bits, for one sequence of `length` tokens.
+    """Return the share of the matrix products' FLOPs that is 8-bit, or None without products.
 
-    The graph runs once, on ones, to learn its shapes: inference of shapes does not resolve every exported graph. Return
-    None if there is no product.
+    The graph runs once, on a sequence of `length` ones, to find its shapes, because ONNX's shape
+    inference fails on some exported graphs.
     """
     import onnx
     import onnxruntime
@@ -137,9 +145,9 @@ def int8_flops_share(model: onnx.ModelProto, length: int) -> float | None:
 
 
 def describe(source: Path, target: Path, length: int) -> Quantization:
-    """Return what a record says of `target`, which `quantize_int8` made of `source` and this processor will score.
+    """Return a record's description of `target`, which `quantize_int8` wrote from `source`.
 
-    length: the task's, for the share of the FLOPs.
+    length: the task's, for the share of the FLOPs. `scored_on` is the processor of this machine.
     """
     import onnx
     import onnxruntime
@@ -161,9 +169,10 @@ def describe(source: Path, target: Path, length: int) -> Quantization:
 
 
 def processor(cpuinfo: str | None = None) -> dict[str, str]:
-    """Return {"cpu": the model's name, "isa": the best of INSTRUCTION_SETS} of this machine, or of the text of a /proc/cpuinfo.
+    """Return {"cpu": the processor's name, "isa": the first of INSTRUCTION_SETS that it has}.
 
-    Without /proc/cpuinfo, or with none of the flags in it, isa is "asimd" on a 64-bit ARM and "unknown" elsewhere.
+    cpuinfo: the text of /proc/cpuinfo; None for that of this machine. Without it, or with none of
+    the flags in it, isa is "asimd" on 64-bit ARM and "unknown" elsewhere.
     """
     if cpuinfo is None:
         cpuinfo = ""
@@ -180,10 +189,11 @@ def processor(cpuinfo: str | None = None) -> dict[str, str]:
 
 
 def dependence(path: Path, isa: str) -> str | None:
-    """Return one line that says why the scores of an ONNX file depend on the processor, and what to do; None if they do not.
+    """Return one line on why the scores of an ONNX file depend on the processor and what to do.
 
-    isa: this processor's, from `processor`. A file that saturates gives right scores on a processor with VNNI or AMX, and
-    on ARM: nothing is said there. Nor is it of a file in ONNX Runtime's own format, which `onnx` cannot read.
+    isa: this processor's, from `processor`. Return None if the scores do not depend on it; if the
+    processor computes a saturating file correctly (VNNI, AMX, ARM); or if the file is in ONNX
+    Runtime's format, which `onnx` cannot read.
     """
     import onnx
     from google.protobuf.message import DecodeError

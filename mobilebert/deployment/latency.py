@@ -1,4 +1,4 @@
-"""CPU latency of several models side by side: measured with the machine to itself, or void."""
+"""Measure the CPU latency of several models side by side; the result is void on a busy machine."""
 
 import json
 import multiprocessing
@@ -17,38 +17,43 @@ from mobilebert.util.packages import not_installed
 
 ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
 MODEL_TYPES = ("mobilebert", "bert")
-# Largest |output - reference| / |reference| (2-norms). float32 kernels in another order differ by 1e-6; int8 weights by
-# 0.01 to 0.03 on random models; other weights by about 1.
+# Largest |output - reference| / |reference| (2-norms). float32 kernels that sum in another order
+# differ by 1e-6; int8 weights by 0.01 to 0.03 on random models; other weights by about 1.
 TOLERANCE = {"pytorch": 1e-3, "onnxruntime": 1e-3, "onnxruntime-int8": 0.1}
-# The rule: a run is void if, over its timed rounds, what is not its own used more than this many cores on average.
+# A measurement is void if other processes used more than this many cores on average while timed.
 OTHERS_CORES = 0.10
-# Threads of OpenMP and ONNX Runtime spin for some milliseconds after their work; the next model must not pay for them.
+# Seconds between models: threads of OpenMP and ONNX Runtime spin for some milliseconds after their
+# work, which would slow the next model.
 SETTLE_S = 0.01
 
 
 def measure(
     specs: list[dict], *, length: int, batch: int, threads: int, rounds: int, warmup: int, seed: int
 ) -> dict[str, object]:
-    """Time one forward pass of each model in turn, `rounds` times.
+    """Return the times of one forward pass of each model, measured in turn, `rounds` times.
 
-    specs: {"name", "engine" (one of ENGINES), "config" (fields of a model's configuration, model_type among them)}.
-    Every model runs alone in a fresh process and holds random weights drawn from `seed`: latency does not depend on the
-    values. What is timed is embeddings and encoder, up to last_hidden_state, for `batch` unpadded sequences of `length`
-    tokens, on `threads` threads. All models load, then wait; the parent asks one at a time, in an order shuffled anew
-    for each round, so that a slow minute of the machine meets all of them. The first `warmup` rounds are not recorded.
+    specs: {"name", "engine" (one of ENGINES), "config" (fields of a model's configuration,
+    model_type among them)}. Every model runs in a new process with random weights drawn from
+    `seed`: latency does not depend on the values. Embeddings and encoder are timed, up to
+    last_hidden_state, for `batch` unpadded sequences of `length` tokens, on `threads` threads. All
+    models load, then wait. The parent asks one at a time, in a new random order each round, so that
+    a slow minute of the machine affects all of them. The first `warmup` rounds are not recorded.
 
-    Returns {"models": {name: {"engine", "samples_ms", "p50", "p90", "p99", "min" (ms), "error", "bytes" (of the ONNX
-    file; None for pytorch)}}, "machine": {"cores", "tick_s", "wall_s", "busy_s", "own_s" (CPU seconds of the timed
-    rounds: all, and ours), "load_before", "load_after"}, "validity"} beside the settings. `validity` is "ok" or
-    "void: <reasons>". The reasons: other processes used more than OTHERS_CORES of a core during the timed rounds
-    (`sharing`); more threads than cores; an output of the last timed round that is further than TOLERANCE from that of
-    the same weights in PyTorch, in a process that is not timed (`error`, the relative 2-norm).
+    Returns the settings and {"models": {name: {"engine", "samples_ms", "p50", "p90", "p99", "min"
+    (ms), "error", "bytes" (of the ONNX file; None for pytorch)}}, "machine": {"cores", "tick_s",
+    "wall_s", "busy_s" and "own_s" (CPU seconds of all processes and of ours in the timed rounds),
+    "load_before", "load_after"}, "validity"}. `validity` is "ok" or "void: <reasons>":
 
-    Raises UserError for settings and specs that are not as described; RuntimeError if a process fails. Linux only.
+    - Other processes used more than OTHERS_CORES cores during the timed rounds (`sharing`).
+    - There are more threads than cores.
+    - The output of a model's last timed round is further than TOLERANCE from that of the same
+      weights in PyTorch, computed in another process (`error`, the relative 2-norm).
+
+    Raises UserError for bad settings and specs, RuntimeError if a process fails. Linux only.
     """
     _check(specs, length=length, batch=batch, threads=threads, rounds=rounds, warmup=warmup)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["mobilebert.deployment.latency_worker"])  # imports are paid once, not once a model
+    processes.set_forkserver_preload(["mobilebert.deployment.latency_worker"])  # one import for all processes
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latency-")))
         prepared = {}
@@ -100,33 +105,34 @@ def measure(
 
 
 def summary(samples_ms: list[float]) -> dict[str, float]:
-    """Percentiles (linear between samples) and minimum of the raw samples."""
+    """Return percentiles (linear between samples) and minimum of the raw samples."""
     p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "min": float(min(samples_ms))}
 
 
 def relative_error(output: np.ndarray, reference: np.ndarray) -> float:
-    """|output - reference| / |reference|, 2-norms; infinite where the shapes differ."""
+    """Return |output - reference| / |reference| (2-norms), infinite if the shapes differ."""
     if output.shape != reference.shape:
         return float("inf")
     return float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
 
 
 def busy_seconds(proc_stat: str, ticks_per_second: int) -> float:
-    """CPU seconds, over all cores, in which something ran since boot, from the text of /proc/stat.
+    """Return the busy CPU seconds of all cores since boot, from the text of /proc/stat.
 
-    Its first line counts ticks of user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
-    Time stolen by other virtual machines counts as busy: it was not there for this run.
+    Its first line counts ticks of user, nice, system, idle, iowait, irq, softirq, steal; user
+    includes guests. Time stolen by other virtual machines counts as busy: we could not use it.
     """
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, proc_stat.split("\n", 1)[0].split()[1:9])
     return (user + nice + system + irq + softirq + steal) / ticks_per_second
 
 
 def sharing(machine: dict) -> str | None:
-    """Why the run was not alone on the machine, or None.
+    """Return why the measurement was not alone on the machine, or None if it was.
 
-    machine: wall_s of the timed rounds, busy_s of all cores and own_s of this run's processes in that time, cores and
-    tick_s. The kernel counts busy time in ticks, so one tick a core is allowed beside OTHERS_CORES.
+    machine: wall_s of the timed rounds, busy_s of all cores and own_s of our processes in that
+    time, cores and tick_s. The kernel counts busy time in ticks, so one more tick a core is allowed
+    than OTHERS_CORES.
     """
     if machine["busy_s"] is None:
         return "/proc/stat is not readable here, so nothing shows that the run was alone"
@@ -150,7 +156,7 @@ def _check(specs: list[dict], **settings: int) -> None:
     names = [spec["name"] for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"name: {name!r} stands for {names.count(name)} models; each needs its own")
+            raise UserError(f"name: {name!r} is the name of {names.count(name)} models; each must have another one")
     for spec in specs:
         if spec["engine"] not in ENGINES:
             raise UserError(f"engine of {spec['name']}: {spec['engine']!r} is unknown: choose one of {', '.join(ENGINES)}")
@@ -166,14 +172,17 @@ def _key(spec: dict) -> str:
 
 
 def _prepare(processes, config: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> dict:
-    """Inputs, reference output and, by engine, ONNX files for one configuration, from a process that then ends."""
+    """Return inputs, reference output and ONNX files (by engine) for one configuration.
+
+    They come from a process that then ends.
+    """
     task = (config, engines, folder, length, batch, seed)
     with _Worker(processes, f"reference of {config['model_type']}", "prepare", task) as worker:
         return worker.answer()
 
 
 def _rounds(workers: dict, rounds: int, warmup: int, threads: int, seed: int) -> tuple[dict[str, list[float]], dict]:
-    """Samples in ms by name, and what the machine did during the timed rounds."""
+    """Return the samples in ms by name, and what the machine did during the timed rounds."""
     order, names = np.random.default_rng(seed), list(workers)
     samples = {name: [] for name in names}
     load_before = os.getloadavg()
@@ -223,14 +232,14 @@ class _Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._connection.close()  # what the process takes as the end
+        self._connection.close()  # tells the process to end
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
     def ask(self, question: str):
-        with suppress(BrokenPipeError):  # of a dead process, which the answer reports
+        with suppress(BrokenPipeError):  # the process is dead: answer() reports it
             self._connection.send(question)
         return self.answer()
 
@@ -247,7 +256,10 @@ class _Worker:
 
 
 def _work(connection: Connection, task: str, arguments: tuple) -> None:
-    """Entry of every process; the module with the heavy imports is one that only they load."""
+    """Run a task of `latency_worker`: the entry point of every process.
+
+    The module is imported here because its imports are slow and the parent does not need them.
+    """
     try:
         from mobilebert.deployment import latency_worker
 

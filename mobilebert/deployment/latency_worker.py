@@ -1,4 +1,4 @@
-"""What runs in the processes of `latency`: one prepares files and the reference output, one times each model."""
+"""Run in the processes of `latency`: prepare files and the reference output, or time one model."""
 
 import time
 from multiprocessing.connection import Connection
@@ -18,7 +18,7 @@ CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfi
 
 
 def build(config: dict, seed: int) -> torch.nn.Module:
-    """The encoder of `config` with random weights: the same in every process for the same seed."""
+    """Return the encoder of `config` with random weights, the same in every process for a seed."""
     fields = dict(config)
     config_class, model_class = CLASSES[fields.pop("model_type")]
     torch.manual_seed(seed)
@@ -26,7 +26,11 @@ def build(config: dict, seed: int) -> torch.nn.Module:
 
 
 def prepare(connection: Connection, config: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> None:
-    """Answers {"inputs": by name, "reference": last_hidden_state (batch, length, hidden_size), "files": by engine}."""
+    """Send the inputs, the reference output and the ONNX files for one configuration.
+
+    The message is {"inputs": by name, "reference": last_hidden_state (batch, length, hidden_size),
+    "files": by engine}. The files are written to `folder`.
+    """
     model = build(config, seed)
     draw = np.random.default_rng(seed)
     inputs = {
@@ -47,7 +51,11 @@ def prepare(connection: Connection, config: dict, engines: list[str], folder: Pa
 def serve(
     connection: Connection, config: dict, file: Path | None, inputs: dict[str, np.ndarray], threads: int, seed: int
 ) -> None:
-    """Load the ONNX `file`, or PyTorch where there is none; say so, then answer questions until the pipe closes."""
+    """Load the ONNX `file`, or a PyTorch model if it is None; then answer until the pipe closes.
+
+    The first message is "ready". Questions: "forward" (runs once, answers milliseconds), "cpu"
+    (seconds of this process) and "output" (the last forward's array).
+    """
     torch.set_num_threads(threads)
     if file is None:
         forward = _forward(build(config, seed), inputs)

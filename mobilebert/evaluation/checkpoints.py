@@ -1,4 +1,4 @@
-"""Load any fine-tuned checkpoint, float or int8, with its tokenizer and its lengths."""
+"""Load any fine-tuned checkpoint, float or int8, with its tokenizer and its sequence lengths."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from mobilebert.util.progress import bar
 
 LENGTHS = ("length", "doc_stride", "max_query_length", "max_answer_length")
 
-INT8 = "model.int8.onnx"  # what the stage `quantize` leaves in its folder
+INT8 = "model.int8.onnx"  # the file that the stage `quantize` writes
 
 
 @dataclass(frozen=True)
 class Model:
     """A checkpoint with a head for `task`.
 
-    order: for each class of the task its column of the logits. size: rows that are run at once, see `scoring.outputs`.
+    setting: the settings of fine-tuning, LENGTHS among them.
+    order: for each class of the task, its column of the logits.
+    size: rows that are run at once, see `scoring.outputs`.
     """
 
     source: str
@@ -43,10 +45,12 @@ class Model:
     size: int
 
     def predict(self, frame: pd.DataFrame, what: str) -> pd.DataFrame:
-        """One row for each of `frame`, in its order, under a progress bar called `what`.
+        """Return one prediction for each row of `frame`, in its order.
 
-        GLUE: `prediction` (class number, or STS-B's value within its range) and `probability_<class>`. SQuAD: `id`,
-        `prediction` (characters of the context), for v2.0 `null_odds`. Raises UserError for logits that are not finite.
+        GLUE: `prediction` (class number, or STS-B's value within its range) and
+        `probability_<class>`. SQuAD: `id`, `prediction` (a text from the context) and for v2.0
+        `null_odds`. what: the name of the progress bar. Raises UserError for logits that are not
+        finite.
         """
         if self.task.is_squad:
             examples, windows = encode_squad(self.tokenizer, frame, self.setting, training=False)
@@ -80,11 +84,12 @@ class Model:
 
 
 def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
-    """The checkpoint `source`: a hub name, a folder in Hugging Face layout, an ONNX file, or a stage's folder of a study.
+    """Return a checkpoint as a model for `task`.
 
-    A model that a study made is used with the lengths that it was fine-tuned with, any other with the defaults of `Finetune`.
-    Raises UserError, in one line, where there is no checkpoint, no tokenizer that fits it, no trained head of the task's kind,
-    or a head of another number of labels.
+    source: a hub name, a folder in Hugging Face layout, an ONNX file, or a stage's folder of a
+    study. A study's model has the lengths of its fine-tuning, any other the defaults of `Finetune`.
+    Raises UserError, in one line, if there is no checkpoint, no tokenizer that fits it, no trained
+    head of the task's kind, or a head with another number of labels.
     """
     path = Path(source).expanduser()
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
@@ -99,7 +104,7 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
     else:
         forward, config, tokenizer = _checkpoint(str(path) if path.exists() else source, task, threads, recorded is not None)
     order = list(range(task.num_labels))
-    if config is not None:  # none beside an ONNX file that a study made
+    if config is not None:  # None for an ONNX file of a study
         order = _order(config, task, source)
         longest = getattr(config, "max_position_embeddings", setting["length"])
         setting["length"] = min(setting["length"], longest)
@@ -107,28 +112,28 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
             raise UserError(f"{source}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}")
     if lacking := [token for token in ("[PAD]", "[CLS]", "[SEP]") if tokenizer.token_to_id(token) is None]:
         raise UserError(f"{source}: the tokenizer has no {', '.join(lacking)}; only models with BERT's special tokens are read")
-    tokenizer.no_truncation()  # a tokenizer.json may keep the lengths of its own training
+    tokenizer.no_truncation()  # a tokenizer.json may hold the lengths of its training
     tokenizer.no_padding()
     try:
         tokenizer.encode("\N{SNOWMAN}")
-    except Exception as error:  # a WordPiece without [UNK] fails at the first word that it does not know
+    except Exception as error:  # a WordPiece without [UNK] fails on the first unknown word
         raise UserError(f"{source}: the tokenizer does not encode every text ({one_line(error)})") from None
     return Model(source, task, forward, tokenizer, setting, order, getattr(forward, "ROWS", BATCH))
 
 
 def _recorded(path: Path) -> dict | None:
-    """The lengths in the record beside the model; None where no study made it."""
+    """Return the lengths in the record beside the model; None if no study wrote the model."""
     for file in (path / "result.json", path.parent / "result.json"):
-        with suppress(UserError):  # no such file, or somebody else's result.json
+        with suppress(UserError):  # no such file, or a result.json that is not a study's record
             config = read_record(file).config
             return {key: config[key] for key in LENGTHS if key in config}
     return None
 
 
 def _tokenizer(folder: Path, of_study: Path | None, source: str):
-    """The tokenizer in the folder of a checkpoint's files; for a study's model the study's own, which lies in the stage `data`.
+    """Return the tokenizer in a checkpoint's folder, or that of the study's stage `data`.
 
-    of_study: where a study's model lies, below its `data`.
+    of_study: the folder of a study's model; one of the folders above it contains `data`.
     """
     try:
         if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
@@ -139,14 +144,14 @@ def _tokenizer(folder: Path, of_study: Path | None, source: str):
         for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
             if (place / "tokenizer.json").is_file():
                 return load_tokenizer(place)
-    except Exception as error:  # a broken file raises what its reader likes
+    except Exception as error:  # readers of a broken file raise any exception
         line = str(error) if isinstance(error, UserError) else f"{source}: no tokenizer that can be read ({one_line(error)})"
         raise UserError(line.replace(str(folder), source)) from None
     raise UserError(f"{source}: no tokenizer (tokenizer.json, or vocab.txt beside config.json) in this folder")
 
 
 def _onnx(path: Path, task: Task, threads: int, of_study: bool):
-    """(forward, configuration or None, tokenizer) of an ONNX file and what lies beside it."""
+    """Return (forward, configuration or None, tokenizer) of an ONNX file and those beside it."""
     from mobilebert.deployment.int8 import dependence, processor
     from mobilebert.deployment.quantize import OnnxModel
     from mobilebert.modeling.checkpoint_files import beside
@@ -161,7 +166,7 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
     probe = model(ones)
     if not task.is_squad and (found := probe["logits"].shape[-1]) != task.num_labels:
         raise UserError(f"{path}: its head has {found} labels, {task.name} has {task.num_labels}")
-    for name, found in probe.items():  # a head of another kind may have the same name
+    for name, found in probe.items():  # another kind of head may use the same names
         if found.shape != (shape := (1, 8 if task.is_squad else task.num_labels)):
             raise UserError(f"{path}: gives {name} of shape {found.shape} for 1 x 8 tokens; {task.name} needs {shape}")
     config = None
@@ -181,13 +186,13 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
         raise UserError(f"{path.parent}: no configuration or tokenizer that can be read ({one_line(error)})") from None
     try:
         model(ones | {"input_ids": ones["input_ids"] * (tokenizer.get_vocab_size() - 1)})
-    except UserError:  # as the ones were taken
+    except UserError:  # the model took the ones, so the cause is the largest id
         raise UserError(f"{path}: the tokenizer has {tokenizer.get_vocab_size()} tokens, more than the model takes") from None
     return model, config, tokenizer
 
 
 def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
-    """(forward, configuration, tokenizer) of a checkpoint in Hugging Face layout."""
+    """Return (forward, configuration, tokenizer) of a checkpoint in Hugging Face layout."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{source}: no config.json and no {INT8}: not a checkpoint")
@@ -225,11 +230,12 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
 
 
 def _order(config, task: Task, source: str) -> list[int]:
-    """Columns of the logits by class: by the checkpoint's class names where those are the task's, else as they stand.
+    """Return the column of the logits for each class of the task.
 
-    Published MNLI checkpoints disagree on the order of the three classes. LABEL_2, or 2, is the name of the class number 2. Names
-    of its own that are not the task's are said on standard error: the checkpoint may be of another task with as many classes, or
-    has another word for the same class.
+    It is found by the checkpoint's class names if those are the task's, because published MNLI
+    checkpoints disagree on the order of the three classes. LABEL_2, or 2, is the name of class
+    number 2. Other class names keep the columns' order, with a line on standard error: the
+    checkpoint may be of another task with as many classes, or have another word for a class.
     """
     if task.labels and config.num_labels == task.num_labels:
         names = [str(config.id2label[code]).lower() for code in range(task.num_labels)]

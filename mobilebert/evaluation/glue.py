@@ -1,6 +1,7 @@
-"""GLUE scores (Wang et al. 2019) as pure functions of NumPy arrays. Every score is a fraction, not a percentage.
+"""Compute GLUE scores (Wang et al. 2019) from NumPy arrays, as fractions, not percentages.
 
-Where a definition divides by zero (one class only, constant predictions) the score is 0.0, as in scikit-learn.
+If a definition divides by zero (one class only, constant predictions), the score is 0.0, as in
+scikit-learn.
 """
 
 import math
@@ -11,29 +12,32 @@ import numpy as np
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError
 
-# The leaderboard's macro-average is over these nine; a task with two scores counts with their mean, MNLI with the
-# mean of its matched and mismatched sets.
+# The leaderboard's macro-average is over these nine tasks. A task with two scores counts with their
+# mean, MNLI with the mean of its matched and mismatched sets.
 LEADERBOARD = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of equal entries. Both [n]."""
+    """Return the share of equal entries. Both arguments are [n]."""
     return float(np.mean(predictions == labels))
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1. Both [n], 0 or 1."""
+    """Return the F1 of class 1. Both arguments are [n], 0 or 1."""
     predicted, actual = predictions == 1, labels == 1
     both = int(np.sum(predicted & actual))
     return 2 * both / (int(np.sum(predicted)) + int(np.sum(actual))) if both else 0.0
 
 
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Correlation of two assignments to classes, [n] each; for more than two classes Gorodkin's R_K."""
+    """Return the correlation of two class assignments, [n] each.
+
+    For more than two classes it is Gorodkin's R_K.
+    """
     classes, codes = np.unique(np.concatenate([predictions, labels]), return_inverse=True)
     predicted = [int(count) for count in np.bincount(codes[: len(predictions)], minlength=len(classes))]
     actual = [int(count) for count in np.bincount(codes[len(predictions) :], minlength=len(classes))]
-    # Python integers: the products below reach n^4, past 64 bits from n = 55,109 on.
+    # Python integers: the products below reach n^4, which exceeds 64 bits from n = 55,109 on.
     total, correct = len(labels), int(np.sum(predictions == labels))
     covariance = correct * total - sum(p * a for p, a in zip(predicted, actual))
     variances = (total**2 - sum(p * p for p in predicted)) * (total**2 - sum(a * a for a in actual))
@@ -41,14 +45,14 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Linear correlation. Both [n], real."""
+    """Return the linear correlation. Both arguments are [n], real."""
     x, y = _unit_deviation(predictions), _unit_deviation(labels)
     return float(np.clip(x @ y, -1.0, 1.0))
 
 
 def _unit_deviation(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
-    if values.min() == values.max():  # before the mean, whose rounding would leave deviations that are not zero
+    if values.min() == values.max():  # rounding of the mean would leave deviations that are not zero
         return np.zeros_like(values)
     values = values / np.abs(values).max()  # so that no square overflows
     deviation = values - values.mean()
@@ -57,13 +61,13 @@ def _unit_deviation(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Correlation of ranks, ties at their mean rank. Both [n], real."""
+    """Return the correlation of ranks; ties have their mean rank. Both arguments are [n], real."""
     return pearson(_ranks(predictions), _ranks(labels))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)  # of c equal values the ranks are last-c+1 .. last, their mean last-(c-1)/2
+    last = np.cumsum(counts)  # c equal values have the ranks last-c+1 .. last, whose mean is last-(c-1)/2
     return (last - (counts - 1) / 2)[codes]
 
 
@@ -77,11 +81,11 @@ _FUNCTIONS = {
 
 
 def score(task_name: str, predictions: Sequence | np.ndarray, labels: Sequence | np.ndarray) -> dict[str, float]:
-    """The scores of one GLUE task, keyed and ordered as `Task.metrics`, as fractions.
+    """Return the scores of one GLUE task, as fractions, keyed and ordered as `Task.metrics`.
 
-    predictions, labels: [n], class indices, or real values for stsb. Raises UserError for a task that is not GLUE's,
-    for lengths that differ, for no rows, for labels that are hidden (-1) or no class, and for values that are not
-    finite.
+    predictions, labels: [n], class indices, or real values for stsb.
+    Raises UserError for a task that is not GLUE's, for lengths that differ, for no rows, for labels
+    that are hidden (-1) or not a class, and for values that are not finite.
     """
     task = TASKS.get(task_name)
     if task is None or task.is_squad:
@@ -90,7 +94,7 @@ def score(task_name: str, predictions: Sequence | np.ndarray, labels: Sequence |
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim != 1 or predictions.shape != labels.shape or not len(labels):
         raise UserError(
-            f"{task_name}: predictions {predictions.shape} and labels {labels.shape} must be one equal row, not empty"
+            f"{task_name}: predictions {predictions.shape} and labels {labels.shape} must be [n] with one n of at least 1"
         )
     for what, values in (("predictions", predictions), ("labels", labels)):
         if task.is_regression:
@@ -102,10 +106,11 @@ def score(task_name: str, predictions: Sequence | np.ndarray, labels: Sequence |
 
 
 def glue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """The leaderboard's macro-average of nine tasks, WNLI among them, in the unit of its input.
+    """Return the leaderboard's macro-average of nine tasks, with WNLI, in the unit of its input.
 
-    scores: task name -> its `score(...)`; `mnli_mismatched`, where given, is averaged with `mnli`. Raises UserError
-    where one of the nine tasks or one of its scores is missing: a mean over fewer is no GLUE score (`mean_of_cells`).
+    scores: task name -> its `score(...)`; `mnli_mismatched`, if given, is averaged with `mnli`.
+    Raises UserError if one of the nine tasks or one of its scores is missing: a mean over fewer is
+    not a GLUE score (see `mean_of_cells`).
     """
     missing = [f"{name} {key}" for name in LEADERBOARD for key in TASKS[name].metrics if key not in scores.get(name, {})]
     if missing:
@@ -117,9 +122,10 @@ def glue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def mean_of_cells(cells: Mapping[str, float]) -> float:
-    """The mean of a table's cells, keyed by the paper's column headings; MNLI-m and MNLI-mm count as one task.
+    """Return the mean of a table's cells; MNLI-m and MNLI-mm count as one task.
 
-    It is not the GLUE column of Table 4, which is `glue_score`. Raises UserError for no cells.
+    cells: values by the paper's column headings. The mean is not the GLUE column of Table 4, which
+    is `glue_score`. Raises UserError if there are no cells.
     """
     tasks: dict[str, list[float]] = {}
     for column, value in cells.items():
@@ -130,9 +136,10 @@ def mean_of_cells(cells: Mapping[str, float]) -> float:
 
 
 def share(predictions: Sequence | np.ndarray, num_labels: int) -> list[float]:
-    """Share of each predicted class, [num_labels], summing to 1; empty for regression (num_labels 1).
+    """Return the share of each predicted class, [num_labels]; empty for regression (num_labels 1).
 
-    A model that collapsed to one class shows here, whatever its accuracy.
+    The shares sum to 1. They show a model that predicts one class only, whatever its accuracy.
+    Raises UserError if there are no predictions.
     """
     if num_labels == 1:
         return []

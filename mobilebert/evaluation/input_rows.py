@@ -1,4 +1,4 @@
-"""Rows from files: those of a task's split, which predictions are scored on, or a user's own."""
+"""Read the rows to predict: those of a task's split, for scores, or a user's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mobilebert.util.errors import UserError, shown_key
 
 
 def splits(data: str, task: Task, split: str | None) -> list[str]:
-    """The splits that a command means: the one it names, else the validation splits that are there.
+    """Return the splits of a command: the one it names, else the validation splits that exist.
 
-    The first of these is taken for granted: reading it says what is missing.
+    The first validation split is always returned: reading it reports if it is missing.
     """
     if split is not None:
         return [split]
@@ -29,15 +29,19 @@ def splits(data: str, task: Task, split: str | None) -> list[str]:
 
 
 def _file(folder: Path, task: Task, stem: str) -> Path:
-    """The file of a split in a data folder: of the forms that may lie there the first that does, else the parquet file."""
+    """Return the file of a split in a data folder.
+
+    It is the first of the allowed names that exists, else the parquet file.
+    """
     files = [folder / name for name in tables.names(task, stem)]
     return next((file for file in files if file.is_file()), files[0])
 
 
 def read_table(data: str, task: Task, split: str) -> pd.DataFrame:
-    """The rows of one split. data: a data folder, `hub`, or the file itself: parquet, or as the benchmark distributes it.
+    """Return the rows of one split.
 
-    A folder with SHA256SUMS is checked against it. Raises UserError for what `check_table` refuses.
+    data: a data folder, `hub`, or a file, parquet or in the benchmark's format. A folder with
+    SHA256SUMS is checked against it. Raises UserError for what `tables.checked` refuses.
     """
     if split not in task.splits:
         raise UserError(f"{task.name} has no split {split!r}; allowed: {', '.join(task.splits)}")
@@ -55,7 +59,10 @@ def read_table(data: str, task: Task, split: str) -> pd.DataFrame:
 
 
 def labelled_table(data: str, task: Task, split: str) -> pd.DataFrame:
-    """As `read_table`; also raises UserError for a split whose labels are hidden: nothing can be scored on it."""
+    """Return the rows of one split, as `read_table` does, for scores.
+
+    Raises UserError also if its labels are hidden, because nothing can be scored on it.
+    """
     frame = read_table(data, task, split)
     if not task.is_squad and (frame["label"] == HIDDEN_LABEL).any():
         raise UserError(f"{data}: {task.name} has hidden labels (-1) in this split; only a labelled split can be scored")
@@ -63,7 +70,11 @@ def labelled_table(data: str, task: Task, split: str) -> pd.DataFrame:
 
 
 def read_rows(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """A user's own rows: .parquet, .jsonl, or .tsv with a header. columns: those that are read of a parquet file."""
+    """Return a user's rows from a .parquet, .jsonl, or .tsv file (with a header).
+
+    columns: those to read from a parquet file; the other formats are read whole.
+    Raises UserError for a file in no such format.
+    """
     if path.suffix == ".parquet":
         return parquet(path, dict.fromkeys(columns, "scalar"))
     if path.suffix == ".tsv":
@@ -80,7 +91,11 @@ def read_rows(path: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def tsv(path: Path, limit: int = LARGEST_TABLE) -> pd.DataFrame:
-    """Every field as text. A line is a row, also a blank one but at the end; no mark quotes, no other character ends a line."""
+    """Return a .tsv file with every field as text.
+
+    Each line is a row, even a blank one unless it is at the end. There are no quotes, and only line
+    feeds end a line. Raises UserError for repeated columns or rows of another length.
+    """
     found = rows_of_tsv(path, limit)
     _, header = next(found)
     if len(set(header)) < len(header):

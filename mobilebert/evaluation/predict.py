@@ -1,4 +1,4 @@
-"""Any fine-tuned checkpoint, float or int8, as predictions: `mobilebert evaluate` and `mobilebert predict`."""
+"""Predict with any fine-tuned checkpoint: `mobilebert evaluate` and `mobilebert predict`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from mobilebert.util.errors import UserError
 def evaluate_checkpoint(
     source: str, task_name: str, data: str, split: str | None = None, out: Path | None = None, threads: int = 1
 ) -> dict:
-    """The metrics of a checkpoint on the labelled rows of `data`, keyed as `evaluation.files.score`; predictions go to `out`."""
+    """Return a checkpoint's metrics on the labelled rows of `data`; write predictions to `out`.
+
+    The keys are those of `prediction_files.score`.
+    """
     task = TASKS[check_task(task_name)]
     roles = input_rows.splits(data, task, split)
     prediction_files.check_output(out, task, len(roles))
@@ -48,10 +51,11 @@ def evaluate_checkpoint(
 def predict_rows(
     source: str, task_name: str, file: Path | None, texts: dict[str, str | None], out: Path | None = None, threads: int = 1
 ) -> None:
-    """Predictions for a user's own rows, to `out` or as JSON lines to standard output.
+    """Write predictions for a user's rows to `out`, or as JSON lines to standard output.
 
-    file: a .tsv, .jsonl or .parquet table with the task's text columns (`Task.text_columns`); `idx` or SQuAD's `id` are kept
-    where it has them, else the rows are numbered. texts: in place of a file one row: text and text_pair, or question and context.
+    file: a .tsv, .jsonl or .parquet table with the task's text columns (`Task.text_columns`). Its
+        `idx` (SQuAD: `id`) is kept if it has one, else the rows are numbered.
+    texts: a single row in place of a file: text and text_pair, or question and context.
     """
     task = TASKS[check_task(task_name)]
     prediction_files.check_output(out, task)
@@ -66,7 +70,7 @@ def predict_rows(
         if task.labels:
             found.insert(2, "label", [task.labels[code] for code in found["prediction"]])
     elif "null_odds" in found:
-        found.insert(1, "answer", found["prediction"].where(found["null_odds"] <= 0.0, ""))  # else "there is none"
+        found.insert(1, "answer", found["prediction"].where(found["null_odds"] <= 0.0, ""))  # "" is unanswerable
     if out is None:
         sys.stdout.write(prediction_files.json_lines(found))
     else:
@@ -84,13 +88,13 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
         raise UserError(f"{task.name} reads {' and '.join(task.text_columns)}: give {wanted}, or a file with --input")
     try:
         "".join(texts[name] for name in options).encode()
-    except UnicodeEncodeError:  # what Python makes of bytes that are none of the terminal's encoding
+    except UnicodeEncodeError:  # Python turns bytes of another encoding in arguments into surrogates
         raise UserError(f"{' and '.join(options)}: not UTF-8") from None
     return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
 
 
 def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
-    """Text columns and key, checked."""
+    """Return the text columns and the key of a user's rows, checked."""
     key = "id" if task.is_squad else "idx"
     if key == "idx" and "index" in frame:  # the name in the server's files
         if "idx" in frame:
@@ -114,10 +118,10 @@ def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
 
 
 def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | list[int | str]:
-    """The rows' keys, text or integers; SQuAD's as text, so that 5 and "5" are one key."""
+    """Return the rows' keys, text or integers; SQuAD's as text, so that 5 and "5" are one key."""
     found = []
     for row, value in enumerate(values.astype(object)):
-        if isinstance(value, float) and value.is_integer():  # what pandas makes of integers beside a missing one
+        if isinstance(value, float) and value.is_integer():  # pandas reads integers as floats if one is missing
             value = int(value)
         number = isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= value < 2**63
         if not (number or isinstance(value, str)):

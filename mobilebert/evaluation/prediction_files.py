@@ -1,11 +1,12 @@
-"""Predictions as files, and their scores: what `mobilebert score` does, without torch.
+"""Read, write and score files of predictions (`mobilebert score`), without torch.
 
-GLUE: a table (TSV, or parquet) with the columns `idx` (the server's format: `index`) and `prediction`, a class by number or
-by name, or STS-B's value; a column `split` says which rows belong to which split (the predictions.parquet of a study).
-SQuAD: the official JSON {id: text}, plain or .gz, for v2.0 with the official null odds {id: number} beside it; or a parquet
-table with the columns `id`, `prediction` and for v2.0 `null_odds`.
+GLUE: a table (TSV or parquet) with the columns `idx` (in the server's format `index`) and
+`prediction`: a class by number or name, or STS-B's value. A column `split` names the split of each
+row, as in the predictions.parquet of a study.
+SQuAD: the official JSON {id: text}, plain or .gz, and for v2.0 a second file with the official null
+odds {id: number}; or a parquet table with the columns `id`, `prediction` and for v2.0 `null_odds`.
 
-Scores are printed in percent, as the official scripts, the test server and the paper print them.
+Scores are percentages, as in the official scripts, on the test server and in the paper.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from mobilebert.study.tasks import TASKS, Task
 from mobilebert.util.errors import UserError, shown_key
 from mobilebert.util.files import write_atomically
 
-NAMED_BY_SERVER = ("mnli", "qnli", "rte", "ax")  # their classes are names in a submission, all others numbers
-SPLITS = ("train", "validation", "validation_mismatched", "test", "test_mismatched", "ax")  # roles, and AX beside MNLI
+NAMED_BY_SERVER = ("mnli", "qnli", "rte", "ax")  # a submission names their classes; other tasks' are numbers
+SPLITS = ("train", "validation", "validation_mismatched", "test", "test_mismatched", "ax")  # roles, and AX (MNLI's model)
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 NUMBER = re.compile(r" *[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)? *")
 FORMATS = (".parquet", ".jsonl", ".tsv", ".json")
@@ -40,9 +41,10 @@ FORMATS = (".parquet", ".jsonl", ".tsv", ".json")
 
 
 def read_glue(path: Path, task: Task) -> pd.DataFrame:
-    """The table of predictions in `path`: `idx`, `prediction` (class numbers or finite values), and `split` where it has one.
+    """Return the GLUE predictions in `path`: `idx`, `prediction`, and `split` if it is there.
 
-    Raises UserError for a file that is no such table, repeated idx and values that are no prediction of the task.
+    Predictions are class numbers or finite values. Raises UserError if the file is not such a
+    table, an idx is repeated, or a value is not a prediction of the task.
     """
     if path.suffix == ".parquet":
         frame = parquet(path, dict.fromkeys(("idx", "index", "prediction", "split"), "scalar"), LARGEST_PREDICTIONS)
@@ -99,7 +101,10 @@ def _classes(task: Task) -> str:
 
 
 def _aligned(found: pd.DataFrame, table: pd.DataFrame, where: Path) -> np.ndarray:
-    """Predictions in the order of the table's rows. Raises UserError unless both hold the same idx."""
+    """Return predictions in the order of the table's rows.
+
+    Raises UserError unless both hold the same idx.
+    """
     _check_ids(where, "idx", found["idx"], table["idx"])
     return found.set_index("idx")["prediction"].loc[table["idx"].tolist()].to_numpy()
 
@@ -116,7 +121,10 @@ def _check_ids(where: Path, kind: str, given, wanted) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The one JSON object in a file, plain or .gz. Raises UserError where it is not there, or holds a key twice."""
+    """Return the JSON object in a file, plain or .gz.
+
+    Raises UserError if there is no such file or object, or if it holds a key twice.
+    """
 
     def once(pairs: list) -> dict:
         found = dict(pairs)
@@ -133,7 +141,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
-    """id -> text, and id -> null odds where the file is a parquet table that has them."""
+    """Return id -> text, and id -> null odds (None unless a parquet table with that column).
+
+    Raises UserError if the file does not hold SQuAD predictions.
+    """
     odds = None
     if path.suffix == ".parquet":
         frame = parquet(path, {"id": "text", "prediction": "text", "null_odds": "number"}, LARGEST_PREDICTIONS)
@@ -161,7 +172,7 @@ def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
 
 def _odds(values: dict, path: Path) -> dict[str, float]:
     for key, value in values.items():
-        # Compared, for an integer of 309 digits and more overflows on its way to a float.
+        # Not converted and tested: an integer of 309 digits or more overflows as a float.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise UserError(f"{path}: the null odds of id {shown_key(key)} are {value!r:.40}; allowed: finite numbers")
     return {key: float(value) for key, value in values.items()}
@@ -171,14 +182,17 @@ def _odds(values: dict, path: Path) -> dict[str, float]:
 
 
 def glue_metrics(task: Task, split: str, predictions: np.ndarray, table: pd.DataFrame) -> dict[str, float]:
-    """The task's scores on one split in percent; `mismatched_` before those of MNLI's second set."""
+    """Return the task's scores on one split in percent, MNLI's second set with `mismatched_`."""
     prefix = "mismatched_" if split.endswith("mismatched") else ""
     scores = glue.score(task.name, predictions, table["label"].to_numpy())
     return {prefix + name: 100 * value for name, value in scores.items()}
 
 
 def squad_metrics(task: Task, texts: dict, odds: dict | None, threshold: float, table: pd.DataFrame) -> dict[str, float]:
-    """The official scores in percent; thresholds (the unit of the null odds) and counts of questions as they are."""
+    """Return the official scores in percent.
+
+    Thresholds (in the unit of the null odds) and counts of questions are unchanged.
+    """
     golds = references(table)
     v2 = task.name == "squad_v2.0"
     scores = squad.score_v2(texts, golds, odds, threshold) if v2 else squad.score_v1(texts, golds)
@@ -186,12 +200,17 @@ def squad_metrics(task: Task, texts: dict, odds: dict | None, threshold: float, 
 
 
 def score(task_name: str, data: str, predictions: Path, null_odds: Path | None = None, split: str | None = None) -> dict:
-    """The metrics of a file of predictions: {"task": ..., "unit": "percent", "rows": {split: rows}, "labels": {split: text},
-    metric: value, ...}; a label says that the rows are not the official split, all of it (`sources.label`).
+    """Return the metrics of a file of predictions.
 
-    split: a role of `Task.splits`; None is the validation split, for MNLI predictions with a column `split` both.
-    With null odds, official v2.0 predictions are scored as they stand and the best thresholds reported beside; those of a
-    study's table hold an answer to every question, and odds above 0 call it unanswerable.
+    They are {"task": ..., "unit": "percent", "rows": {split: rows}, "labels": {split: text},
+    metric: value, ...}. A split has a label if its rows are not the complete official split
+    (`data.source.label`).
+
+    split: a role of `Task.splits`. None is the validation split; for MNLI predictions with a column
+        `split`, both validation splits.
+    null_odds: a file for official v2.0 predictions, which are scored unchanged; the best thresholds
+        are reported too. A study's table holds an answer to every question and its odds; odds
+        above 0 make the question unanswerable.
     """
     task = TASKS[check_task(task_name)]
     if null_odds is not None and task.name != "squad_v2.0":
@@ -222,7 +241,7 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
 
 
 def count_rows(result: dict, task: Task, role: str, table: pd.DataFrame) -> None:
-    """Say in `result` how many rows of one split its metrics stand on, and what keeps them from being the task's."""
+    """Add to `result` how many rows of one split were scored, and a label if that is not all."""
     result["rows"][role] = len(table)
     if text := label(task.name, task.splits[role], len(table)):
         result["labels"][role] = text
@@ -232,9 +251,9 @@ def count_rows(result: dict, task: Task, role: str, table: pd.DataFrame) -> None
 
 
 def check_output(path: Path | None, task: Task, parts: int = 1) -> None:
-    """Raise UserError, before any work, for a file of predictions in no known format, or that cannot be written.
+    """Raise UserError, before any work, if predictions cannot be written to `path`.
 
-    parts: how many splits it is to hold.
+    The format must be known and the folder writable. parts: how many splits the file will hold.
     """
     known = [suffix for suffix in FORMATS if suffix != (".tsv" if task.is_squad else ".json")]
     if path is not None and path.suffix not in known:
@@ -242,11 +261,14 @@ def check_output(path: Path | None, task: Task, parts: int = 1) -> None:
     if path is not None and parts > 1 and path.suffix == ".tsv":
         raise UserError(f"{path}: one .tsv holds one split; name it with --split, or write .parquet")
     if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise UserError(f"{path}: cannot be written; a file in a folder that is there is allowed")
+        raise UserError(f"{path}: cannot be written; name a file in a folder that exists and is writable")
 
 
 def server_tsv(task: Task, idx, predictions) -> str:
-    """A file of the GLUE server: header `index`, `prediction`; names of classes for MNLI, QNLI, RTE and AX, else numbers."""
+    """Return the text of a file for the GLUE server, with the header `index`, `prediction`.
+
+    Classes are names for MNLI, QNLI, RTE and AX, else numbers.
+    """
     lines = ["index\tprediction"]
     for key, value in zip(idx, predictions):
         if task.is_regression:
@@ -258,8 +280,11 @@ def server_tsv(task: Task, idx, predictions) -> str:
 
 
 def write(path: Path, task: Task, frame: pd.DataFrame) -> None:
-    """Write predictions in the format of the name's ending: .parquet or .jsonl (every column), the server's .tsv (GLUE), the
-    official .json (SQuAD; v2.0 with "" where the null odds exceed 0)."""
+    """Write predictions in the format that the name's ending says.
+
+    .parquet and .jsonl hold every column. .tsv is the GLUE server's format. .json is SQuAD's
+    official one, for v2.0 with "" if the null odds exceed 0.
+    """
     if path.suffix == ".parquet":
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
@@ -277,4 +302,5 @@ def write(path: Path, task: Task, frame: pd.DataFrame) -> None:
 
 
 def json_lines(frame: pd.DataFrame) -> str:
+    """Return the table as JSON lines, one object a row."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dict(orient="records"))

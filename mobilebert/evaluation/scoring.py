@@ -1,4 +1,4 @@
-"""Predictions of a task and their score, for any model that maps a batch to logits: PyTorch or ONNX Runtime, float or int8."""
+"""Predict and score a task with any model that maps a batch to logits (PyTorch or ONNX Runtime)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mobilebert.util.errors import Diverged
 
 Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # input_ids, attention_mask, token_type_ids -> logits
 BATCH = 64
-FEWEST = 4  # rows: of fewer, MKL sums a pooler's and a classifier's product in another order
+FEWEST = 4  # rows; with fewer, MKL sums the products of pooler and classifier in another order
 EVALUATED = ("validation", "validation_mismatched")
 
 
@@ -28,18 +28,18 @@ def outputs(
     size: int = BATCH,
     done: Callable[[int], object] = lambda rows: None,
 ) -> dict[str, list[np.ndarray]]:
-    """Return every named output, one array a row in the rows' order.
+    """Return every named output, one array a row, in the rows' order.
 
-    A row's outputs do not depend on the other rows. Up to `size` rows are one batch, none of them padded; of a float model on
-    one CPU thread they are, to the bit, what the row gives alone. An int8 model has one range for all activations of a batch, so
-    its rows must come one by one (size 1). done: is told after each batch how many rows it had.
-
+    A row's outputs do not depend on the other rows. A batch has up to `size` rows of equal length,
+    without padding; for a float model on one CPU thread, its outputs are bit for bit those of each
+    row alone. An int8 model has one range for all activations of a batch, so it needs size 1.
+    done: called after each batch with its number of rows.
     Raises Diverged for values that are not finite.
     """
     found: dict[str, list] = {name: [None] * len(examples) for name in names}
     fewest = FEWEST if size > 1 and names == ("logits",) else 1  # a head over tokens always has more rows
     for rows in examples.by_length(size):
-        batch = examples.batch(np.resize(rows, max(len(rows), fewest)), multiple=1)  # filled up with the same rows again
+        batch = examples.batch(np.resize(rows, max(len(rows), fewest)), multiple=1)  # rows repeat to fill the batch
         result = forward({key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")})
         for name in names:
             if not np.isfinite(result[name]).all():
@@ -51,10 +51,11 @@ def outputs(
 
 
 def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, size: int = BATCH) -> tuple[dict, dict]:
-    """Score a model on every labelled validation split of a task, and predict AX beside MNLI. size: see `outputs`.
+    """Score a model on every labelled validation split of a task; return (metrics, details).
 
-    Returns (metrics, details): fractions by the task's metric names, `mismatched_` before MNLI's second set; rows, shares of the
-    predicted classes and of the labels. Predictions are written to `out`/predictions.parquet.
+    metrics: fractions by the task's metric names, with `mismatched_` before those of MNLI's second
+    set. details: rows, shares of the predicted classes and of the labels. For MNLI, AX is predicted
+    too. Predictions are written to `out`/predictions.parquet. size: see `outputs`.
     """
     task = TASKS[setting["task"]]
     if task.is_squad:
@@ -90,7 +91,7 @@ def _predict(forward: Forward, examples: Examples, task, size: int) -> np.ndarra
 
 
 def padded(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of different lengths as one array; what lies past a window's end is never read."""
+    """Return rows of different lengths as one array, filled with zeros that are never read."""
     table = np.zeros((len(rows), max(map(len, rows))), np.float32)
     for place, row in enumerate(rows):
         table[place, : len(row)] = row

@@ -1,8 +1,8 @@
-"""SQuAD scores by the definitions of the official scripts of v1.1 (Rajpurkar et al. 2016) and v2.0 (2018).
+"""Compute SQuAD scores as the official scripts of v1.1 (Rajpurkar et al. 2016) and v2.0 (2018) do.
 
-Every score is a fraction (the official scripts print percentages). A reference is `{"id": ..., "answers": [texts]}`; an
-unanswerable question has no answers. The keys are those of the official v2.0 script, except that the headline is
-`exact_match` for both versions.
+Every score is a fraction (the official scripts print percentages). A reference is
+`{"id": ..., "answers": [texts]}`; an unanswerable question has no answers. The keys are those of
+the official v2.0 script, except that the main score is `exact_match` for both versions.
 """
 
 import re
@@ -19,24 +19,27 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and surplus white space."""
+    """Return the text in lower case, without ASCII punctuation, English articles or extra space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact(prediction: str, answer: str) -> float:
-    """1.0 where the normalised texts are equal, else 0.0."""
+    """Return 1.0 if the normalised texts are equal, else 0.0."""
     return float(normalise(prediction) == normalise(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """F1 of the two bags of normalised words; 0.0 where they share none, so also where both are empty (v1.1)."""
+    """Return the F1 of two bags of normalised words (v1.1).
+
+    It is 0.0 if they share no word, so also if both are empty.
+    """
     predicted, actual = normalise(prediction).split(), normalise(answer).split()
     same = sum((Counter(predicted) & Counter(actual)).values())
     return 2 * same / (len(predicted) + len(actual)) if same else 0.0
 
 
 def f1_v2(prediction: str, answer: str) -> float:
-    """As `f1`, but 1.0 where both are empty once normalised (v2.0)."""
+    """Return `f1`, but 1.0 if both texts are empty once normalised (v2.0)."""
     if not normalise(prediction) and not normalise(answer):
         return 1.0
     return f1(prediction, answer)
@@ -56,9 +59,10 @@ def _check_ids(what: str, given: Mapping[str, object], references: Sequence[Mapp
 
 
 def score_v1(predictions: Mapping[str, str], references: Sequence[Mapping]) -> dict[str, float]:
-    """`exact_match` and `f1`, each the mean over questions of the best over the reference answers.
+    """Return `exact_match` and `f1`: means over questions of the best over the reference answers.
 
-    predictions: id -> text. Raises UserError for ids that are missing or unknown, or a question without an answer.
+    predictions: id -> text.
+    Raises UserError for missing or unknown ids, and for a question without an answer.
     """
     _check_ids("predictions", predictions, references)
     for reference in references:
@@ -72,7 +76,10 @@ def score_v1(predictions: Mapping[str, str], references: Sequence[Mapping]) -> d
 
 
 def with_null(predictions: Mapping[str, str], null_odds: Mapping[str, float], threshold: float) -> dict[str, str]:
-    """The predictions with "" (unanswerable) wherever the null odds exceed the threshold, as submitted for v2.0."""
+    """Return the predictions, with "" (unanswerable) if the null odds exceed the threshold.
+
+    This is the form of a v2.0 submission.
+    """
     return {key: "" if null_odds[key] > threshold else text for key, text in predictions.items()}
 
 
@@ -82,16 +89,18 @@ def score_v2(
     null_odds: Mapping[str, float] | None = None,
     threshold: float = 0.0,
 ) -> dict[str, float]:
-    """Scores with unanswerable questions.
+    """Return the scores of v2.0, with unanswerable questions.
 
-    predictions: id -> best text, "" for unanswerable. null_odds: id -> score of no answer minus score of that text (the
-    released code's null_odds.json); a question whose odds exceed `threshold` counts as predicted unanswerable. None
-    takes the predictions as they are.
+    predictions: id -> best text, "" for unanswerable.
+    null_odds: id -> score of no answer minus score of that text (the released code's
+        null_odds.json). A question whose odds exceed `threshold` counts as predicted unanswerable.
+        With None the predictions count unchanged.
 
-    Returns `exact_match`, `f1`, `total`, and for the answerable and unanswerable questions, where there are any,
-    `HasAns_exact`, `HasAns_f1`, `HasAns_total`, `NoAns_exact`, `NoAns_f1`, `NoAns_total`; with null_odds also
-    `best_exact`, `best_f1` and the thresholds `best_exact_thresh`, `best_f1_thresh` that attain them. Raises UserError
-    for missing or unknown ids and for odds that are not finite.
+    Returns `exact_match`, `f1`, `total`; for answerable and for unanswerable questions, if there
+    are any, `HasAns_exact`, `HasAns_f1`, `HasAns_total`, `NoAns_exact`, `NoAns_f1`, `NoAns_total`;
+    with null_odds also `best_exact`, `best_f1` and the thresholds that attain them,
+    `best_exact_thresh`, `best_f1_thresh`. Raises UserError for missing or unknown ids and for odds
+    that are not finite.
     """
     _check_ids("predictions", predictions, references)
     texts = predictions
@@ -100,7 +109,7 @@ def score_v2(
         if not np.isfinite(list(null_odds.values())).all():
             raise UserError("SQuAD null odds must be finite numbers")
         texts = with_null(predictions, null_odds, threshold)
-    # An answer that normalises to nothing is no answer; a question left without one asks for "".
+    # An answer that normalises to nothing is dropped; a question without answers expects "".
     answers = [[text for text in reference["answers"] if normalise(text)] or [""] for reference in references]
     ids = [reference["id"] for reference in references]
     has_answer = np.array([len(reference["answers"]) > 0 for reference in references])
@@ -125,17 +134,19 @@ def score_v2(
 
 
 def best_threshold(answered: np.ndarray, null: np.ndarray, odds: np.ndarray) -> tuple[float, float]:
-    """The best mean score over all thresholds on the null odds, and the lowest threshold that attains it.
+    """Return the best mean score over all thresholds, and the lowest threshold that attains it.
 
-    answered, null: [n], the score of each question where it is answered and where it is called unanswerable.
+    answered, null: [n], each question's score if it is answered and if it is called unanswerable.
+    odds: [n], the null odds.
 
-    Differs from the official script on purpose in two points, both about thresholds that it cannot attain: questions of
-    equal odds are answered together, and "answer nothing" is a threshold below all odds, not 0 (its odds are
-    probabilities).
+    This differs from the official script on purpose in two points, because the script's result can
+    belong to no threshold. Questions with equal odds are answered together. "Answer nothing" is a
+    threshold below all odds, not 0: the script's odds are probabilities, ours are not.
     """
     order = np.argsort(odds, kind="stable")
     sorted_odds = odds[order]
-    # totals[k]: the k questions of lowest odds are answered. Only k that end a run of equal odds can be had.
+    # totals[k]: the k questions with the lowest odds are answered. A threshold attains k only if
+    # question k is the last of those with equal odds.
     totals = null.sum() + np.concatenate([[0.0], np.cumsum((answered - null)[order])])
     attainable = np.concatenate([[True], sorted_odds[1:] != sorted_odds[:-1], [True]])
     best = int(np.argmax(np.where(attainable, totals, -np.inf)))

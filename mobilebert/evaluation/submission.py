@@ -1,8 +1,9 @@
-"""A submission to the GLUE server: a zip of one TSV a test set, every row of it, made by the models of the nine tasks.
+"""Write a submission to the GLUE server: a zip with one complete TSV for each test set.
 
-AX has no training set: MNLI's model answers it, as the benchmark says. The server takes only whole submissions, so a task
-without a model has to be named too: `TASK=majority` answers with the most frequent class of the task's training set (STS-B:
-its mean), as published rows do for WNLI, and the summary says so.
+The models of the nine tasks predict the rows. AX has no training set: MNLI's model predicts it, as
+the benchmark says. The server takes only complete submissions, so a task without a model must be
+named too: `TASK=majority` predicts the most frequent class of the task's training set (STS-B: its
+mean), as published results do for WNLI, and the summary says so.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mobilebert.util.errors import UserError
 from mobilebert.util.files import write_atomically
 
 MAJORITY = "majority"
-# File -> (task whose test set it is, split, task whose model answers it).
+# File -> (task of the test set, split, task whose model predicts it).
 FILES = {
     "CoLA.tsv": ("cola", "test", "cola"),
     "SST-2.tsv": ("sst2", "test", "sst2"),
@@ -40,7 +41,10 @@ FILES = {
 
 
 def models_of(pairs: Sequence[str]) -> dict[str, str]:
-    """`TASK=MODEL` arguments by task. Raises UserError unless each of the nine tasks is there once."""
+    """Return the models of `TASK=MODEL` arguments by task.
+
+    Raises UserError unless each of the nine tasks is named once.
+    """
     models: dict[str, str] = {}
     for pair in pairs:
         task, _, model = pair.partition("=")
@@ -58,9 +62,9 @@ def models_of(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict:
-    """Write the zip `out`; returns {file: {"rows": ..., "from": model or "majority: ..."}}.
+    """Write the zip `out`; return {file: {"rows": ..., "from": model or "majority: ..."}}.
 
-    Raises UserError, before any model runs, for a test set that is not there or not whole.
+    Raises UserError, before any model runs, for a test set that is missing or incomplete.
     """
     models, tables = models_of(pairs), {}
     if out.suffix != ".zip":
@@ -95,18 +99,21 @@ def submit(pairs: Sequence[str], data: str, out: Path, threads: int = 1) -> dict
 
 
 def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
-    """Whether it is the server's test set: every row, `idx` its number. (Elsewhere idx only names a row.)"""
+    """Return whether a table holds every row of the server's test set, numbered by `idx` from 0.
+
+    In other splits idx is only a name.
+    """
     return sorted(table["idx"]) == list(range(OFFICIAL_ROWS[name][TASKS[name].splits[split]]))
 
 
 def _majority(data: str, name: str) -> float | int:
-    """The most frequent training label, the lower class of equals; STS-B: the mean."""
+    """Return the most frequent training label (the lower class if equal); for STS-B the mean."""
     label: pd.Series = input_rows.labelled_table(data, TASKS[name], "train")["label"]
     return float(label.mean()) if TASKS[name].is_regression else int(label.mode().iloc[0])
 
 
 def _zip(texts: dict[str, str]) -> bytes:
-    """Equal texts give equal bytes: no time of writing is kept."""
+    """Return a zip of the texts. Equal texts give equal bytes: all entries have one fixed date."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in texts.items():

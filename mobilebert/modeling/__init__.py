@@ -1,4 +1,4 @@
-"""The MobileBERT family: one block for student, teacher and the models between them, with transformers' interface.
+"""Build the models of the MobileBERT family (students and teachers) with transformers' interface.
 
 Names are imported on first use: `import mobilebert.modeling` loads neither torch nor transformers.
 """

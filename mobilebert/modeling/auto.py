@@ -1,4 +1,4 @@
-"""Explicit registration of this family with transformers' auto classes."""
+"""Register this family with transformers' auto classes, on request."""
 
 import transformers
 
@@ -8,9 +8,9 @@ from mobilebert.modeling.encoder import MobileBertModel
 
 
 def register_auto_classes() -> None:
-    """Make AutoConfig, AutoModel... and AutoTokenizer answer "mobilebert" with this package's classes.
+    """Make AutoConfig, AutoModel... and AutoTokenizer use this package's classes for "mobilebert".
 
-    A call, not an effect of importing: from here on this process gets them in place of transformers' own.
+    They replace transformers' classes for the rest of the process, so importing does not do it.
     """
     transformers.AutoConfig.register(MobileBertConfig.model_type, MobileBertConfig, exist_ok=True)
     transformers.AutoTokenizer.register(MobileBertConfig, tokenizer_class=transformers.MobileBertTokenizer, exist_ok=True)

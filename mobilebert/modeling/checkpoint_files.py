@@ -1,6 +1,7 @@
-"""What the files of a checkpoint hold, judged before a library builds a model of them.
+"""Check the files of a checkpoint before a library builds a model from them.
 
-A checkpoint is data from anywhere. Nothing in it may run code, name a file outside its folder or size a model beyond its weights.
+A checkpoint is untrusted data. Nothing in it may run code, name a file outside its folder, or make
+a model larger than its weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safe
 ADAPTER = "adapter_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 MOST_CLASSES = 100_000  # transformers names each of them
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # what can be loaded, as safetensors names it
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> type; no others load
 
 _CODE = "names Python code of its own, and mobilebert runs no code of a checkpoint"
 REFUSED_KEYS = {
@@ -33,9 +34,9 @@ REFUSED_KEYS = {
     "quantization_config": "a quantized checkpoint; only weights of a float type can be loaded",
     "compression_config": "a compressed checkpoint; only weights of a float type can be loaded",
 }
-# What else than these two is a program from the hub.
+# Keys that select an implementation; any value except eager and sdpa is a program from the hub.
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-# What DataParallel, torch.compile and fully sharded training put before a weight's name.
+# Prefixes that DataParallel, torch.compile and fully sharded training add to weights' names.
 _LEADING = re.compile(r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+")
 _INNER = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -51,9 +52,10 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Files:
-    """A folder with nothing but a checkpoint's configuration, weights and tokenizer, all of them checked.
+    """A folder that holds only the checked configuration, weights and tokenizer of a checkpoint.
 
-    source: the folder or hub name that they are of, for messages. notes: what was changed, a line each.
+    source: the checkpoint's folder or hub name, for messages.
+    notes: what was changed, a line each.
     """
 
     source: str
@@ -64,16 +66,17 @@ class Files:
 
     @property
     def type(self) -> str:
-        """Return the type of the float weights, several with commas: "float16"."""
+        """Return the types of the float weights, with commas if several: "float16"."""
         return float_types(self.tensors)
 
 
 @contextlib.contextmanager
 def checked(source: str | os.PathLike, revision: str = "main") -> Iterator[Files]:
-    """Yield the files of a folder or hub name in a temporary folder of links; another file beside them is never opened.
+    """Yield the checked files of a folder or hub name, as links in a temporary folder.
 
-    Weights that were saved through a wrapper (DataParallel, torch.compile) get their own names, and a hub's pytorch_model.bin
-    becomes safetensors: the first is noted. Raises UserError, one line, for all that this module's functions refuse.
+    No other file of the checkpoint is opened. Weights that were saved through a wrapper
+    (DataParallel, torch.compile) get their real names, with a note. A hub's pytorch_model.bin is
+    converted to safetensors. Raises UserError, one line, for all that this module refuses.
     """
     source = str(source)
     with tempfile.TemporaryDirectory(prefix="mobilebert-") as temporary:
@@ -94,14 +97,20 @@ def checked(source: str | os.PathLike, revision: str = "main") -> Iterator[Files
 
 @contextlib.contextmanager
 def beside(origin: Path) -> Iterator[Path]:
-    """Yield a temporary folder of links to the checked configuration and tokenizer that lie in a local folder, if they do."""
+    """Yield a temporary folder of links to a local folder's checked configuration and tokenizer.
+
+    Files that are missing are left out.
+    """
     with tempfile.TemporaryDirectory(prefix="mobilebert-") as temporary:
         _link({name: origin / name for name in (CONFIG, *TOKENIZER) if (origin / name).is_file()}, Path(temporary), str(origin))
         yield Path(temporary)
 
 
 def _link(files: Mapping[str, Path], folder: Path, source: str) -> dict:
-    """Link the files into `folder`, config.json as a copy without the type of the weights, and return its values."""
+    """Link the files into `folder` and return the values of config.json.
+
+    config.json is not linked but copied, without the type of the weights.
+    """
     values = {}
     if CONFIG in files:
         values = read_config(files[CONFIG], source)
@@ -116,12 +125,12 @@ def _link(files: Mapping[str, Path], folder: Path, source: str) -> dict:
 
 
 def _local(origin: Path, source: str) -> dict[str, Path]:
-    """Return the files of a local folder by their names."""
+    """Return the files of a local folder by name."""
     refuse_adapter(origin, source)
     found = {name: origin / name for name in (CONFIG, *TOKENIZER) if (origin / name).is_file()}
     if CONFIG not in found:
         raise UserError(f"{source}: no {CONFIG}: not a checkpoint")
-    read_config(found[CONFIG], source)  # it says more of what is wrong than the weights do
+    read_config(found[CONFIG], source)  # first, because its errors say more than those of the weights
     weights = weight_files(origin, source)
     if weights != [origin / WEIGHTS]:
         found[INDEX] = origin / INDEX
@@ -129,45 +138,45 @@ def _local(origin: Path, source: str) -> dict[str, Path]:
 
 
 def refuse_adapter(folder: Path, source: str) -> None:
-    """Raise UserError for a PEFT adapter, which makes transformers load the checkpoint that it names."""
+    """Raise UserError for a PEFT adapter, which makes transformers load another checkpoint."""
     if (folder / ADAPTER).exists():
         raise UserError(f"{source}: {ADAPTER}: an adapter of another checkpoint; merge it into its model and save that")
 
 
 def _of_hub(source: str, revision: str) -> dict[str, Path]:
-    """Return a hub's files by their names, downloaded or from its cache."""
+    """Return the files of a hub name, by file name, downloaded or from the cache."""
     from transformers.utils import cached_file
 
     def fetch(name: str) -> Path | None:
         try:
             return Path(cached_file(source, name, revision=revision))
-        except (OSError, ValueError):  # not there
+        except (OSError, ValueError):  # missing
             return None
 
     def must(name: str) -> Path:
         try:
             return Path(cached_file(source, name, revision=revision))
-        except (OSError, ValueError) as error:  # its messages have several lines, the first says it
+        except (OSError, ValueError) as error:  # the first of its lines says what is wrong
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{source}: no checkpoint that can be loaded ({line}); a local folder works offline") from None
 
     found = {CONFIG: must(CONFIG)}
     if path := fetch(ADAPTER):
         refuse_adapter(path.parent, source)
-    read_config(found[CONFIG], source)  # before gigabytes of weights come
+    read_config(found[CONFIG], source)  # before gigabytes of weights are downloaded
     found |= {name: path for name in TOKENIZER if (path := fetch(name))}
     for name in (WEIGHTS, INDEX, PICKLE):
         if path := fetch(name):
             shards = _shards(path, source) if name == INDEX else []
             return found | {name: path} | {shard: must(shard) for shard in shards}
-    raise UserError(f"{source}: neither {WEIGHTS} nor {PICKLE} there")
+    raise UserError(f"{source}: has no weights, neither {WEIGHTS} nor {PICKLE}")
 
 
 # ---- configuration
 
 
 def read_json(path: Path, source: str) -> dict:
-    """Return the JSON object in a file. Raises UserError for anything else."""
+    """Return the JSON object in a file. Raises UserError if the file holds anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
@@ -186,8 +195,10 @@ def _no_constant(name: str):
 
 
 def read_config(path: Path, source: str) -> dict:
-    """Return the values of config.json, the class names in both directions. Raises UserError for what `check_values` and
-    `class_names` refuse."""
+    """Return the values of config.json, with id2label and label2id completed from each other.
+
+    Raises UserError for what `check_values` and `class_names` refuse.
+    """
     values = read_json(path, source)
     check_values(values, CONFIG, source)
     if not isinstance(values.get("model_type"), str):
@@ -197,7 +208,10 @@ def read_config(path: Path, source: str) -> dict:
 
 
 def check_values(values: Mapping, name: str, source: str) -> None:
-    """Raise UserError for keys, at any depth, that make transformers run code, read other files or unpack weights."""
+    """Raise UserError for keys, at any depth, that make transformers run code or read other files.
+
+    Keys of quantized and compressed checkpoints are refused too.
+    """
     rest: list = [values]
     while rest:
         here = rest.pop()
@@ -217,17 +231,18 @@ def check_values(values: Mapping, name: str, source: str) -> None:
 
 
 def name_classes(values: dict, source: str) -> None:
-    """Set id2label and label2id to the class names that either of them gives."""
+    """Set both id2label and label2id to the class names that either of them gives."""
     if names := class_names(values, source):
         values["id2label"] = {str(code): name for code, name in enumerate(names)}
         values["label2id"] = {name: code for code, name in enumerate(names)}
 
 
 def class_names(values: Mapping, source: str) -> list[str] | None:
-    """Return the name of each class by its number, from id2label or label2id; None if neither names one.
+    """Return the class names in the order of class numbers, or None if no map names a class.
 
-    Raises UserError for maps that are not one to one, that contradict each other or that are not num_labels classes. A map of
-    LABEL_0, LABEL_1, ... is a placeholder: the other map counts.
+    The names are from id2label or label2id. A map of LABEL_0, LABEL_1, ... is a placeholder: the
+    other map counts. Raises UserError for maps that are not one to one, that contradict each other
+    or that do not have num_labels classes.
     """
     found, count = [], values.get("num_labels")
     if count is not None and (type(count) is not int or not 1 <= count <= MOST_CLASSES):
@@ -236,7 +251,7 @@ def class_names(values: Mapping, source: str) -> list[str] | None:
         if not values.get(key):
             continue
         if not isinstance(values[key], Mapping):
-            raise UserError(f"{source}: {key} in {CONFIG} is no object of class names")
+            raise UserError(f"{source}: {key} in {CONFIG} must be a JSON object of class names")
         pairs = values[key].items() if key == "id2label" else ((code, name) for name, code in values[key].items())
         pairs = [(str(code), str(name)) for code, name in pairs]
         if {code for code, _ in pairs} != {str(code) for code in range(len(pairs))} or len(dict(pairs)) != len(pairs):
@@ -257,7 +272,10 @@ def class_names(values: Mapping, source: str) -> list[str] | None:
 
 
 def weight_files(folder: Path, source: str) -> list[Path]:
-    """Return model.safetensors, or the files that its index names. Raises UserError where a file is not there or not inside."""
+    """Return model.safetensors, or the files that its index names.
+
+    Raises UserError if a file is missing or outside the folder.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / WEIGHTS).is_dir():
@@ -275,7 +293,7 @@ def weight_files(folder: Path, source: str) -> list[Path]:
 
 
 def _shards(index: Path, source: str) -> list[str]:
-    """Return the file names in an index, each once."""
+    """Return the file names in an index, each once, sorted."""
     places = read_json(index, source).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{source}: {INDEX} has no weight_map of file names")
@@ -287,7 +305,10 @@ def _shards(index: Path, source: str) -> list[str]:
 
 
 def read_tensors(files: list[Path], source: str) -> dict[str, Tensor]:
-    """Return every tensor's type and shape, from the headers alone. Raises UserError for a file that is no safetensors."""
+    """Return every tensor's type and shape, from the headers alone.
+
+    Raises UserError for a file that is not safetensors.
+    """
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Tensor] = {}
@@ -305,12 +326,15 @@ def read_tensors(files: list[Path], source: str) -> dict[str, Tensor]:
 
 
 def float_types(tensors: Mapping[str, Tensor]) -> str:
-    """Return the types of the float weights, several with commas: "float16"."""
+    """Return the types of the float weights, with commas if several: "float16"."""
     return ", ".join(sorted({FLOATS[tensor.type] for tensor in tensors.values() if tensor.type in FLOATS}))
 
 
 def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source) -> None:
-    """Raise UserError for more layers than there are weights: a model of a million layers takes hours to build."""
+    """Raise UserError if a configuration has more layers than the checkpoint has tensors.
+
+    Otherwise a model of a million layers would take hours to build.
+    """
     rest: list = [values]
     while rest:
         here = rest.pop()
@@ -321,13 +345,16 @@ def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source) -> None
 
 
 def unwrap(files: list[Path], tensors: Mapping[str, Tensor], folder: Path, source: str) -> str | None:
-    """Write weights that were saved through a wrapper to model.safetensors of `folder` under their own names, and return the line
-    that says so; None, and nothing is written, if no name has a wrapper's prefix."""
+    """Write weights that were saved through a wrapper under their real names; return a note.
+
+    They go to model.safetensors in `folder`. Return None, and write nothing, if no name has a
+    wrapper's prefix. Raises UserError if a weight is there with and without a prefix.
+    """
     names = {key: _INNER.sub("", _LEADING.sub("", key)) for key in tensors}
     if not (changed := [key for key, name in names.items() if name != key]):
         return None
     if len(set(names.values())) < len(names):
-        raise UserError(f"{source}: {changed[0]} is there with and without a wrapper's prefix; which one counts is not known")
+        raise UserError(f"{source}: {changed[0]} is there with and without a wrapper's prefix; remove one of the two")
     from safetensors.torch import load_file, save_file
 
     weights = {names[key]: value for file in files for key, value in load_file(file).items()}
@@ -342,14 +369,14 @@ def unwrap(files: list[Path], tensors: Mapping[str, Tensor], folder: Path, sourc
 
 
 def _from_pickle(path: Path, out: Path, source: str) -> None:
-    """Write the tensors of a hub's pytorch_model.bin as safetensors; torch reads nothing else from it."""
+    """Write the tensors of a hub's pytorch_model.bin as safetensors; nothing else is unpickled."""
     import torch
     from safetensors.torch import save_file
 
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
-        raise UserError(f"{source}: {path.name} is no file of weights alone, so it is not read") from None
+        raise UserError(f"{source}: {path.name} is not a pickle of weights alone, so it is not read") from None
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{source}: {path.name} holds more than weights, so it is not read")
     save_file({str(key): value.clone().contiguous() for key, value in weights.items()}, out, {"format": "pt"})

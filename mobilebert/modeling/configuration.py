@@ -1,4 +1,4 @@
-"""The configuration of every model of the MobileBERT family: student, teacher and what lies between."""
+"""Define the configuration of every model of the MobileBERT family, students and teachers."""
 
 import contextlib
 from dataclasses import fields
@@ -13,23 +13,26 @@ from mobilebert.util.errors import UserError, allowed, naming, shown
 
 
 class MobileBertConfig(PreTrainedConfig):
-    """transformers' MobileBertConfig, field by field, and what the paper's models need beside it.
+    """transformers' MobileBertConfig, field by field, plus the fields that the paper's models need.
 
-    The released checkpoint is [google/mobilebert-uncased](https://huggingface.co/google/mobilebert-uncased); transformers reads
-    that link where it makes the docstrings of its own classes, and complains on the screen where there is none.
+    Released as [google/mobilebert-uncased](https://huggingface.co/google/mobilebert-uncased).
+    transformers reads this link for its generated docstrings and prints a complaint without one.
 
-    Added or wider than there:
+    These fields are new, or allow more than in transformers:
 
     - `hidden_act`: "relu", "relu6", "gelu" (erf) or "gelu_new" (tanh: Google's, so the teacher's).
-    - `use_bottleneck_attention=False` with `key_query_shared_bottleneck=False`: query, key and value all read the
-      `hidden_size`-wide block input and project it to `intra_bottleneck_size` (paper Table 1, teacher and student).
-    - `mask_value`: what padded keys score. "min": the dtype's minimum is added, as in transformers. "-10000": that is added,
-      as in the released code before its quantization commit. "-6": stands in place of the score (score * mask +
-      (1 - mask) * -6), as in the released code since; padded keys then keep weight.
-    - `residual_init_scale`: multiplies `initializer_range` for the weights that write to a residual stream (attention
-      output, FFN output, output bottleneck). 1/sqrt(2 * layers) keeps a deep NoNorm model from diverging.
+    - `use_bottleneck_attention=False` with `key_query_shared_bottleneck=False`: query, key and
+      value all read the `hidden_size`-wide block input and project it to `intra_bottleneck_size`
+      (paper Table 1, teacher and student).
+    - `mask_value`: how padded keys are masked. "min" adds the dtype's minimum to their scores, as
+      transformers does. "-10000" adds that number, as the released code did before its
+      quantization commit. "-6" replaces the score (score * mask + (1 - mask) * -6), as the
+      released code does since; padded keys then keep some weight.
+    - `residual_init_scale`: multiplies `initializer_range` for the weights that write to a
+      residual stream (attention output, FFN output, output bottleneck). 1/sqrt(2 * layers) keeps
+      a deep NoNorm model from diverging.
 
-    Raises UserError where `presets.check` does.
+    Raises UserError if `presets.check` does.
     """
 
     model_type = "mobilebert"
@@ -71,14 +74,15 @@ class MobileBertConfig(PreTrainedConfig):
 
     @property
     def true_hidden_size(self) -> int:
-        """Width inside a block: that of attention output and FFN."""
+        """Return the width inside a block: that of the attention output and the FFNs."""
         return self.intra_bottleneck_size if self.use_bottleneck else self.hidden_size
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MobileBertConfig":
-        """The configuration of preset `name`, with `overrides` (its own fields, or `num_labels` and the like).
+        """Return the configuration of preset `name`, changed by `overrides`.
 
-        Raises UserError as `presets.preset` does, and for the two BERT presets, which are transformers' models.
+        overrides: fields of the preset, or of `presets.TASK_FIELDS` (`num_labels` and others).
+        Raises UserError if `presets.preset` does, and for the BERT presets (transformers' models).
         """
         values = preset(name, **overrides)
         model_type = values.pop("model_type")
@@ -88,10 +92,11 @@ class MobileBertConfig(PreTrainedConfig):
 
     @classmethod
     def from_row(cls, name: str, **overrides) -> "MobileBertConfig":
-        """The configuration of a model row of `paper/models.yaml` at the paper's own size, with `overrides`.
+        """Return the configuration of a row of `paper/models.yaml`, in the paper's size.
 
-        Table 2's rows are "search-a" to "search-i", Table 3's "search-192" to "search-96". Raises UserError for an
-        unknown row and as `from_preset` does.
+        Table 2's rows are "search-a" to "search-i", Table 3's "search-192" to "search-96".
+        overrides: as in `from_preset`.
+        Raises UserError for an unknown row, or if `from_preset` does.
         """
         rows = paper.models()
         if name not in rows:
@@ -100,13 +105,20 @@ class MobileBertConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As transformers. Raises UserError, which names the folder, as the constructor and `get_config_dict` do."""
+        """Return the configuration of a folder or hub name, read as transformers reads it.
+
+        Raises UserError, which names the source, if the constructor or `get_config_dict` does.
+        """
         with naming(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As transformers, which sets overrides after the constructor has looked. Raises UserError as that does."""
+        """Return the configuration with these values, built as transformers builds it.
+
+        transformers sets overrides after the constructor's check, so they are checked again here.
+        Raises UserError for values that the constructor refuses.
+        """
         source = kwargs.get("name_or_path")  # given by AutoConfig alone
         with naming(source) if source else contextlib.nullcontext():
             found = super().from_dict(config_dict, **kwargs)
@@ -115,10 +127,13 @@ class MobileBertConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """As transformers. Raises UserError for a config.json of another family, and for what `checkpoint_files` refuses."""
+        """Return the values of config.json and the unused arguments, as transformers does.
+
+        Raises UserError for a config.json of another family or that `checkpoint_files` refuses.
+        """
         source, file = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path, CONFIG)
         if file.is_file() and not kwargs.get("subfolder"):
-            check_values(read_json(file, source), CONFIG, source)  # transformers may go on to a file that this one names
+            check_values(read_json(file, source), CONFIG, source)  # this file may name another one, which transformers then reads
         values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         check_values(values, CONFIG, source)
         name_classes(values, source)

@@ -1,12 +1,14 @@
-"""Parameters, FLOPs, kernels and memory of a configuration, by arithmetic: nothing is built, no torch is needed.
+"""Compute parameters, FLOPs, kernels and memory of a configuration, without a model or torch.
 
-A FLOP count is 2 x multiply-accumulates of the matrix products (embedding transformation, bottlenecks, projections,
-attention scores and contexts, FFNs); norms, activations and softmax are left out, as in the paper's Table 4.
+A FLOP count is 2 x multiply-accumulates of the matrix products (embedding transformation,
+bottlenecks, projections, attention scores and contexts, FFNs). Norms, activations and softmax are
+left out, as in the paper's Table 4.
 
-A kernel is an operation of eager PyTorch that computes, in inference and without padding: a matrix product with its bias,
-an addition, a norm, an activation, a fused attention, a lookup. Views and idle dropout are none.
+A kernel is an operation of eager PyTorch that computes, in inference and without padding: a matrix
+product with its bias, an addition, a norm, an activation, a fused attention, a lookup. Views and
+inactive dropout do not count.
 
-Memory is of tensors, without what the allocator and the kernels use beside them.
+Memory is that of tensors; what the allocator and the kernels use is left out.
 """
 
 import json
@@ -19,7 +21,7 @@ from mobilebert.util.errors import UserError, allowed, shown
 
 MASK_RATE = 0.15  # share of tokens with an MLM target (Devlin et al. 2019)
 
-# (parameters in M of Table 1, FLOPs in G of Table 4), both as printed there; None where the paper has no such row.
+# (parameters in M of Table 1, FLOPs in G of Table 4), as printed; None if there is no such row.
 PUBLISHED = {
     "bert-large": (334, None),
     "bert-base": (109, 22.5),
@@ -33,16 +35,18 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters by part; FLOPs, kernels and activations of one sequence of `seq` tokens.
+    """Numbers of parameters, and FLOPs, kernels and memory of one sequence of `seq` tokens.
 
-    Blocks: `mha`, `ffn` and `bottlenecks` are weight matrices (the columns of Table 3), their biases are `biases`.
-    `embeddings` are the tables and the transformation with its bias; `norms` holds every norm of encoder and
-    embeddings. `mlm_head` counts the decoder's tied columns with the embeddings, so not again.
-
-    folded_kernels: after `modeling.folding.fold`; None where it does not apply.
-    activation_bytes: the most that lives at once in float32 inference of embeddings and encoder.
-    saved_bytes_per_token: what float32 training keeps for the backward pass, with logits for MASK_RATE of the tokens,
-        fused attention and no dropout masks. Gradients in flight and the logits themselves come on top.
+    embeddings: parameters of the tables and of the transformation with its bias.
+    mha, ffn, bottlenecks: parameters of the blocks' weight matrices (the columns of Table 3).
+    norms: parameters of all norms of encoder and embeddings.
+    biases: parameters of the blocks' biases.
+    mlm_head: parameters of the MLM head, without the decoder's tied columns (in `embeddings`).
+    folded_kernels: kernels after `modeling.folding.fold`; None if the model cannot be folded.
+    activation_bytes: the most that is live at once in float32 inference of embeddings and encoder.
+    saved_bytes_per_token: what float32 training keeps for the backward pass, with logits for
+        MASK_RATE of the tokens, fused attention and no dropout masks. The gradients of the backward
+        pass and the logits come on top.
     """
 
     seq: int
@@ -64,35 +68,45 @@ class Cost:
 
     @property
     def encoder(self) -> int:
-        """Parameters of embeddings and encoder, without pooler and heads: the total that the paper's tables give."""
+        """Return the parameters without pooler and heads: the total in the paper's tables."""
         return self.embeddings + self.mha + self.ffn + self.bottlenecks + self.norms + self.biases
 
     @property
     def parameters(self) -> int:
-        """Those of the pre-training model: encoder, pooler and both heads."""
+        """Return the parameters of the pre-training model: encoder, pooler and both heads."""
         return self.encoder + self.pooler + self.mlm_head + self.nsp_head
 
     @property
     def weight_bytes(self) -> dict[str, int]:
-        """Of embeddings and encoder; int8: matrices and tables (`embeddings`, `mha`, `ffn`, `bottlenecks`) in one byte."""
+        """Return the bytes of embeddings and encoder for each number format.
+
+        int8: one byte for `embeddings`, `mha`, `ffn` and `bottlenecks`, four for norms and biases.
+        """
         rest = self.norms + self.biases
         return {"fp32": 4 * self.encoder, "bf16": 2 * self.encoder, "int8": self.encoder + 3 * rest}
 
     @property
     def training_state_bytes(self) -> int:
-        """Weights, gradients and the two moments of LAMB or AdamW of the pre-training model, four bytes each."""
+        """Return the bytes of weights, gradients and both moments of LAMB or AdamW.
+
+        The model is that of pre-training; each number has four bytes.
+        """
         return 16 * self.parameters
 
     @property
     def training_flops_per_token(self) -> float:
-        """Forward and backward (twice the forward) of encoder and MLM head, with logits for MASK_RATE of the tokens."""
+        """Return the FLOPs a token of encoder and MLM head: forward, and backward at twice that.
+
+        Logits are computed for MASK_RATE of the tokens.
+        """
         return 3 * (self.encoder_flops / self.seq + MASK_RATE * self.mlm_flops_per_prediction)
 
 
 def cost(config: Mapping, seq: int = 128) -> Cost:
-    """The cost of a "mobilebert" or "bert" configuration (`presets.preset`, or a config's `to_dict()`).
+    """Return the cost of a "mobilebert" or "bert" configuration.
 
-    Raises UserError for another model type, or a length that is not from 1 to `max_position_embeddings`.
+    config: from `presets.preset`, or a config's `to_dict()`.
+    Raises UserError for another model type, or a length not from 1 to `max_position_embeddings`.
     """
     limit = config["max_position_embeddings"]
     if not 1 <= seq <= limit:
@@ -121,28 +135,30 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     value_input = inner if inside else outer
     mha = 2 * query_input * inner + value_input * inner + inner * inner
     ffn = ffns * 2 * inner * ffn_width
-    # Input bottleneck, output bottleneck; the shared one of query and key.
+    # Input bottleneck and output bottleneck; the shared one of query and key if there is one.
     bottlenecks = bottleneck * (2 + shared) * outer * inner
     biases = 4 * inner + ffns * (ffn_width + inner) + bottleneck * (inner + outer + shared * inner)
     norms = inner + ffns * inner + bottleneck * (inner + outer + shared * inner)
 
     reads_shared = bottleneck and shared and not inside
-    idle = bottleneck and inside and shared  # the shared bottleneck exists then, as in transformers, but nothing reads it
+    idle = bottleneck and inside and shared  # the shared bottleneck then exists, as in transformers, but nothing reads it
     transforms = config["trigram_input"] or embedding != outer
     macs = layers * (mha + ffn + bottlenecks - idle * outer * inner + 2 * seq * inner) + transforms * transformation
     head = outer * outer + outer * vocab
 
-    # A product, an addition and a norm each: attention output, FFNs (with a product and an activation more), way out.
-    # Before them query, key, value and the fused attention; each bottleneck is a product and a norm.
+    # 4: query, key, value and the fused attention. 3 (product, addition, norm): attention output,
+    # output bottleneck, each FFN (with a product and an activation more). 2 (product, norm): input
+    # and shared bottleneck.
     kernels = 4 + 3 + 5 * ffns + 2 * (bottleneck + reads_shared) + 3 * bottleneck
-    # Folded: one product before attention (TINY's bottleneck apart), one after; FFNs of two and an activation; way out, norm.
+    # Folded: one product before attention (two for TINY), the attention, one product after it; each
+    # FFN has two products and an activation; then the output bottleneck's product and a norm.
     folded = 3 + (bottleneck and inside) + 3 * ffns + bottleneck + 1
-    lookup = 1 + 2 * config["trigram_input"] + transforms + 3  # the trigram pads and concatenates; position, segment, norm
+    lookup = 1 + 2 * config["trigram_input"] + transforms + 3  # the trigram pads and concatenates; 3: position, segment, norm
 
-    # Lives through a block: its input, the residual and the shared input. Beside them query, key, value and context; or
-    # the FFN's input and its width before and, unless the activation is in place, after it; or, on the way out, FFN input,
-    # width and output, and the product beside its sum with the residual. Beneath all of it, from the second block on, the
-    # embeddings.
+    # A block holds its input, the residual and the shared input throughout. The most of these is
+    # added: query, key, value and context; or an FFN's input and its hidden units, twice unless the
+    # activation is in place; or, at the end, the FFN's input, hidden units and output, and the last
+    # product and its sum with the residual. From the second block on, the embeddings live too.
     held = outer + bottleneck * inner + reads_shared * inner
     way_out = 2 * (outer if bottleneck else inner) + bottleneck * inner
     widths = ffn_width * (1 if config["hidden_act"] == "relu" else 2)
@@ -150,9 +166,10 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     trigram = config["trigram_input"] * embedding
     live = max(block + (layers > 1) * outer, trigram + 3 * outer, trigram + words + outer)
 
-    # Kept for the backward pass: the block's input; query, key, value, context and a normalizer a head; then what enters a
-    # norm (of LayerNorm its mean and deviation too) and what enters a product. relu is undone from its output, the other
-    # activations from their input, which is one width more. An output that is the next input counts once.
+    # Kept for the backward pass: the block's input; query, key, value, context and a normalizer a
+    # head; the inputs of norms (for LayerNorm its mean and deviation too) and of products. The
+    # backward pass of relu reads its output, that of other activations their input, which is one
+    # more tensor. A tensor that is an output and the next input counts once.
     statistics = 2 * (config["normalization_type"] == "layer_norm")
     saved = outer + 4 * inner + config["num_attention_heads"] + (2 * inner + statistics)
     saved += ffns * (widths + 2 * inner + statistics)
@@ -168,7 +185,7 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
         norms=2 * (layers * norms + outer),
         biases=layers * biases,
         pooler=config["classifier_activation"] * (outer * outer + outer),
-        # Transform and its LayerNorm; the columns that are not tied; the bias.
+        # The transform and its LayerNorm; the columns that are not tied; the bias.
         mlm_head=outer * outer + 3 * outer + (outer - embedding) * vocab + vocab,
         nsp_head=2 * outer + 2,
         encoder_flops=2 * seq * macs,
@@ -197,7 +214,7 @@ def _bert(config: Mapping, seq: int) -> Cost:
         nsp_head=2 * width + 2,
         encoder_flops=2 * seq * layers * (mha + ffn + 2 * seq * width),
         mlm_flops_per_prediction=2 * (width * width + width * vocab),
-        kernels=7 + 12 * layers,  # three lookups, a gather, two additions, norm; counted as in `_mobilebert`
+        kernels=7 + 12 * layers,  # 7: three lookups, a gather, two additions, a norm; 12: counted as in `_mobilebert`
         folded_kernels=None,
         activation_bytes=4 * seq * ((layers > 1) * width + max(5 * width, 2 * width + 2 * ffn_width)),
         saved_bytes_per_token=4 * (layers * (8 * width + 2 * ffn_width + heads + 4) + width + 2 + _saved_by_heads(config)),
@@ -205,17 +222,22 @@ def _bert(config: Mapping, seq: int) -> Cost:
 
 
 def _saved_by_heads(config: Mapping) -> float:
-    """Floats a token: the last block's output, of which the NSP head reads a view; and what the MLM head keeps of each
-    prediction: inputs of product, activation (not relu), norm and decoder, two of LayerNorm, the log-probabilities."""
+    """Return the floats a token that the heads keep for the backward pass.
+
+    They are the last block's output, of which the NSP head reads a view; and for each prediction
+    of the MLM head the inputs of product, activation (not relu), norm and decoder, two numbers of
+    LayerNorm and the log-probabilities.
+    """
     width = config["hidden_size"]
     return width + MASK_RATE * ((3 if config["hidden_act"] == "relu" else 4) * width + 2 + config["vocab_size"])
 
 
 def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
-    """Return what a model is and costs at length `seq`, beside what the paper prints for it (marked published).
+    """Return the shape and the cost of a model at length `seq`, and the paper's published numbers.
 
-    name: a preset, or a row of the paper's tables. The published FLOPs are for length 128 and so stand beside that length only.
-    Raises UserError for another name, for a row that is no transformer, and as `cost` does.
+    name: a preset, or a row of the paper's tables. The published FLOPs are for length 128, so other
+    lengths show none. Raises UserError for another name, for a row that is no transformer, and if
+    `cost` does.
     """
     rows = paper.models()
     known = [*names(), *(row for row in rows if row not in names() and rows[row].preset in names())]
@@ -263,7 +285,7 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
 
 
 def _published(name: str) -> tuple[float | None, int | None, float | None]:
-    """Return the parameters in M that the paper prints for a model, the number of that table, and the FLOPs in G of Table 4."""
+    """Return the paper's parameters in M of a model, that table's number, and Table 4's GFLOPs."""
     if name in PUBLISHED:
         params, flops = PUBLISHED[name]
         return params, 1, flops

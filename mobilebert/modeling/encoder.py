@@ -1,4 +1,4 @@
-"""The block, the encoder and the bare model: transformers' interface, and what knowledge transfer asks beside it."""
+"""Define block, encoder and headless model: transformers' interface, plus knowledge transfer."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -31,9 +31,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class MobileBertLayer(GradientCheckpointingLayer):
-    """One block: bottleneck, attention, stacked feed-forward networks, output bottleneck (figure 1)."""
+    """A block (figure 1): bottleneck, attention, feed-forward networks, output bottleneck."""
 
-    fused = False  # whether the stack may be one kernel: see `modeling.fused.enable`
+    fused = False  # whether the feed-forward networks may be one kernel: see `kernels.fused.enable`
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -47,7 +47,7 @@ class MobileBertLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, with_probabilities: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, tokens, hidden_size) -> the same shape, and attention probabilities or None."""
+        """Return the output (batch, tokens, hidden_size), and attention probabilities or None."""
         if self.bottleneck is None:
             query_key_input = value_input = residual = hidden_states
         else:
@@ -61,7 +61,7 @@ class MobileBertLayer(GradientCheckpointingLayer):
 
 
 class MobileBertEncoder(nn.Module):
-    """The stack of blocks."""
+    """The blocks, one after the other."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -75,10 +75,11 @@ class MobileBertEncoder(nn.Module):
         attention_layers: Collection[int],
         states_wanted: Collection[int] | None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor | None, ...]]:
-        """Return the output of the first `num_layers` blocks, their hidden states and each one's probabilities or None.
+        """Run the first `num_layers` blocks. Return output, hidden states, attention probabilities.
 
-        Hidden state n is the output of n blocks, or None if it is not wanted; there is no tuple if none are. What nobody asked
-        for is not held: in inference a block's input is freed behind it.
+        Hidden state n is the output of n blocks, or None if n is not in `states_wanted`; the tuple
+        is None if `states_wanted` is. Probabilities are None for blocks not in `attention_layers`.
+        Nothing else is held: in inference a block's input is freed once it has been read.
         """
         attentions = []
         states = None if states_wanted is None else [hidden_states if 0 in states_wanted else None]
@@ -91,19 +92,20 @@ class MobileBertEncoder(nn.Module):
 
 
 class MobileBertPooler(nn.Module):
-    """The first token's vector; through a tanh layer where `classifier_activation` is set."""
+    """The first token's vector, through a tanh layer if `classifier_activation` is set."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.classifier_activation else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return (batch, hidden_size) for hidden states (batch, tokens, hidden_size)."""
         first = hidden_states[:, 0]
         return first if self.dense is None else torch.tanh(self.dense(first))
 
 
 class MobileBertPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving for the whole family."""
+    """Base class of the family's models: initialisation, loading and saving."""
 
     config_class = MobileBertConfig
     base_model_prefix = "mobilebert"
@@ -112,21 +114,23 @@ class MobileBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(self, config: MobileBertConfig):
-        """Raises UserError for another class's configuration, transformers' own of the same name too: it lacks fields."""
+        """Raise UserError unless `config` is of our class: transformers' one lacks fields."""
         if not isinstance(config, MobileBertConfig):
             raise UserError(
-                f"config: {type(config).__name__} of {type(config).__module__}; allowed: mobilebert.MobileBertConfig, "
-                "which MobileBertConfig.from_dict(config.to_dict()) makes of transformers' own"
+                f"config: {type(config).__name__} of {type(config).__module__}; allowed: mobilebert.MobileBertConfig "
+                "(convert transformers' with MobileBertConfig.from_dict(config.to_dict()))"
             )
         super().__init__(config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As transformers', for a folder or a hub name, with the refusals of `loading.check_loaded`.
+        """Return a model loaded from a folder or a hub name, as transformers does, but checked.
 
-        A head or a pooler that the checkpoint lacks is drawn anew; weights of the body are not. `num_hidden_layers` below the
-        checkpoint's, given here by name, leaves out its last layers, with a warning. Weights of another shape are refused, or
-        with `ignore_mismatched_sizes=True` drawn anew. Raises UserError.
+        A head or a pooler that the checkpoint lacks is initialised; weights of embeddings or
+        encoder must be there. A smaller `num_hidden_layers` as an argument leaves out the
+        checkpoint's last layers, with a warning. Weights of another shape are refused, or
+        initialised with `ignore_mismatched_sizes=True`. Raises UserError for all that the checks of
+        `loading` refuse.
         """
         wants_report = kwargs.pop("output_loading_info", False)
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
@@ -134,7 +138,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
             if tensors:
                 with one_refusal(pretrained_model_name_or_path, Path(place)):
                     check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
-            # True always: transformers then reports shapes that differ, and the refusal can name them.
+            # Always True: transformers then reports shapes that differ, and our error names them.
             model, report = super().from_pretrained(
                 place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
@@ -145,27 +149,30 @@ class MobileBertPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _own_config(cls, source, config=None, **kwargs) -> MobileBertConfig:
-        """The configuration as it is before the keyword arguments change it."""
+        """Return the configuration as it is before the keyword arguments change it."""
         if isinstance(config, PreTrainedConfig):
             return config
         return cls.config_class.from_dict(cls.config_class.get_config_dict(config or source, **kwargs)[0])
 
     @classmethod
     def _layers_to_leave_out(cls, source, config=None, **kwargs) -> range:
-        """Those that the checkpoint's own configuration has beyond a `num_hidden_layers` among the arguments."""
+        """Return the checkpoint's layers beyond a `num_hidden_layers` among the arguments."""
         if "num_hidden_layers" not in kwargs:
             return range(0)
         values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
         return range(kwargs["num_hidden_layers"], cls.config_class.from_dict(values).num_hidden_layers)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal(0, initializer_range) weights, zero biases, unit norms; residual writers scaled."""
+        """Draw weights from Normal(0, initializer_range); set biases to 0 and norms to 1.
+
+        The deviation of layers that write to a residual stream is scaled by `residual_init_scale`.
+        """
         super()._init_weights(module)
         if isinstance(module, NoNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif getattr(module, "writes_residual", False) and self.config.residual_init_scale != 1.0:
-            # Drawn again, not multiplied: `init` leaves weights alone that came from a checkpoint.
+            # Drawn again, not multiplied: `init` skips weights that came from a checkpoint.
             std = self.config.initializer_range * self.config.residual_init_scale
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -181,9 +188,11 @@ class MobileBertModel(MobileBertPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word embeddings."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embeddings."""
         self.embeddings.word_embeddings = value
 
     @can_return_tuple
@@ -200,21 +209,25 @@ class MobileBertModel(MobileBertPreTrainedModel):
         attention_layers: Collection[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """transformers' arguments and outputs, and two for layer-wise knowledge transfer.
+        """Return transformers' outputs for transformers' arguments and two more.
 
-        output_hidden_states: True for all of them, or the numbers of those wanted, from the end if negative; the others are
-            then None.
-        attention_mask: (batch, tokens), 1 for a token and 0 for padding; or (batch, 1, queries, keys), boolean (True
-            attends) or additive. Without one nothing is masked and the attention kernel gets no mask.
-        num_layers: run only the first n blocks; `last_hidden_state` is then the n-th block's output.
-        attention_layers: 0-based blocks whose attention probabilities are wanted. `attentions` then has one entry for
-            each block run: (batch, heads, queries, keys), before dropout, or None for the blocks not named.
-            `output_attentions=True` names all of them.
-        kwargs: read by nobody, as in transformers: `head_mask` and `num_items_in_batch` of callers that serve older or other
-            models.
+        `num_layers` and `attention_layers` are for layer-wise knowledge transfer.
 
-        Raises UserError for float16, in which the activations overflow, for too long a sequence and, on the CPU, for ids
-        out of range; ValueError for arguments that contradict and for input of another shape.
+        output_hidden_states: True for all, or the numbers of those wanted (negative ones count from
+            the end); the others are then None.
+        attention_mask: (batch, tokens), 1 for a token and 0 for padding; or (batch, 1, queries,
+            keys), boolean (True attends) or additive. Without a mask, nothing is masked and the
+            attention kernel gets no mask.
+        num_layers: run only the first n blocks; `last_hidden_state` is the output of the last one.
+        attention_layers: 0-based blocks whose attention probabilities are wanted. `attentions` then
+            has one entry for each block run: (batch, heads, queries, keys), before dropout, or None
+            for the other blocks. `output_attentions=True` asks for all of them.
+        kwargs: ignored, as in transformers. Callers that support other or older models pass
+            `head_mask` and `num_items_in_batch`.
+
+        Raises UserError for float16, in which the activations overflow, for a sequence that is too
+        long and, on the CPU, for ids out of range. Raises ValueError for arguments that contradict
+        each other and for input of another shape.
         """
         if kwargs.get("is_causal"):  # transformers' class masks the future then, but no longer once a token is padding
             raise ValueError("is_causal: an encoder sees the whole sequence; give a 4-dimensional attention_mask")
@@ -229,11 +242,11 @@ class MobileBertModel(MobileBertPreTrainedModel):
         if attention_layers is None:
             attention_layers = range(num_layers) if output_attentions else ()
         elif not all(0 <= index < num_layers for index in attention_layers):
-            raise ValueError(f"attention_layers: {sorted(attention_layers)} are not all among the {num_layers} run")
+            raise ValueError(f"attention_layers: {sorted(attention_layers)} must be below {num_layers}, the number of blocks run")
         dtype = self.compute_dtype()
         try:
             embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        except IndexError:  # of a lookup on the CPU; nothing is paid for ids in range
+        except IndexError:  # from a lookup on the CPU; a check before it would cost time on every call
             refuse_ids(self.embeddings, input_ids, token_type_ids, position_ids)
             raise
         mask = additive_mask(attention_mask, dtype, self.config.mask_value)
@@ -247,8 +260,11 @@ class MobileBertModel(MobileBertPreTrainedModel):
         )
 
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of the matrix products: that of the weights, or of autocast. Raises UserError for float16."""
-        # A quantizer or an adapter may have taken the layer's place, without a weight or with one of integers.
+        """Return the dtype of the matrix products, from the weights or from autocast.
+
+        Raises UserError for float16.
+        """
+        # A quantizer or adapter may have replaced the layer by one with integer weights or none.
         weight = getattr(self.embeddings.embedding_transformation, "weight", None)
         if not isinstance(weight, torch.Tensor) or weight.dtype not in DTYPES:
             weight = next(parameter for parameter in self.parameters() if parameter.dtype in DTYPES)
@@ -261,7 +277,10 @@ class MobileBertModel(MobileBertPreTrainedModel):
 
 
 def _states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Collection[int] | None:
-    """Return which of `count` hidden states an `output_hidden_states` asks for, as transformers reads it; None for no tuple."""
+    """Return which of `count` hidden states `output_hidden_states` asks for, as transformers does.
+
+    Return None if no hidden states are asked for.
+    """
     if not asked:
         return None
     if asked is True:
@@ -271,7 +290,10 @@ def _states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Co
 
 
 def check_shape(input_ids, inputs_embeds, dimensions: tuple[str, ...] = ("batch", "tokens")) -> None:
-    """Raise ValueError unless there is one of the two, of these dimensions (embeddings have one more), none of them empty."""
+    """Raise ValueError unless exactly one input is given, with these dimensions, each at least 1.
+
+    `inputs_embeds` has one dimension more, embedding_size.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give input_ids or inputs_embeds, and not both")
     name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
@@ -281,7 +303,7 @@ def check_shape(input_ids, inputs_embeds, dimensions: tuple[str, ...] = ("batch"
 
 
 def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, position_ids) -> None:
-    """Raise UserError for the first of the three whose ids its table does not hold."""
+    """Raise UserError for the first of the three inputs that has an id outside its table."""
     for name, ids, table in (
         ("input_ids", input_ids, embeddings.word_embeddings),
         ("token_type_ids", token_type_ids, embeddings.token_type_embeddings),
@@ -293,16 +315,20 @@ def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, posi
 
 
 def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype, mask_value: str = "min") -> torch.Tensor | None:
-    """A mask to add to attention scores: 0 where attended, `mask_value` (see MobileBertConfig) elsewhere.
+    """Return a mask to add to attention scores: 0 if attended, else `mask_value`.
 
-    `dtype` is that of the scores: float32's minimum, cast to bfloat16, would become an infinity, and a row that is all
-    padding NaN. With "-6" a mask is one of keys: the attention finds them by that value.
+    mask_value: see MobileBertConfig. With "-6" a mask must depend on keys alone, because the
+        attention finds masked keys by that value.
+    dtype: that of the scores. float32's minimum, cast to bfloat16, would become an infinity, and a
+        row that is all padding would become NaN.
+
+    Raises ValueError for a mask of another shape or type.
     """
     if attention_mask is None:
         return None
     if attention_mask.dim() == 4:
         if mask_value == "-6" and attention_mask.shape[2] != 1:
-            raise ValueError('attention_mask: with mask_value "-6" a mask is one of keys: (batch, 1, 1, keys) or 2 dimensions')
+            raise ValueError('attention_mask: mask_value "-6" takes only masks of keys: (batch, keys) or (batch, 1, 1, keys)')
         if attention_mask.dtype != torch.bool:
             if not attention_mask.is_floating_point():  # added to the scores, its 0 and 1 would mask nothing
                 raise ValueError(f"attention_mask: 4 dimensions of {attention_mask.dtype}; allowed are bool, or floats to add")

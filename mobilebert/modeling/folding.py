@@ -1,18 +1,20 @@
-"""`fold`: an exact transform of a NoNorm model for inference, with 17 kernels a block in place of 34.
+"""Fold a NoNorm model's norms into its weights, exactly: 17 kernels a block in inference, not 34.
 
-NoNorm is affine, so nothing of it need be left at run time. Inside a block the residual stream x is kept in coordinates z of
-its own, one scale and one shift a channel:
+NoNorm is affine, so nothing of it need be left at run time. Inside a block the residual stream x is
+kept in coordinates z, with one scale and one shift a channel:
 
     x = s * z + t
 
-What reads x takes s and t into its weights: W x + b = (W s) z + (b + W t). A sub-layer with its norm, g * (W y + b + x) + c,
-only adds to z, by one matrix product that starts from z:
+Layers that read x take s and t into their weights: W x + b = (W s) z + (b + W t). A sub-layer with
+its norm, g * (W y + b + x) + c, only adds to z, by one matrix product that starts from z:
 
-    g * (W y + b + s z + t) + c  =  s' z' + t'   with   s' = g s,   t' = g * (b + t) + c,   z' = z + (W / s) y
+    g * (W y + b + s z + t) + c  =  s' z' + t'
+    with   s' = g s,   t' = g * (b + t) + c,   z' = z + (W / s) y
 
-The products of query, key, value and input bottleneck read the same block input and become one; query and key through their
-shared bottleneck are two linear maps in a row, so one; the attention scale goes into the query. All products are formed in
-float64. Weights are kept as (inputs, outputs), the layout of the product.
+The products of query, key, value and input bottleneck read the same block input and become one.
+Query and key through their shared bottleneck are two linear maps in a row, so they become one. The
+attention scale goes into the query. All products are formed in float64. Weights are kept as
+(inputs, outputs), the layout of the product.
 """
 
 import copy
@@ -28,13 +30,14 @@ from mobilebert.modeling.inplace import activate, untouched
 from mobilebert.modeling.layers import ACTIVATIONS, NoNorm
 from mobilebert.util.errors import UserError
 
-# A channel whose scale would leave this range starts again at 1 and pays one multiplication: a NoNorm weight near zero is
-# multiplied by, never divided by. Within the range float32 and bfloat16 lose nothing, for a scale moves the exponent alone.
+# A channel whose scale would be larger than this, or smaller than its inverse, starts again at 1,
+# for one multiplication: a NoNorm weight near zero is then a factor, never a divisor. Within the
+# range float32 and bfloat16 lose nothing, because a scale moves the exponent alone.
 LARGEST_SCALE = 2.0**20
 
 
 class Affine(nn.Module):
-    """x W + b of (tokens, inputs), where b is a vector, or the stream that is added to: one kernel."""
+    """x W + b for x (tokens, inputs), in one kernel; b is the bias or the residual stream."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, keep: torch.Tensor | None = None):
         super().__init__()
@@ -43,6 +46,7 @@ class Affine(nn.Module):
         self.register_buffer("keep", keep)
 
     def forward(self, x: torch.Tensor, stream: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x W + b; with a stream, x W + stream, scaled by `keep` before if that is set."""
         if stream is None:
             stream = self.bias
         elif self.keep is not None:
@@ -51,19 +55,22 @@ class Affine(nn.Module):
 
 
 class Stream:
-    """Scale and shift of a block's residual stream, (width,) in float64, as the sub-layers are folded one by one."""
+    """Scale and shift of a block's residual stream while its sub-layers are folded one by one.
+
+    Both are (width,) in float64.
+    """
 
     def __init__(self, width: int, device: torch.device):
         self.scale = torch.ones(width, dtype=torch.float64, device=device)
         self.shift = torch.zeros(width, dtype=torch.float64, device=device)
 
     def read(self, linear: nn.Linear) -> Affine:
-        """`linear` of the stream."""
+        """Return the folded form of `linear`, which reads the stream."""
         weight, bias = _exact(linear)
         return _affine(linear, weight * self.scale, bias + weight @ self.shift)
 
     def write(self, linear: nn.Linear, norm: NoNorm) -> Affine:
-        """norm(linear(y) + stream), which becomes the stream."""
+        """Return the folded form of norm(linear(y) + stream), whose result is the new stream."""
         weight, bias = _exact(linear)
         gain, offset = _exact(norm)
         scale = gain * self.scale
@@ -86,7 +93,7 @@ def _affine(like: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 class FoldedLayer(nn.Module):
-    """One block with its norms folded; called as `MobileBertLayer`."""
+    """A block with its norms folded, called like `MobileBertLayer`."""
 
     def __init__(self, layer: MobileBertLayer, hidden_act: str):
         super().__init__()
@@ -96,11 +103,12 @@ class FoldedLayer(nn.Module):
         root = (self.width // self.heads) ** -0.5
         products[0] = tuple(root * part for part in products[0])
         bottleneck = layer.bottleneck
-        self.residual = None  # a product of its own only where query, key and value read what it gives
+        self.residual = None  # a separate product only if query, key and value read its result
         if bottleneck is not None:
             into = _after(*_exact(bottleneck.input.dense), bottleneck.input.LayerNorm)
             if bottleneck.use_bottleneck_attention:
-                # Not one product here: three matrices of (512, 128) in place of (128, 128) are 30 % more FLOPs for TINY.
+                # Not joined: three matrices of (512, 128) in place of (128, 128) would be 30 % more
+                # FLOPs for TINY.
                 self.residual = _affine(attention.query, *into)
             else:
                 if bottleneck.attention is not None:
@@ -126,14 +134,15 @@ class FoldedLayer(nn.Module):
             self.output = _affine(out.dense, weight * stream.scale, None)
             gain, offset = _exact(out.LayerNorm)
             offset = offset + gain * (bias + weight @ stream.shift)
-        # The stream between blocks stays as it is, so that hidden states are the model's own: one kernel a block.
+        # The stream between blocks has no scale or shift, so that hidden states equal the model's:
+        # this costs one kernel a block.
         self.register_buffer("gain", gain.to(dtype))
         self.register_buffer("offset", offset.to(dtype))
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, with_probabilities: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, tokens, hidden_size) -> the same shape, and attention probabilities or None."""
+        """Return the output (batch, tokens, hidden_size), and attention probabilities or None."""
         batch, tokens = hidden_states.shape[:2]
         block_input = x = hidden_states.reshape(batch * tokens, -1)
         if self.residual is not None:
@@ -144,7 +153,7 @@ class FoldedLayer(nn.Module):
         if projected.shape[1] > 3 * self.width:
             x = projected[:, 3 * self.width :]
         if self.replaces_scores and attention_mask is not None:
-            key = key.masked_fill((attention_mask == -6).transpose(-1, -2), 0)  # as MobileBertSelfAttention
+            key = key.masked_fill((attention_mask == -6).transpose(-1, -2), 0)  # see MobileBertSelfAttention
         probabilities = None
         if with_probabilities:
             scores = query @ key.transpose(-1, -2)
@@ -166,7 +175,7 @@ def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm) -> tuple[torc
 
 
 def foldable(model: nn.Module) -> bool:
-    """Whether `fold` takes the model: one of ours, with NoNorm, not folded yet."""
+    """Return whether `fold` takes the model: a class of this package, NoNorm, not folded yet."""
     base = getattr(model, "mobilebert", model)
     return (
         isinstance(base, MobileBertModel)
@@ -176,20 +185,21 @@ def foldable(model: nn.Module) -> bool:
 
 
 def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
-    """A copy of `model`, in evaluation mode, whose blocks are folded: same arguments, same outputs to rounding, faster.
+    """Return a faster copy of `model`, with folded blocks; outputs are equal up to rounding.
 
-    For inference only: it has no gradients in its blocks, no dropout, and is not saved (save the model it was made from);
-    its `train()` and `save_pretrained` raise UserError.
+    The copy takes the same arguments. It is in evaluation mode and for inference only: its blocks
+    have no gradients and no dropout. Its `train()` and `save_pretrained` raise UserError; save the
+    original model.
 
-    Raises UserError for what is not `foldable`, since LayerNorm is not affine; and for blocks that do more than their weights
-    say: the fold would lose adapters, quantized layers and hooks.
+    Raises UserError for a model that is not `foldable` (LayerNorm is not affine), and for blocks
+    with adapters, quantized layers or hooks, which the fold would lose.
     """
     if not foldable(model):
         raise UserError(f"fold: {type(model).__name__} is not a MobileBERT model with no_norm, or is folded already")
     base = getattr(model, "mobilebert", model)
     layers = base.encoder.layer
     _check_untouched(layers, model.config)
-    base.encoder.layer = nn.ModuleList()  # the copy need not hold what the fold replaces
+    base.encoder.layer = nn.ModuleList()  # so that the blocks, which are replaced, are not copied
     try:
         folded = copy.deepcopy(model)
     finally:

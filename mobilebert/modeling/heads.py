@@ -1,6 +1,6 @@
-"""The pre-training models, with transformers' arguments, outputs, labels, losses and state-dict keys.
+"""Define the pre-training models, with transformers' arguments, outputs, losses and weight names.
 
-Every `forward` passes its further keyword arguments (`output_attentions`, `num_layers`, ...) to `MobileBertModel`.
+Every `forward` passes other keyword arguments (`num_layers`, ...) on to `MobileBertModel`.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from mobilebert.modeling.layers import ACTIVATIONS
 
 
 class MobileBertPredictionHeadTransform(nn.Module):
-    """Linear, activation and, in NoNorm models too, a true LayerNorm."""
+    """Linear layer, activation and a LayerNorm, which NoNorm models have too."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -32,11 +32,15 @@ class MobileBertPredictionHeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the transformed x, (..., hidden_size)."""
         return self.LayerNorm(activate(self.activation, self.dense(x), self.dense))
 
 
 class MobileBertLMPredictionHead(nn.Module):
-    """Vocabulary logits: `embedding_size` columns tied to the word embeddings beside the head's own ones."""
+    """Vocabulary logits, from a matrix of `hidden_size` columns.
+
+    The first `embedding_size` columns are the word embeddings (tied), the others are the head's.
+    """
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -47,16 +51,17 @@ class MobileBertLMPredictionHead(nn.Module):
         self.widths = [config.embedding_size, config.hidden_size - config.embedding_size]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., hidden_size) -> (..., vocab_size)."""
+        """Return logits (..., vocab_size) for hidden states (..., hidden_size)."""
         x = self.transform(hidden_states)
         tied, own = x.flatten(0, -2).split(self.widths, dim=-1)
-        # Two products: one would need the two matrices copied into a third, vocab_size x hidden_size, at every call.
+        # Two products: a single one would copy both matrices into a third, vocab_size x
+        # hidden_size, at every call.
         logits = torch.addmm(self.decoder(tied), own, _weight(self.dense))
         return logits.unflatten(0, x.shape[:-1])
 
 
 def _weight(linear: nn.Module) -> torch.Tensor:
-    """Return the weight of a linear layer, or of what torch's quantizer puts in its place: there it is a method's answer."""
+    """Return the weight of a linear layer; in torch's quantized layers `weight` is a method."""
     weight = linear.weight() if callable(linear.weight) else linear.weight
     return weight.dequantize() if weight.is_quantized else weight
 
@@ -69,7 +74,7 @@ class MobileBertOnlyMLMHead(nn.Module):
         self.predictions = MobileBertLMPredictionHead(config)
 
     def forward(self, sequence: torch.Tensor) -> torch.Tensor:
-        """(..., hidden_size) -> (..., vocab_size)."""
+        """Return logits (..., vocab_size) for hidden states (..., hidden_size)."""
         return self.predictions(sequence)
 
 
@@ -81,12 +86,12 @@ class MobileBertOnlyNSPHead(nn.Module):
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(batch, hidden_size) -> (batch, 2)."""
+        """Return logits (batch, 2) for pooled vectors (batch, hidden_size)."""
         return self.seq_relationship(pooled)
 
 
 class MobileBertPreTrainingHeads(nn.Module):
-    """Both."""
+    """The MLM and the NSP head."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -94,12 +99,15 @@ class MobileBertPreTrainingHeads(nn.Module):
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
     def forward(self, sequence: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(..., hidden_size) and (batch, hidden_size) -> (..., vocab_size) and (batch, 2)."""
+        """Return MLM logits (..., vocab_size) and NSP logits (batch, 2).
+
+        sequence: (..., hidden_size). pooled: (batch, hidden_size).
+        """
         return self.predictions(sequence), self.seq_relationship(pooled)
 
 
 class _WithVocabulary(MobileBertPreTrainedModel):
-    """What the two models with an MLM head share: tied weights and a vocabulary that can grow."""
+    """Base class of the two models with an MLM head: tied weights, a vocabulary that can grow."""
 
     _tied_weights_keys = {  # noqa: RUF012  (transformers' own declaration)
         "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
@@ -108,26 +116,28 @@ class _WithVocabulary(MobileBertPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MobileBertLMPredictionHead):  # where a checkpoint lacks it, it is bare memory until here
+        if isinstance(module, MobileBertLMPredictionHead):  # uninitialised memory if the checkpoint lacks it
             init.zeros_(module.bias)
 
     def get_output_embeddings(self) -> nn.Linear:
+        """Return the decoder of the MLM head."""
         return self.cls.predictions.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the decoder of the MLM head, and its bias."""
         self.cls.predictions.decoder = new_embeddings
         bias = new_embeddings.bias
-        if bias is not None and not self.config.tie_word_embeddings:  # saved as one tensor, they would not be loaded as two
+        if bias is not None and not self.config.tie_word_embeddings:  # a shared tensor is saved once and would not load as two
             bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.cls.predictions.bias = bias
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resize as transformers does, and the head's own columns with it: they have one entry for each token too."""
+        """Resize as transformers does, and the MLM head's matrix too: it has an entry per token."""
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         size, old = embeddings.num_embeddings, self.cls.predictions.dense  # the size may have been rounded up
-        if size != old.in_features:  # of a layer that has the size already, the call would change out_features
+        if size != old.in_features:  # if the size is right already, the call would change out_features
             new = self._get_resized_lm_head(old, size, transposed=True, mean_resizing=mean_resizing)
             self.cls.predictions.dense = new.requires_grad_(old.weight.requires_grad)
         return embeddings
@@ -135,7 +145,12 @@ class _WithVocabulary(MobileBertPreTrainedModel):
 
 @dataclass
 class MobileBertForPreTrainingOutput(ModelOutput):
-    """loss (scalar), prediction_logits (batch, tokens, vocab) or (n, vocab), seq_relationship_logits (batch, 2)."""
+    """Outputs of `MobileBertForPreTraining`.
+
+    loss: scalar.
+    prediction_logits: (batch, tokens, vocab), or (n, vocab) with `masked_positions`.
+    seq_relationship_logits: (batch, 2).
+    """
 
     loss: torch.Tensor | None = None
     prediction_logits: torch.Tensor | None = None
@@ -145,7 +160,7 @@ class MobileBertForPreTrainingOutput(ModelOutput):
 
 
 class MobileBertForPreTraining(_WithVocabulary):
-    """MLM and NSP heads."""
+    """A model with the MLM and the NSP head."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -166,11 +181,13 @@ class MobileBertForPreTraining(_WithVocabulary):
         masked_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> MobileBertForPreTrainingOutput:
-        """The loss is MLM + NSP, given both `labels` and `next_sentence_label` (batch,), as in transformers.
+        """Return both heads' logits, and the sum of their losses if both kinds of labels are given.
 
-        labels: (batch, tokens), -100 where nothing is asked.
-        masked_positions: (n,) indices into the flattened batch * tokens. Logits are then computed for these alone:
-            `prediction_logits` is (n, vocab) and `labels` is (n,); -100 marks a position that only fills up n.
+        labels: (batch, tokens), -100 for tokens without a target.
+        next_sentence_label: (batch,), 0 for a continuation and 1 for a random sentence.
+        masked_positions: (n,) indices into the flattened batch * tokens. Logits are then computed
+            for these alone: `prediction_logits` is (n, vocab) and `labels` is (n,), with -100 for
+            positions that only fill up n.
         """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
@@ -193,7 +210,7 @@ class MobileBertForPreTraining(_WithVocabulary):
 
 
 class MobileBertForMaskedLM(_WithVocabulary):
-    """MLM head alone; no pooler."""
+    """A model with the MLM head alone; no pooler."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -213,9 +230,11 @@ class MobileBertForMaskedLM(_WithVocabulary):
         masked_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """labels: (batch, tokens), -100 where nothing is asked. logits: (batch, tokens, vocab).
+        """Return logits (batch, tokens, vocab), and the loss if labels are given.
 
-        masked_positions: (n,), as `MobileBertForPreTraining`'s; logits are then (n, vocab) and labels (n,).
+        labels: (batch, tokens), -100 for tokens without a target.
+        masked_positions: (n,), as in `MobileBertForPreTraining`. Logits are then (n, vocab) and
+            labels (n,).
         """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
@@ -229,7 +248,7 @@ class MobileBertForMaskedLM(_WithVocabulary):
 
 
 class MobileBertForNextSentencePrediction(MobileBertPreTrainedModel):
-    """NSP head alone."""
+    """A model with the NSP head alone."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -248,7 +267,10 @@ class MobileBertForNextSentencePrediction(MobileBertPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> NextSentencePredictorOutput:
-        """labels: (batch,), 0 for a continuation and 1 for a random sentence. logits: (batch, 2)."""
+        """Return logits (batch, 2), and the loss if labels are given.
+
+        labels: (batch,), 0 for a continuation and 1 for a random sentence.
+        """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )

@@ -1,7 +1,7 @@
-"""Linear layers and what follows them, in place if nobody can notice.
+"""Run linear layers and the operations behind them in place, if no other code can notice.
 
-Code that stands in for the call of a module, or writes into what a module gave, must not be seen by hooks, adapters, quantizers
-and tracers. `plain` and `writable` say whether it may.
+Hooks, adapters, quantizers and tracers must not notice code that replaces a module's call or
+overwrites a module's output. `plain` and `writable` say when such code is safe.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 
 class NoNorm(nn.Module):
-    """Element-wise `weight * x + bias`: what the paper puts in LayerNorm's place (equation 2)."""
+    """Element-wise `weight * x + bias`, which replaces LayerNorm in the paper (equation 2)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -21,16 +21,18 @@ class NoNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `weight * x + bias`, of x's shape."""
         return torch.addcmul(self.bias, x, self.weight)  # one kernel; x * weight + bias is two
 
 
-READERS = (nn.ReLU, nn.Identity, nn.Dropout, nn.LayerNorm, NoNorm)  # they keep nothing that inference could miss
+READERS = (nn.ReLU, nn.Identity, nn.Dropout, nn.LayerNorm, NoNorm)  # in inference they keep no reference to their input
 
 
 def untouched(module: nn.Module, *kinds: type) -> bool:
-    """Return whether `module` does what one of `kinds` does, and no more.
+    """Return whether `module` is exactly one of `kinds`: no subclass, no hooks, no other `forward`.
 
-    A subclass, as an adapter is, may do more, and so may hooks; accelerate's replace the `forward` of the one module.
+    A subclass (an adapter, for one) or a hook may do more. accelerate's hooks replace the `forward`
+    of a single module.
     """
     own = vars(module)
     return type(module) in kinds and not (
@@ -43,18 +45,19 @@ def untouched(module: nn.Module, *kinds: type) -> bool:
 
 
 def plain(module: nn.Module, *kinds: type) -> bool:
-    """Return whether other code may stand in for a call of `module`: it is `untouched`, and no hook listens to every module."""
+    """Return whether other code may replace a call of `module`: untouched, no global hooks."""
     return untouched(module, *kinds) and not _has_any_global_hook()
 
 
 def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: type = nn.Linear) -> bool:
-    """Return whether an operation may overwrite the tensor that `maker` gives, before `readers` have read it.
+    """Return whether an operation may overwrite the output of `maker`, which `readers` read next.
 
-    This is the one guard of everything that works in place. Such a tensor must be in nobody else's hands: not in a hook's, an
-    adapter's or a tracer's. And it must be one that can be written: a tensor subclass, a vmap or a dual number may refuse.
-    x: the tensor itself, or the one that `maker` reads. A forward asks 400 times, so no generator, no `nn.Module` attribute.
+    All in-place code asks this function. No hook, adapter or tracer may hold such a tensor, and it
+    must be writable: a tensor subclass, a vmap or a dual number may not be.
+    x: the output, or the input of `maker`.
+    A forward pass calls this 400 times, hence no generator and no access to `nn.Module` attributes.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler works in place where it can
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler chooses in-place operations itself
         return False
     for reader in readers:
         if not untouched(reader, *READERS):
@@ -69,15 +72,16 @@ def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: ty
 
 
 def in_place(linear: nn.Linear, x: torch.Tensor, *readers: nn.Module) -> bool:
-    """Return whether inference may work in `linear`'s output: eager, without autocast, on a CPU.
+    """Return whether inference may overwrite `linear`'s output: eager, without autocast, on a CPU.
 
-    There a forward of one sequence takes 0.93 of the time (one core, 128 tokens): a product that is handed its bias first
-    copies it to every row, and every new tensor is memory that the weights streaming by have pushed out of the cache.
+    A forward pass of one sequence then takes 0.93 of the time (one core, 128 tokens). A product
+    that gets its bias first copies it to every row, and the memory of each new tensor is no longer
+    in the cache, because the weights have passed through it.
     """
     if torch.is_grad_enabled() or not x.is_cpu or not writable(x, linear, *readers) or torch.is_autocast_enabled("cpu"):
         return False
-    own = linear._parameters  # of a plain layer; asking for linear.weight takes longer than all of the above
-    # A quantizer may leave the layer and replace its weight by a tensor of another type.
+    own = linear._parameters  # reading linear.weight takes longer than all checks above
+    # A quantizer may keep the layer and replace its weight by a tensor of another type.
     return type(own.get("weight")) in (nn.Parameter, torch.Tensor) and own.get("bias") is not None
 
 
@@ -87,7 +91,10 @@ def project(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 def activate(activation: nn.Module, x: torch.Tensor, maker: nn.Module, made_by: type = nn.Linear) -> torch.Tensor:
-    """Return activation(x), of an x that `maker` gave. A ReLU works in place, in training too: no backward reads its input."""
+    """Return activation(x), where x is the output of `maker`.
+
+    A ReLU works in place, in training too: no backward pass reads its input.
+    """
     if type(activation) is nn.ReLU and writable(x, maker, activation, made_by=made_by):
         return x.relu_()
     return activation(x)

@@ -1,7 +1,8 @@
-"""The parts of a MobileBERT block (paper, section 3 and figure 1), named as in transformers' state dict.
+"""Define the parts of a MobileBERT block (paper, section 3, figure 1), named as in transformers.
 
-Shapes: `batch, tokens, width`. Width is `hidden_size` between blocks (paper: inter-block, 512) and `true_hidden_size`
-inside one (intra-block: 128 for the student, 1024 for the teacher).
+Shapes: `batch, tokens, width`. Width is `hidden_size` between blocks (paper: inter-block, 512) and
+`true_hidden_size` inside one (intra-block: 128 for the student, 1024 for the teacher). Names of
+weights are those of transformers' state dict.
 """
 
 import torch
@@ -18,27 +19,30 @@ ACTIVATIONS = {
     "gelu": nn.GELU,
     "gelu_new": lambda: nn.GELU(approximate="tanh"),
 }
-# transformers leaves torch's epsilon on the embedding norm and on the last FFN's norm, and so do we, or a LayerNorm
-# checkpoint would give other numbers here than there. NoNorm has no epsilon.
+# Epsilon of the embedding norm and of the last FFN's norm: torch's, as in transformers. Any other
+# would change the outputs of a LayerNorm checkpoint. NoNorm has no epsilon.
 TORCH_LAYER_NORM_EPS = 1e-5
 
 
 def norm(config: MobileBertConfig, width: int, eps: float | None = None) -> nn.Module:
-    """The configured norm over `width` features; `eps` defaults to the configuration's."""
+    """Return the configured norm over `width` features; `eps` defaults to the configuration's."""
     if config.normalization_type == "no_norm":
         return NoNorm(width)
     return nn.LayerNorm(width, eps=config.layer_norm_eps if eps is None else eps)
 
 
 def residual_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer whose output is added to a residual stream: what `residual_init_scale` scales."""
+    """Return a linear layer that writes to a residual stream (see `residual_init_scale`)."""
     linear = nn.Linear(inputs, outputs)
     linear.writes_residual = True  # a mark, not a subclass: quantizers look layers up by their exact type
     return linear
 
 
 class MobileBertEmbeddings(nn.Module):
-    """Word embeddings of three neighbours, mapped to `hidden_size`, plus position and segment (section 3.1)."""
+    """Word embeddings of three neighbours, mapped to `hidden_size`, plus position and segment.
+
+    Source: paper, section 3.1.
+    """
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -48,7 +52,7 @@ class MobileBertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         neighbours = 3 if config.trigram_input else 1
-        # Present even where nothing needs it, as in transformers, so that the state dicts agree.
+        # Built even if nothing needs it, as in transformers, so that the state dicts agree.
         self.embedding_transformation = nn.Linear(neighbours * config.embedding_size, config.hidden_size)
         self.LayerNorm = norm(config, config.hidden_size, eps=TORCH_LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -60,23 +64,25 @@ class MobileBertEmbeddings(nn.Module):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(batch, tokens) ids, or `inputs_embeds` (batch, tokens, embedding_size) -> (batch, tokens, hidden_size).
+        """Return (batch, tokens, hidden_size) for ids (batch, tokens) or for `inputs_embeds`.
 
+        inputs_embeds: (batch, tokens, embedding_size), in place of input_ids.
         Raises UserError for more tokens than there are positions.
         """
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         positions, types = self.position_embeddings, self.token_type_embeddings
         tokens = words.shape[1]
-        longest = getattr(positions, "num_embeddings", tokens)  # what stands in for a table need not know its size
+        longest = getattr(positions, "num_embeddings", tokens)  # a module put in its place may not know its size
         if tokens > longest:
             raise UserError(f"input_ids: {tokens} tokens, but max_position_embeddings is {longest}")
         if self.trigram_input:
-            # Next, current, previous; zeros only at the ends of the tensor, so a last real token sees [PAD] behind it.
+            # Next, current, previous. Zeros only at the ends of the tensor: the last real token of
+            # a padded row sees the embedding of [PAD].
             padded = F.pad(words, (0, 0, 1, 1))
             words = torch.cat([padded[:, 2:], words, padded[:, :-2]], dim=-1)
         if self.transforms:
             words = project(self.embedding_transformation, words)
-        # Slices of the tables if the ids are the default ones: no gather forward, no scatter backward.
+        # Default ids take slices of the tables: no gather forward, no scatter backward.
         if position_ids is None and plain(positions, nn.Embedding):
             position = positions.weight[:tokens]
         else:
@@ -98,16 +104,19 @@ class BottleneckLayer(nn.Module):
         self.LayerNorm = norm(config, config.intra_bottleneck_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, intra_bottleneck_size)."""
         return project_and_norm(self.dense, self.LayerNorm, hidden_states)
 
 
 class Bottleneck(nn.Module):
-    """What a block's attention reads, and what its residual starts from.
+    """The inputs of a block's attention, and the start of its residual stream.
 
-    | use_bottleneck_attention | key_query_shared_bottleneck | query, key         | value          | model
-    | false                    | true                        | a bottleneck apart | block input    | released MobileBERT
-    | false                    | false                       | block input        | block input    | Table 1, teacher
-    | true                     | false                       | the bottleneck     | the bottleneck | MobileBERT-TINY
+    | use_bottleneck_attention | key_query_shared_bottleneck | query, key | value | model
+    | false                    | true                        | attention  | block | released
+    | false                    | false                       | block      | block | Table 1, teacher
+    | true                     | false                       | input      | input | TINY
+
+    block: the block's input. input, attention: the output of the bottleneck of that name.
     """
 
     def __init__(self, config: MobileBertConfig):
@@ -117,7 +126,10 @@ class Bottleneck(nn.Module):
         self.attention = BottleneckLayer(config) if config.key_query_shared_bottleneck else None
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(batch, tokens, hidden_size) -> input of query and key, input of value, residual."""
+        """Return the input of query and key, the input of value, and the residual.
+
+        hidden_states: (batch, tokens, hidden_size).
+        """
         residual = self.input(hidden_states)
         if self.use_bottleneck_attention:
             return residual, residual, residual
@@ -131,9 +143,10 @@ class MobileBertSelfAttention(nn.Module):
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
-        inner, outer = config.true_hidden_size, config.hidden_size  # equal where there is no bottleneck
+        inner, outer = config.true_hidden_size, config.hidden_size  # equal without bottlenecks
         value_input = inner if config.use_bottleneck_attention else outer
-        # transformers gives query and key `inner` always, so it can build neither Table 1's student nor the teacher.
+        # transformers always gives query and key the width `inner`, so it can build neither Table
+        # 1's student nor the teacher.
         query_input = inner if config.use_bottleneck_attention or config.key_query_shared_bottleneck else outer
         self.heads = config.num_attention_heads
         self.replaces_scores = config.mask_value == "-6"
@@ -152,16 +165,17 @@ class MobileBertSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         with_probabilities: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, tokens, .) twice and an additive mask -> context (batch, tokens, true_hidden_size), probabilities.
+        """Return the context (batch, tokens, true_hidden_size) and the attention probabilities.
 
-        The probabilities (batch, heads, query tokens, key tokens) are those before dropout, as attention transfer
-        compares them; they are None unless asked for, since the fused kernel never holds them.
+        The inputs are (batch, tokens, .); the mask is added to the scores. The probabilities are
+        (batch, heads, query tokens, key tokens), before dropout: attention transfer compares those.
+        They are None unless asked for, because the fused kernel never holds them.
         """
         query = self._split(project(self.query, query_key_input))
         key = self._split(project(self.key, query_key_input))
         value = self._split(project(self.value, value_input))
         if self.replaces_scores and attention_mask is not None:
-            # A key of zeros scores 0, so that -6 added to it takes the score's place.
+            # A key of zeros scores 0; the mask then adds -6 to it, which replaces the score.
             key = key.masked_fill((attention_mask == -6).transpose(-1, -2), 0)
         rate = self.dropout.p if self.training else 0.0
         if with_probabilities:
@@ -183,10 +197,11 @@ class MobileBertSelfOutput(nn.Module):
         super().__init__()
         self.dense = residual_linear(config.true_hidden_size, config.true_hidden_size)
         self.LayerNorm = norm(config, config.true_hidden_size)
-        # Dropout sits at the end of a block: with bottlenecks that is the output bottleneck, not here.
+        # Hidden dropout comes last in a block: with bottlenecks, in the output bottleneck alone.
         self.dropout = nn.Identity() if config.use_bottleneck else nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, context: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, true_hidden_size)."""
         return project_and_norm(self.dense, self.LayerNorm, context, residual, self.dropout)
 
 
@@ -206,6 +221,7 @@ class MobileBertAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         with_probabilities: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return (batch, tokens, true_hidden_size), and attention probabilities or None."""
         context, probabilities = self.self(query_key_input, value_input, attention_mask, with_probabilities)
         return self.output(context, residual), probabilities
 
@@ -219,6 +235,7 @@ class MobileBertIntermediate(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, intermediate_size)."""
         return activate(self.activation, project(self.dense, x), self.dense)
 
 
@@ -231,11 +248,12 @@ class FFNOutput(nn.Module):
         self.LayerNorm = norm(config, config.true_hidden_size)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, true_hidden_size)."""
         return project_and_norm(self.dense, self.LayerNorm, x, residual)
 
 
 class FFNLayer(nn.Module):
-    """One of the stacked feed-forward networks before a block's last (section 3.2)."""
+    """A stacked feed-forward network that is not a block's last one (section 3.2)."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -243,11 +261,12 @@ class FFNLayer(nn.Module):
         self.output = FFNOutput(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, true_hidden_size)."""
         return self.output(self.intermediate(x), x)
 
 
 class OutputBottleneck(nn.Module):
-    """Linear back to `hidden_size`, dropout, the block's residual, norm."""
+    """Linear layer back to `hidden_size`, dropout, the block's input added, norm."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -256,11 +275,12 @@ class OutputBottleneck(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return (batch, tokens, hidden_size)."""
         return project_and_norm(self.dense, self.LayerNorm, x, residual, self.dropout)
 
 
 class MobileBertOutput(nn.Module):
-    """Second half of a block's last feed-forward network, and the way out of the block."""
+    """Second half of a block's last feed-forward network, then the output bottleneck if any."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()
@@ -270,5 +290,6 @@ class MobileBertOutput(nn.Module):
         self.bottleneck = OutputBottleneck(config) if config.use_bottleneck else None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, block_input: torch.Tensor) -> torch.Tensor:
+        """Return the block's output (batch, tokens, hidden_size)."""
         x = project_and_norm(self.dense, self.LayerNorm, x, residual, self.dropout)
         return x if self.bottleneck is None else self.bottleneck(x, block_input)

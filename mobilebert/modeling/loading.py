@@ -1,4 +1,4 @@
-"""The one way to load a checkpoint, and what it must hold before a model made from it is handed out."""
+"""Load a checkpoint, and check its weights before the model is returned."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ from mobilebert.modeling.checkpoint_files import (
 )
 from mobilebert.util.errors import UserError
 
-NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint's: BERT's masked-LM head is 24 million
+NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint's; BERT's masked-LM head has 24 million
 
 
 def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
-    """Return the float32 model of class `kind`, a model class or one of transformers' Auto classes, and its loading report.
+    """Return the float32 model of class `kind`, and transformers' loading report.
 
-    config: None for what `configuration` returns. Heads and a pooler that the checkpoint lacks are new. What was converted or
-    renamed is said on standard error. Raises UserError, one line, for what cannot be loaded or does not run on a text.
+    kind: a model class, or one of transformers' Auto classes. config: None for that of
+    `configuration`. Heads and a pooler that the checkpoint lacks are initialised. Conversions and
+    renamed weights are reported on standard error. Raises UserError, one line, if the checkpoint
+    cannot be loaded or the model does not run on two tokens.
     """
     config = config or configuration(files, kind)
     with one_refusal(files.source, files.folder):
         check_size(kind, config, files.tensors, files.source)
-        # Every loading report is read: transformers only warns where it draws lost weights anew.
+        # We check the loading report: transformers only warns if it initialises missing weights.
         model, report = kind.from_pretrained(
             files.folder,
             config=config,
@@ -69,7 +71,10 @@ def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
 
 
 def configuration(files: Files, kind=None) -> PreTrainedConfig:
-    """Return the configuration that the class `kind` reads. Raises UserError for values of which none can be made."""
+    """Return the configuration that the class `kind` reads.
+
+    Raises UserError for values from which no configuration can be built.
+    """
     import transformers
 
     reader = getattr(kind, "config_class", None) or transformers.AutoConfig
@@ -77,16 +82,17 @@ def configuration(files: Files, kind=None) -> PreTrainedConfig:
         raise UserError(f"{files.source}: model_type is {found!r} in config.json, not {reader.model_type!r}")
     with one_refusal(files.source, files.folder):
         config = reader.from_pretrained(files.folder, trust_remote_code=False)
-        config.return_dict = True  # a tuple does not say which output is which
+        config.return_dict = True  # a tuple would not name its outputs
         return config
 
 
 @contextlib.contextmanager
 def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.PathLike, dict[str, Tensor]]]:
-    """Yield what transformers is to read for the source of a `from_pretrained`, and its tensors, none if they are not known.
+    """Yield what transformers should read in place of `source`, and its tensors (empty if unknown).
 
-    That is the source itself. Only if the weights of a local folder were saved through a wrapper, it is a temporary folder
-    that holds them under their own names, and a warning says so. Raises UserError for a local folder that cannot be read.
+    This is the source. Only if the weights of a local folder were saved through a wrapper, it is a
+    temporary folder with the weights under their real names, and a warning is logged. Raises
+    UserError for a local folder that cannot be read.
     """
     folder = Path(source) if isinstance(source, str | os.PathLike) else None
     if folder is None or not folder.is_dir() or options.keys() & {"subfolder", "variant", "gguf_file"}:
@@ -97,7 +103,7 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
         read_json(folder / CONFIG, str(source))
     if not any(
         os.path.lexists(folder / name) for name in (WEIGHTS, INDEX)
-    ):  # transformers reads a pickle's weights alone, or says no
+    ):  # transformers reads nothing but weights from a pickle, or raises
         yield source, {}
         return
     files = weight_files(folder, str(source))
@@ -113,35 +119,42 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
 
 
 def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], source) -> None:
-    """Raise UserError for a configuration of a far larger model than the weights are of, before it takes the memory and time."""
+    """Raise UserError if the configuration's model is far larger than the weights.
+
+    This comes before the model is built, which would take the memory and the time.
+    """
     check_counts(config.to_dict(), tensors, source)
     with torch.device("meta"):
         model = kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
     wanted = sum(parameter.numel() for parameter in model.parameters())
     held = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if wanted > 4 * held + NEW_WEIGHTS:
-        raise UserError(f"{source}: config.json is of a model of {wanted:,} weights, the checkpoint holds {held:,}")
+        raise UserError(f"{source}: config.json describes a model of {wanted:,} weights, but the checkpoint holds {held:,}")
 
 
 def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source) -> None:
-    """Raise UserError, by name, for the first weight of the model that was saved as integers or 8-bit floats: they lack their
-    scales."""
+    """Raise UserError, with its name, for the first weight saved as integers or 8-bit floats.
+
+    Such weights lack their scales.
+    """
     prefix = f"{model.base_model_prefix}."
     weights = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
     for name in sorted(tensors):
-        own = re.sub(r"gamma$", "weight", re.sub(r"beta$", "bias", name.removeprefix(prefix)))  # as old checkpoints have them
+        own = re.sub(r"gamma$", "weight", re.sub(r"beta$", "bias", name.removeprefix(prefix)))  # names in old checkpoints
         if own in weights and tensors[name].type not in FLOATS:
             allowed = ", ".join(FLOATS.values())
             raise UserError(f"{source}: {name} has type {tensors[name].type}; allowed: {allowed}")
 
 
 def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched_sizes: bool, left_out: range = range(0)) -> None:
-    """Refuse weights of another architecture, and weights that are not numbers.
+    """Raise UserError for weights of another architecture, and for NaN or infinite weights.
 
-    report: transformers' loading report (missing_keys, unexpected_keys, mismatched_keys as (key, found, wanted)).
-    left_out: encoder layers of the checkpoint that its reader does not want; a warning names them. Raises UserError for a shape
-    that differs (unless ignored), for weights of embeddings or encoder that the checkpoint lacks or the model has no other place
-    for, and for NaN or infinite weights.
+    report: transformers' loading report (missing_keys, unexpected_keys, mismatched_keys as (key,
+        found, wanted)).
+    left_out: encoder layers of the checkpoint that the caller does not want; a warning names them.
+
+    Another architecture: a shape differs (unless ignored), or the checkpoint and the model do not
+    have the same weights in embeddings and encoder.
     """
     mismatched = sorted(report["mismatched_keys"])
     if mismatched and not ignore_mismatched_sizes:
@@ -167,10 +180,11 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
 
 @contextlib.contextmanager
 def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
-    """Make one line, a UserError that names `source`, of what transformers raises or prints about a checkpoint.
+    """Turn what transformers raises about a checkpoint into a one-line UserError with `source`.
 
-    Its reports of what it drew anew stay off standard error, for `check_loaded` judges that. folder: where the checked files
-    lie; then any error is one of the checkpoint, and messages name `source` in its place.
+    transformers' warnings about initialised weights are not shown, because `check_loaded` checks
+    them. folder: where the checked files lie. With it, every error is the checkpoint's, and
+    messages name `source` in place of the folder.
     """
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -183,37 +197,40 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
     except SafetensorError as error:
         raise UserError(f"{source}: no safetensors file that can be read ({error})") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{source}: its weights are a pickle of more than weights, which is not read") from None
-    except Exception as error:  # values of config.json that no model can be made of fail anywhere in transformers and torch
+        raise UserError(f"{source}: its pickle holds more than weights, so it is not read; use safetensors") from None
+    except Exception as error:  # bad values of config.json fail anywhere in transformers and torch
         if folder is None or isinstance(error, torch.OutOfMemoryError):
             raise
         line = " ".join(f"{type(error).__name__}: {error}".replace(str(folder), str(source)).split())[:200]
-        raise UserError(f"{source}: no model can be made of its config.json and weights ({line})") from None
+        raise UserError(f"{source}: no model can be built from its config.json and weights ({line})") from None
     finally:
         logger.setLevel(level)
 
 
 def check_finite(model: torch.nn.Module, source) -> None:
-    """Raise UserError, by name, for the first weight with NaN or infinite values."""
+    """Raise UserError, with its name, for the first weight with NaN or infinite values."""
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.device.type == "meta":
             continue
-        # The sum, one pass without a copy, is finite unless a weight is not or the sum itself is too large.
+        # The sum takes one pass and no copy. It is finite unless a weight is not, or the sum is too
+        # large; the second test tells the two apart.
         if not weight.sum().isfinite() and not weight.isfinite().all():
             raise UserError(f"{source}: {name} holds NaN or infinite values; only finite weights can be loaded")
 
 
 def _of_body(model: torch.nn.Module, keys) -> list[str]:
-    """Return the keys of the body's weights, sorted. No checkpoint may lack them; heads and poolers may be new, as fine-tuning
-    starts."""
+    """Return, sorted, those keys that are weights of embeddings or encoder.
+
+    No checkpoint may lack them. Heads and poolers may be new, as at the start of fine-tuning.
+    """
     prefix = f"{model.base_model_prefix}."
     body = tuple(f"{name}." for name, _ in model.base_model.named_children() if name != "pooler")
-    # A buffer of older transformers: position_ids is the row 0, 1, 2, ..., not a weight.
+    # position_ids is a buffer of older transformers (0, 1, 2, ...), not a weight.
     return sorted(key for key in keys if key.removeprefix(prefix).startswith(body) and not key.endswith(".position_ids"))
 
 
 def _layer_of(key: str) -> int | None:
-    """Encoder layer of a weight, from 0; None outside the encoder."""
+    """Return the encoder layer of a weight, from 0; None for weights outside the encoder."""
     found = re.search(r"\bencoder\.layer\.(\d+)\.", key)
     return int(found[1]) if found else None
 

@@ -1,4 +1,4 @@
-"""The named models of the paper as plain dictionaries, readable without torch or transformers."""
+"""Read the paper's named models as plain dictionaries, without torch or transformers."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "paper" / "presets"
 ACTIVATIONS = ("relu", "relu6", "gelu", "gelu_new")
 NORMS = ("no_norm", "layer_norm")
 MASK_VALUES = ("min", "-10000", "-6")
-# What a task adds to a preset: these belong to the fine-tuning head, so no preset file holds them.
+# Fields that a task adds to a preset. They describe the fine-tuning head; no preset file has them.
 TASK_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
 _SIZES = (
@@ -37,7 +37,7 @@ _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dro
 
 
 def names() -> list[str]:
-    """The presets' names, sorted."""
+    """Return the presets' names, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
@@ -47,10 +47,10 @@ def _read(name: str) -> str:
 
 
 def preset(name: str, **overrides) -> dict:
-    """The fields of preset `name`, with `overrides` laid over them, checked.
+    """Return the fields of preset `name`, changed by `overrides` and checked.
 
-    Raises UserError for an unknown preset, an override that is neither a field of that preset nor one of TASK_FIELDS,
-    and for values that `check` refuses.
+    Raises UserError for an unknown preset, an override that is neither a field of that preset nor
+    one of TASK_FIELDS, and for values that `check` refuses.
     """
     if name not in names():
         raise UserError(f"preset {name!r} is unknown: choose one of {', '.join(names())}")
@@ -64,10 +64,11 @@ def preset(name: str, **overrides) -> dict:
     fields.update(overrides)
     check(fields)
     if fields.get("use_bottleneck_attention") and fields.get("key_query_shared_bottleneck"):
-        # transformers' default for the second key builds 24 bottlenecks that no input ever passes (1.8M parameters).
+        # transformers' default for the second key builds 24 bottlenecks that nothing reads (1.8M
+        # parameters).
         raise UserError(
-            "key_query_shared_bottleneck: must be false where use_bottleneck_attention is true, "
-            "as query and key then read the block's own bottleneck"
+            "key_query_shared_bottleneck: must be false if use_bottleneck_attention is true, "
+            "because query and key then read the block's input bottleneck"
         )
     return fields
 
@@ -75,10 +76,11 @@ def preset(name: str, **overrides) -> dict:
 def check(fields: Mapping) -> None:
     """Raise UserError, in one line, for values from which no model can be built.
 
-    fields: a "mobilebert" or "bert" configuration. Refused are sizes that are not positive integers, a head count that
-    does not divide the attention width, unknown activations and norms, switches that are not booleans, dropout rates
-    outside [0, 1), initial scales that are not positive and finite, a pad_token_id outside the vocabulary, and embeddings
-    wider than the block input.
+    fields: a "mobilebert" or "bert" configuration. Refused are sizes that are not positive
+    integers, a head count that does not divide the attention width, an unknown activation, norm or
+    mask_value, switches that are not booleans, dropout rates outside [0, 1), initial scales that
+    are not positive and finite, a pad_token_id outside the vocabulary, and embeddings wider than
+    the block input.
     """
     mobilebert = fields["model_type"] == "mobilebert"
     for key in _SIZES + (_MOBILEBERT_SIZES if mobilebert else ()):
@@ -110,7 +112,7 @@ def check(fields: Mapping) -> None:
             allowed = ", ".join(f'"{value}"' for value in MASK_VALUES)
             raise UserError(f"mask_value: {fields['mask_value']!r} is unknown: choose one of {allowed}")
         if fields["embedding_size"] > fields["hidden_size"]:
-            # The output matrix is the embedding table beside hidden_size - embedding_size columns of its own.
+            # The output matrix is the embedding table and hidden_size - embedding_size new columns.
             raise UserError(f"embedding_size: {fields['embedding_size']} is larger than hidden_size, {fields['hidden_size']}")
         if fields["use_bottleneck"]:
             width_key = "intra_bottleneck_size"

@@ -1,6 +1,6 @@
-"""The fine-tuning models, with transformers' arguments, outputs, labels, losses and state-dict keys.
+"""Define the fine-tuning models, with transformers' arguments, outputs, losses and weight names.
 
-Every `forward` passes its further keyword arguments (`output_attentions`, ...) to `MobileBertModel`.
+Every `forward` passes other keyword arguments (`output_attentions`, ...) on to `MobileBertModel`.
 """
 
 import torch
@@ -24,7 +24,7 @@ def _classifier_dropout(config: MobileBertConfig) -> nn.Dropout:
 
 
 class MobileBertForSequenceClassification(MobileBertPreTrainedModel):
-    """Dropout and a linear layer on the pooled first token: GLUE."""
+    """A classifier (dropout, linear layer) of the pooled first token, as for GLUE."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -45,10 +45,11 @@ class MobileBertForSequenceClassification(MobileBertPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """labels: (batch,) classes or values, or (batch, num_labels). logits: (batch, num_labels).
+        """Return logits (batch, num_labels), and the loss if labels are given.
 
-        As in transformers, `config.problem_type` is read off the first labels where it is not set: one label is a
-        regression, integers are classes, anything else is multi-label.
+        labels: (batch,) classes or values, or (batch, num_labels). The first labels set
+        `config.problem_type` if it is None, as in transformers: regression if `num_labels` is 1,
+        single-label if they are integers, else multi-label.
         """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
@@ -77,7 +78,7 @@ class MobileBertForSequenceClassification(MobileBertPreTrainedModel):
 
 
 class MobileBertForMultipleChoice(MobileBertPreTrainedModel):
-    """One score for each choice: inputs are (batch, choices, tokens)."""
+    """A model that scores each choice; its inputs are (batch, choices, tokens)."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -97,7 +98,7 @@ class MobileBertForMultipleChoice(MobileBertPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> MultipleChoiceModelOutput:
-        """labels: (batch,). logits: (batch, choices)."""
+        """Return logits (batch, choices), and the loss if labels (batch,) are given."""
         check_shape(input_ids, inputs_embeds, ("batch", "choices", "tokens"))
         choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
         flat = (
@@ -113,7 +114,7 @@ class MobileBertForMultipleChoice(MobileBertPreTrainedModel):
 
 
 class MobileBertForTokenClassification(MobileBertPreTrainedModel):
-    """A class for each token."""
+    """A classifier of each token."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -134,7 +135,10 @@ class MobileBertForTokenClassification(MobileBertPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
-        """labels: (batch, tokens), -100 where nothing is asked. logits: (batch, tokens, num_labels)."""
+        """Return logits (batch, tokens, num_labels), and the loss if labels are given.
+
+        labels: (batch, tokens), -100 for tokens without a target.
+        """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )
@@ -144,7 +148,7 @@ class MobileBertForTokenClassification(MobileBertPreTrainedModel):
 
 
 class MobileBertForQuestionAnswering(MobileBertPreTrainedModel):
-    """Start and end of an answer span: SQuAD."""
+    """A model that finds the start and the end of an answer, as for SQuAD."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)
@@ -165,7 +169,10 @@ class MobileBertForQuestionAnswering(MobileBertPreTrainedModel):
         end_positions: torch.LongTensor | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
-        """Positions: (batch,); one beyond the sequence is not counted. Logits: (batch, tokens) each."""
+        """Return start and end logits, (batch, tokens) each, and the loss if positions are given.
+
+        Positions are (batch,); the loss ignores those beyond the sequence.
+        """
         outputs = self.mobilebert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
         )

@@ -1,23 +1,31 @@
-"""A block's feed-forward networks as one Triton kernel, forward and backward: bf16 products, on a Hopper GPU.
+"""Run a block's feed-forward networks as one Triton kernel, forward and backward, on a Hopper GPU.
 
-Opt-in (`enable`, or `fused: true` of a training section), and the same as `MobileBertLayer`'s own loop over its modules but for
-rounding: the stream between the networks stays in float32, and a product is rounded only where it enters the next one.
-Whatever is not the plain stack (an adapter, a hook, float32) runs through the modules, call by call: see `serves`.
+The networks of a block are called its stack. The kernel is opt-in (`enable`, or `fused: true` of a
+training section). It computes the same as the loop over modules in `MobileBertLayer`, except for
+rounding: products are bf16, the stream between the networks stays in float32, and a result is
+rounded only when it enters the next product. A stack with an adapter, a hook or float32 weights
+runs through its modules; `serves` decides at each call.
 
-Arithmetic, for 4 networks of 128 -> 512 -> 128, 32,768 tokens, autocast to bf16, and an H100's 989 TFLOP/s and 3.35 TB/s:
+Arithmetic for 4 networks of 128 -> 512 -> 128, 32,768 tokens, autocast to bf16, on an H100 with 989
+TFLOP/s and 3.35 TB/s:
 
-- A product of a network is 2 x 128 x 512 = 131 kFLOP a token; the stack's 8 are 1.05 MFLOP a token, 34 GFLOP: 35 us at least.
-- The modules move 7,680 bytes a token and network: x cast to bf16 768, up 1,280, relu 2,048, down 1,280, residual 1,280,
-  norm 1,024. That is 1.0 GB: 300 us where none of it stays in the 50 MB of L2. Here x is read and y written, 34 MB, and the
-  networks' inputs kept for backward, 34 MB in bf16: 20 us. So the bound moves from the memory to the tensor cores.
-- A program of 128 tokens reads all weights, 1.05 MB in bf16, from L2: 268 MB for 256 programs. Half the tile would read twice
-  that; twice the tile has no room for its float32 stream in the registers.
-- For backward the modules hold 235 MB (x and the hidden units in bf16, the norm's input in float32), and this 34 MB. Keeping
-  only the stack's own input would save 25 MB for six products more; the weights' gradients read the inputs from memory anyway.
-- Backward forms the hidden units and their gradients twice: 3 products for x, 4 for the weights, where 5 would do. The two
-  more, 34 GFLOP, are 35 us at least; writing both and reading them again, for the library's products, is 537 MB: 160 us.
-- A weight's gradient is the sum of SPLITS partial sums in float32, each over a fixed share of the tokens, added in a fixed
-  order: equal inputs give equal bits, on every run. Atomic additions would not. 8 partial sums are 17 MB.
+- A product of a network is 2 x 128 x 512 = 131 kFLOP a token. The stack's 8 are 1.05 MFLOP a token,
+  34 GFLOP: 35 us at least.
+- The modules move 7,680 bytes a token and network: x cast to bf16 768, up 1,280, relu 2,048, down
+  1,280, residual 1,280, norm 1,024. That is 1.0 GB: 300 us if none of it stays in the 50 MB of L2.
+  The kernel reads x and writes y, 34 MB, and keeps the networks' inputs for backward, 34 MB in
+  bf16: 20 us. So the limit is no longer the memory but the tensor cores.
+- A program of 128 tokens reads all weights, 1.05 MB in bf16, from L2: 268 MB for 256 programs. Half
+  the tile would read twice that; twice the tile's float32 stream does not fit the registers.
+- For backward the modules hold 235 MB (x and the hidden units in bf16, the norm's input in
+  float32), the kernel 34 MB. Keeping only the stack's input would save 25 MB for six more products;
+  the weights' gradients read the inputs from memory anyway.
+- Backward computes the hidden units and their gradients twice: 3 products for x and 4 for the
+  weights, although 5 would do. The two extra, 34 GFLOP, are 35 us at least. Writing both results
+  and reading them again, for the library's products, is 537 MB: 160 us.
+- A weight's gradient is the sum of SPLITS partial sums in float32, each over a fixed share of the
+  tokens, added in a fixed order, so equal inputs give equal bits. Atomic additions would not. 8
+  partial sums are 17 MB.
 """
 
 from importlib.util import find_spec
@@ -32,41 +40,45 @@ from mobilebert.util.errors import UserError
 
 DEVICE, CAPABILITY = "cuda", 9  # tile sizes are chosen for Hopper: its registers, its shared memory, its matrix instructions
 NAMES = ("weight", "bias")
-CEILINGS = {nn.ReLU: 0.0, nn.ReLU6: 6.0}  # of the activations served; 0: none
+CEILINGS = {nn.ReLU: 0.0, nn.ReLU6: 6.0}  # supported activations -> largest output; 0 is no limit
 WIDTHS = (16, 32, 64, 128)  # a matrix instruction takes 16 at least, and a tile of a wider stream does not fit the registers
-# TILE tokens, CHUNK hidden units at a time, weights fetched two chunks ahead: the largest without a spilled register (compiled
-# for sm_90 by Triton 3.6 and 3.9). In the forward kernel the inner loop alone is pipelined (STAGES): of the outer one too
-# (num_stages) ptxas makes a straight line, and spills.
+# TILE tokens and CHUNK hidden units at a time, weights fetched two chunks ahead: the largest sizes
+# without a spilled register (compiled for sm_90 by Triton 3.6 and 3.9). In the forward kernel only
+# the inner loop is pipelined (STAGES). If the outer one is too (num_stages), ptxas unrolls it and
+# spills registers.
 FORWARD = {"TILE": 128, "CHUNK": 64, "STAGES": 3, "num_warps": 8, "num_stages": 1}
 OF_INPUT = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 3}
 OF_WEIGHTS = {"TILE": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 3}
-PROGRAMS = 128  # of the weights' gradients: one on each of an H100's 132 processors, whose registers it fills
+PROGRAMS = 128  # for the weights' gradients; each fills the registers of one of an H100's 132 processors
 
 
 def enable(model: nn.Module) -> None:
-    """Let every block of `model` run its feed-forward networks as one kernel, in place, wherever `serves` says that it can.
+    """Change `model` so that every block runs its feed-forward networks as one kernel if it can.
 
-    Raises UserError where there is no Hopper GPU, no Triton, or no block with a stack that the kernel takes: a MobileBERT with
-    bottlenecks, no_norm and relu or relu6, `intra_bottleneck_size` a power of two from 16 to 128 and `intermediate_size` a
-    multiple of 128 or a power of two from 16.
+    Raises UserError if there is no Hopper GPU, no Triton, or no stack that the kernel takes: a
+    MobileBERT with bottlenecks, no_norm and relu or relu6, `intra_bottleneck_size` a power of two
+    from 16 to 128 and `intermediate_size` 16, 32, 64 or a multiple of 128.
     """
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != CAPABILITY:
-        raise UserError("fused: the kernel is for an NVIDIA Hopper GPU (compute capability 9.0), and this machine shows none")
+        raise UserError("fused: the kernel needs an NVIDIA Hopper GPU (compute capability 9.0), and this machine has none")
     if find_spec("triton") is None:
-        raise UserError("fused: the package triton is not installed; PyTorch for CUDA brings it")
+        raise UserError("fused: the package triton is not installed; install PyTorch for CUDA, which includes it")
     blocks = getattr(model, getattr(model, "base_model_prefix", ""), model)
     blocks = blocks.encoder.layer if isinstance(model.config, MobileBertConfig) else []
     if not blocks or not all(hasattr(block, "fused") and _is_stack(block) for block in blocks):
         raise UserError(
-            f"fused: {type(model).__name__} has no stack that the kernel takes: bottlenecks, no_norm, relu or relu6, "
-            f"intra_bottleneck_size 16, 32, 64 or 128, intermediate_size 16, 32, 64 or a multiple of 128"
+            f"fused: {type(model).__name__} has no feed-forward networks that the kernel takes: bottlenecks, no_norm, relu or "
+            f"relu6, intra_bottleneck_size 16, 32, 64 or 128, intermediate_size 16, 32, 64 or a multiple of 128"
         )
     for block in blocks:
         block.fused = True
 
 
 def serves(block: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the kernel may stand in for a block's stack on x: bf16 products, on the GPU, of plain modules nobody listens to."""
+    """Return whether the kernel may replace a block's stack for x.
+
+    It may on the GPU, for bf16 products, if the stack has plain modules alone and no hooks.
+    """
     if x.device.type != DEVICE or x.numel() == 0 or not _is_stack(block):
         return False
     return _product_dtype(block.intermediate.dense.weight) == torch.bfloat16
@@ -95,7 +107,10 @@ def _is_stack(block: nn.Module) -> bool:
 
 
 def feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The stack of `block`, which `serves` x (..., width) -> the same shape, in the dtype that the modules would give."""
+    """Return the output of the stack of `block`, with the shape and the dtype that modules give.
+
+    x: (..., width). Requires `serves(block, x)`.
+    """
     networks = [*block.ffn, block]
     up = [network.intermediate.dense for network in networks]
     down = [network.output.dense for network in networks]
@@ -119,11 +134,13 @@ def stack(
     ceiling: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`scale * (down relu(up x + up_bias) + down_bias + x) + shift`, one network after the other; opaque to torch.compile.
+    """Return the stack's output, of x's shape, and the networks' inputs for the backward pass.
 
-    x (..., width); up (networks, inner, width), down (networks, width, inner), biases, scale and shift (networks, inner or
-    width). dtype: of the products. ceiling: of the activation, 0 for none. Returns the stack's output, of x's shape, and for
-    backward the networks' inputs (networks, tokens, width), or nothing unless `keep`.
+    Each network maps x to `scale * (down relu(up x + up_bias) + down_bias + x) + shift`. To
+    torch.compile this is one opaque operation.
+    x (..., width); up (networks, inner, width); down (networks, width, inner); biases, scale and
+    shift (networks, inner or width). dtype: that of the products. ceiling: the activation's largest
+    output, 0 for no limit. The inputs are (networks, tokens, width), or empty unless `keep`.
     """
     from mobilebert.modeling.kernels import fused_kernels
 
@@ -160,7 +177,7 @@ def stack_backward(
     dy: Tensor, kept: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, scale: Tensor,
     x_dtype: torch.dtype, ceiling: float, learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x and of the six parameters of `stack`; of the parameters empty ones, unless one of them `learns`."""
+    """Return the gradients of x and of the six parameters of `stack` (empty unless `learns`)."""
     from mobilebert.modeling.kernels import fused_kernels
 
     networks, inner, width = up.shape
@@ -185,8 +202,8 @@ def stack_backward(
         kept, gradients, d_up, d_up_bias, d_product, *products, tokens,
         networks, width, inner, ceiling, splits, **tile,
     )  # fmt: skip
-    # y = scale * u + shift with u = down h + down_bias + x, so the gradient of scale, the sum of dy * u over the tokens, needs
-    # no u: the sums of dy h and of dy x are there.
+    # y = scale * u + shift with u = down h + down_bias + x. The gradient of scale is the sum of
+    # dy * u over the tokens; it needs no u, because the sums of dy h and of dy x are known.
     d_product, (d_shift, by_x) = d_product.sum(0).transpose(1, 2), sums.sum(0).unbind(1)
     d_scale = (d_product * down).sum(2) + down_bias * d_shift + by_x
     found = d_up.sum(0), d_up_bias.sum(0), d_product * scale[:, :, None], d_shift * scale, d_scale, d_shift.contiguous()

@@ -1,8 +1,9 @@
-"""The Triton kernels of `mobilebert.modeling.kernels.fused`; importing this module needs Triton.
+"""Define the Triton kernels of `kernels.fused`; importing this module needs Triton.
 
-Shapes, row-major: x, y, dy, dx (tokens, WIDTH); up, as in nn.Linear, and down, its transpose, (NETWORKS, INNER, WIDTH), so that
-one set of addresses serves both; biases, scale and shift (NETWORKS, their width). Matrix products take the dtype of `up` and add
-up in float32, as does everything else. No kernel adds to memory atomically, so that equal inputs give equal bits.
+Shapes, row-major: x, y, dy, dx (tokens, WIDTH); up, as in nn.Linear, and down, transposed,
+(NETWORKS, INNER, WIDTH), so that one set of addresses works for both; biases, scale and shift
+(NETWORKS, their width). Matrix products take the dtype of `up` and are summed in float32, like
+everything else. No kernel adds to memory atomically, so that equal inputs give equal bits.
 """
 
 import triton
@@ -11,14 +12,17 @@ import triton.language as tl
 
 @triton.jit
 def activate(hidden, CEILING: tl.constexpr):
-    """NaN stays NaN, so that a diverged run is seen: the default maximum drops it."""
+    """Return ReLU of `hidden`, at most CEILING unless that is 0.
+
+    NaN stays NaN, so that divergence shows: the default maximum drops it.
+    """
     hidden = tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return hidden if CEILING == 0 else tl.minimum(hidden, CEILING, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def passes(hidden, CEILING: tl.constexpr):
-    """Where the activation has slope 1, and not 0."""
+    """Return a mask of the elements at which the activation's slope is 1, not 0."""
     return hidden > 0 if CEILING == 0 else (hidden > 0) & (hidden < CEILING)
 
 
@@ -28,11 +32,14 @@ def forward(
     NETWORKS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, CEILING: tl.constexpr, KEEP: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """y of a tile of tokens, which stays on the chip through all networks; their inputs into kept (NETWORKS, tokens, WIDTH)."""
+    """Compute y for a tile of tokens, which stays on the chip through all networks.
+
+    If KEEP, the networks' inputs are written to kept (NETWORKS, tokens, WIDTH).
+    """
     start = tl.program_id(0) * TILE
     rows, columns = tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]
     at, real = rows * WIDTH + columns, rows < tokens - start
-    before = start.to(tl.int64) * WIDTH  # 64 bits in the scalars alone: a tile of them would fill the registers
+    before = start.to(tl.int64) * WIDTH  # only scalars have 64 bits: a tile of 64-bit offsets would fill the registers
     stream = tl.load(x + before + at, mask=real, other=0.0).to(tl.float32)
     for network in range(NETWORKS):
         given = stream.to(up.dtype.element_ty)
@@ -57,11 +64,12 @@ def backward_of_input(
     NETWORKS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, CEILING: tl.constexpr, KEEP: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """dx of a tile of tokens, which stays on the chip through all networks.
+    """Compute dx for a tile of tokens, which stays on the chip through all networks.
 
-    gated: `down` with column c multiplied by scale[c]. For the weights' gradients, where KEEP: the gradient of each network's
-    output, into gradients (NETWORKS, tokens, WIDTH); its sum over the tile, and that of its product with the network's
-    input, into sums (tiles, NETWORKS, 2, WIDTH).
+    gated: `down` with column c multiplied by scale[c].
+    If KEEP, two more results are written for the weights' gradients. gradients (NETWORKS, tokens,
+    WIDTH): the gradient of each network's output. sums (tiles, NETWORKS, 2, WIDTH): the sum of
+    that gradient over the tile, and the sum of its product with the network's input.
     """
     start = tl.program_id(0) * TILE
     rows, columns = tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]
@@ -97,11 +105,12 @@ def backward_of_weights(
     NETWORKS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, CEILING: tl.constexpr, SPLITS: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of CHUNK hidden units of one network from one of SPLITS parts of the tokens.
+    """Compute the gradients of CHUNK hidden units of one network, over one of SPLITS token shares.
 
-    d_up (SPLITS, NETWORKS, INNER, WIDTH), d_up_bias (SPLITS, NETWORKS, INNER); d_down, of the shape of d_up, is that of the
-    product that `scale` multiplies. Hidden units are rows here: what the first two products give is then, in the registers
-    where it lies, the left operand of the last two.
+    d_up (SPLITS, NETWORKS, INNER, WIDTH); d_up_bias (SPLITS, NETWORKS, INNER). d_down has the shape
+    of d_up; it is the gradient of `scale * down`, so that of down before multiplication by scale.
+    Hidden units are rows here, so that the results of the first two products are, in the registers
+    where they lie, the left operands of the last two.
     """
     network, split = tl.program_id(1), tl.program_id(2)
     rows, columns = tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]

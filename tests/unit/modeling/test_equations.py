@@ -218,7 +218,7 @@ def test_gradients_of_replaced_scores(with_probabilities):
 
 def test_masks_by_query_have_no_replaced_scores():
     model = MobileBertModel(MobileBertConfig(**SMALL, mask_value="-6"))
-    with pytest.raises(ValueError, match="a mask is one of keys"):
+    with pytest.raises(ValueError, match="takes only masks of keys"):
         model(batch("Model", False)["input_ids"], torch.ones(BATCH, 1, TOKENS, TOKENS, dtype=torch.bool))
     inputs = batch("Model", True)
     four = {**inputs, "attention_mask": inputs["attention_mask"][:, None, None, :].bool()}

@@ -73,7 +73,7 @@ def test_every_block_of_a_model_it_takes(hopper):
 )
 def test_a_model_without_such_a_stack_is_refused(hopper, fields):
     model = build(**fields)
-    assert "has no stack that the kernel takes" in refusal(model)
+    assert "has no feed-forward networks that the kernel takes" in refusal(model)
     assert not any(block.fused for block in model.mobilebert.encoder.layer)
 
 

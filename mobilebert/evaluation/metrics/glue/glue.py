@@ -1,4 +1,4 @@
-"""`evaluate.load(<this folder>, TASK)`: the scores of `mobilebert.evaluation.glue.score`, as fractions."""
+"""Provide `mobilebert.evaluation.glue.score` as a metric: `evaluate.load(<this folder>, TASK)`."""
 
 import datasets
 import evaluate
@@ -8,6 +8,8 @@ from mobilebert.study.tasks import TASKS
 
 
 class Glue(evaluate.Metric):
+    """The scores of a GLUE task, as fractions; the configuration is the task's name."""
+
     def _info(self):
         task = TASKS.get(self.config_name)
         if task is None or task.is_squad:

@@ -1,4 +1,4 @@
-"""`evaluate.load(<this folder>, "squad_v1.1")` or "squad_v2.0": `mobilebert.evaluation.squad`, as fractions."""
+"""Provide the SQuAD scores as a metric: `evaluate.load(<this folder>, "squad_v1.1")`."""
 
 import datasets
 import evaluate
@@ -7,6 +7,8 @@ from mobilebert.evaluation import squad
 
 
 class Squad(evaluate.Metric):
+    """The SQuAD scores, as fractions, for the configuration "squad_v1.1" or "squad_v2.0"."""
+
     def _info(self):
         if self.config_name not in ("squad_v1.1", "squad_v2.0"):
             raise ValueError(f"configuration {self.config_name!r} is not known; allowed: squad_v1.1, squad_v2.0")
