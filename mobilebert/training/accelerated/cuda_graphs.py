@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from mobilebert.training.batches import Batch
+from mobilebert.training.stepper import Stepper
 
 T = TypeVar("T")
 WARM_UP = 3  # steps of a kind before recording, from torch's notes on CUDA graphs
@@ -84,26 +85,27 @@ class Kind:
 
 
 class Graphs:
-    """`loop.Step` done by graphs in one process: the same calls, the same results up to rounding.
+    """`Stepper` done by graphs in one process: the same calls, the same results up to rounding.
 
     Pre-training has two kinds of steps: with a padded row, and without (attention then needs no
     mask). The first WARM_UP steps of a kind are done kernel by kernel. They are steps of the
     training, so warming up changes nothing else, and they create the moments. In another stage
-    (`loop.Task.stage`) other layers learn, so all graphs are then dropped.
+    (`TrainingPlan.stage`) other layers learn, so all graphs are then dropped.
 
     Each kind has two graphs, because between gradients and update the host checks that the losses
     are finite. Only there does a step wait for the device, with graphs or without; during the
     update the host already prepares the next step.
     """
 
-    def __init__(self, step):
+    def __init__(self, step: Stepper):
         self.step, self.groups = step, step.optimizer.param_groups
+        self.prepare = step.prepare
         self.rates = torch.zeros(len(self.groups), device=step.device, dtype=self.groups[0]["params"][0].dtype)
         self.capture, self.stage, self.kinds = Capture(), None, {}
 
-    def gradients(self, parts: list[Batch], rows: int, place: int) -> tuple[list[str], torch.Tensor]:
-        """Return what `Step.gradients` returns."""
-        stage = self.step.task.stage(place)
+    def gradients(self, parts: list[Batch], rows: int, place: int, saves: bool = False) -> tuple[list[str], torch.Tensor]:
+        """Return what `Stepper.gradients` returns; saves: ignored, one process needs no message."""
+        stage = self.step.plan.stage(place)
         if stage != self.stage:
             self.capture.renew()
             self.stage, self.kinds = stage, {}
@@ -125,7 +127,7 @@ class Graphs:
         return kind.gradients()
 
     def update(self) -> None:
-        """Do `Step.update` with the gradients of the last call of `gradients`."""
+        """Do `Stepper.update` with the gradients of the last call of `gradients`."""
         if self.kind.steps <= WARM_UP:
             self.capture.warm(self.step.update)
             return

@@ -28,7 +28,8 @@ from mobilebert.training.accelerated.cuda_graphs import WARM_UP
 from mobilebert.training.batches import digest, fill_up, split
 from mobilebert.training.distributed.processes import World
 from mobilebert.training.distributed.sharding import Shards
-from mobilebert.training.loop import Step, Task, train
+from mobilebert.training.loop import Task, train
+from mobilebert.training.stepper import Stepper
 from mobilebert.util.errors import Diverged, UserError
 
 torch.set_num_threads(1)
@@ -368,14 +369,14 @@ def faulty(monkeypatch, fault):
 
 
 def rates_in_python(monkeypatch):
-    plain = Step.gradients
+    plain = Stepper.gradients
 
-    def gradients(self, parts, rows, place):
+    def gradients(self, parts, rows, place, saves=False):
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.02 * self.task.rate(place)
-        return plain(self, parts, rows, place)
+            group["lr"] = 0.02 * self.plan.rate(place)
+        return plain(self, parts, rows, place, saves)
 
-    monkeypatch.setattr(Step, "gradients", gradients)
+    monkeypatch.setattr(Stepper, "gradients", gradients)
 
 
 @pytest.mark.parametrize("fault", list(FAULTS)[:3])
@@ -416,7 +417,7 @@ def on_meta(monkeypatch, kind, optimizer):
     monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
     _, made, task = workload(kind, optimizer, "meta")
     shards = Shards([p for group in made.param_groups for p in group["params"]], World())
-    step = Step(task, made, shards, "meta")
+    step = Stepper(task, made, shards, "meta")
     for place, number in ((0, 0), (STEPS - 1, 1)):
         task.prepare(place)
         part = {key: value.to("meta") for key, value in fill_up(batch(number), 3).items()}

@@ -386,7 +386,7 @@ def test_a_time_budget_ends_the_run_and_drives_the_schedule(tmp_path, monkeypatc
     clock, rates = Clock(monkeypatch), []
     run, _ = toy(tmp_path, max_minutes=0.5, prepare=clock.prepare, rate=lambda place: rates.append(place) or 1.0)
     assert [place for _, place in clock.places] == [int(second / 30 * 12) for second in range(30)]
-    assert rates == [place for _, place in clock.places for _ in range(2)]  # two groups of parameters
+    assert rates == [place for _, place in clock.places]
     assert run.details["train_steps"] == 30
     assert [step for step, _ in run.curves["train_loss"]][-1] == 29
 
