@@ -156,7 +156,7 @@ def _check(specs: list[dict], **settings: int) -> None:
     names = [spec["name"] for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"name: {name!r} is the name of {names.count(name)} models; each must have another one")
+            raise UserError(f"name: {name!r} is the name of {names.count(name)} models; names must differ")
     for spec in specs:
         if spec["engine"] not in ENGINES:
             raise UserError(f"engine of {spec['name']}: {spec['engine']!r} is unknown: choose one of {', '.join(ENGINES)}")

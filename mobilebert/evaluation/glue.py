@@ -94,7 +94,7 @@ def score(task_name: str, predictions: Sequence | np.ndarray, labels: Sequence |
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim != 1 or predictions.shape != labels.shape or not len(labels):
         raise UserError(
-            f"{task_name}: predictions {predictions.shape} and labels {labels.shape} must be [n] with one n of at least 1"
+            f"{task_name}: predictions {predictions.shape} and labels {labels.shape} must be [n], of one length, not empty"
         )
     for what, values in (("predictions", predictions), ("labels", labels)):
         if task.is_regression:

@@ -242,7 +242,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         if attention_layers is None:
             attention_layers = range(num_layers) if output_attentions else ()
         elif not all(0 <= index < num_layers for index in attention_layers):
-            raise ValueError(f"attention_layers: {sorted(attention_layers)} must be below {num_layers}, the number of blocks run")
+            raise ValueError(f"attention_layers: {sorted(attention_layers)} must all be from 0 and below {num_layers}")
         dtype = self.compute_dtype()
         try:
             embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
