@@ -1,0 +1,253 @@
+"""Every command of the documents runs, is checked without running, or is listed here with the reason why it does not run."""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from snakemake.cli import parse_args
+from tokenizers import BertWordPieceTokenizer
+
+from mobilebert.cli.main import main, parser
+from mobilebert.data.sources import open_source
+from mobilebert.modeling import MobileBertConfig, tasks
+from mobilebert.study.graph import build_graph, find_job
+from mobilebert.study.load import load_study
+from mobilebert.study.tasks import TASKS
+
+ROOT = Path(__file__).parents[2]
+MINI = Path(__file__).with_name("mini.yaml")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working tree
+
+# A command that is not run, word for word, and why. The words of each are checked all the same.
+STAGES = "takes a minute: test_smoke.py runs the stages"
+BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
+INSTALLS = "installs packages"
+NOT_RUN = {
+    ". .venv/bin/activate": "changes the shell",
+    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make reproduce": INSTALLS,
+    "conda activate mobilebert": "changes the shell",
+    "conda env create -f environment.yml": INSTALLS,
+    "pip install '.[workflow]'": INSTALLS,
+    "pip install --no-deps --editable .": INSTALLS,
+    "pip install pre-commit basedpyright snakefmt": INSTALLS,
+    "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
+    "mlflow ui --backend-store-uri sqlite:///results/cpu/mlflow.db": "starts a server",
+    "mobilebert track --study cpu": "makes an MLflow store, 8 seconds: tests/unit/reporting/test_tracking.py does",
+    "mobilebert track --study cpu --live": "waits 30 seconds: tests/unit/reporting/test_tracking.py does",
+    "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
+        "needs all test sets: tests/unit/evaluation/test_submission.py has them"
+    ),
+    "python -m mobilebert data --study smoke": STAGES,
+    "python -m mobilebert pretrain ib-bert-large --study smoke": STAGES,
+    "python -m mobilebert transfer mobilebert --study smoke": STAGES,
+    "python -m mobilebert distill mobilebert --study smoke": STAGES,
+    "python -m mobilebert finetune mobilebert/sst2 --study smoke": STAGES,
+    "torchrun --nproc-per-node 2 -m mobilebert pretrain ib-bert-large --study gpu": (
+        "needs a GPU: tests/unit/training/test_parallel.py runs torchrun"
+    ),
+    "python tests/bench/gpu_training.py student --out student.json": BENCH,
+    "python tests/bench/gpu_inference.py encoder --batch 32 --out inference.json": BENCH,
+    "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
+    "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
+}
+PYTHON_NOT_RUN = {  # the first line of a block of Python
+    "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (
+        "needs the hub, and 3 GB for two teachers: tests/unit/modeling builds small ones"
+    ),
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "to", "remember"]
+
+
+def fences(language: str) -> list[tuple[str, str]]:
+    """Return (document, text) of every fenced block in a language."""
+    found = []
+    for document in DOCUMENTS:
+        for kind, text in re.findall(r"^```(.*?)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S):
+            assert kind in ("sh", "python", "yaml", "text"), f"{document}: a block of {kind or 'no language'}"
+            if kind == language:
+                found.append((document.name, text))
+    return found
+
+
+def commands() -> list[str]:
+    """Return every command, without its comment, each once."""
+    lines = (line for _, text in fences("sh") for line in text.replace("\\\n", " ").splitlines())
+    bare = (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines)
+    return list(dict.fromkeys(filter(None, bare)))
+
+
+COMMANDS = commands()
+
+
+def of(program: str) -> list[str]:
+    """Return the commands of a program that are to be run."""
+    return [command for command in COMMANDS if command.split()[0] == program and command not in NOT_RUN]
+
+
+def test_every_command_is_run_or_listed_with_its_reason():
+    run = [*of("make"), *of("snakemake"), *of("mobilebert"), *of("pytest")]
+    assert not {*COMMANDS} - {*run} - NOT_RUN.keys(), "new commands: run them here, or list them with the reason"
+    assert not NOT_RUN.keys() - {*COMMANDS}, "listed, and in no document"
+
+
+# --- make, pytest and what is not run: the words are checked
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "make" in shlex.split(command)])
+def test_make_has_the_target(command):
+    words = shlex.split(command)
+    dry = ["make", "--dry-run", *words[words.index("make") + 1 :]]
+    done = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", of("pytest"))
+def test_pytest_names_files_that_exist(command):
+    for word in shlex.split(command)[1:]:
+        assert "/" not in word or (ROOT / word.partition("::")[0]).exists()
+
+
+@pytest.mark.parametrize("command", NOT_RUN)
+def test_a_command_that_is_not_run_has_words_that_its_program_knows(command):
+    words = shlex.split(command.replace("...", " ".join(f"{task}=MODEL" for task in ("mrpc", "rte"))))
+    if words[0] in ("mobilebert", "python", "torchrun") and "mobilebert" in words:
+        options = parser().parse_args(words[words.index("mobilebert") + 1 :])
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+        return
+    else:
+        return
+    if name := getattr(options, "name", None):
+        assert find_job(build_graph(load_study(options.study)), options.command, name)
+
+
+# --- Snakemake: dry runs of all commands in one process, which needs ten seconds less
+
+
+DRY_RUNS = """
+import json, sys
+from snakemake.cli import main
+codes = []
+for words in json.load(sys.stdin):
+    try:
+        codes.append(main(words))
+    except SystemExit as end:
+        codes.append(end.code)
+    print(f"{words}: {codes[-1]}", file=sys.stderr)
+print()
+print(json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dry_runs(tmp_path_factory):
+    """Start the dry runs before the other tests; give the process that runs them."""
+    results = tmp_path_factory.mktemp("results")
+    asked = [dry_run(shlex.split(command)[1:], results) for command in of("snakemake")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRY_RUNS],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write(json.dumps(asked))
+    process.stdin.close()
+    process.stdin = None  # communicate() would write to it
+    yield process
+    process.kill()
+    process.wait()
+
+
+def dry_run(words: list[str], results: Path) -> list[str]:
+    """Return the words of a dry run of the same command, with results elsewhere and a study for `my.yaml`."""
+    _, options = parse_args(words)
+    words = [word.replace("study=my.yaml", f"study={MINI}").replace("results/", f"{results}/", 1) for word in words]
+    if not options.config:
+        words += ["--config"]
+    place = words.index("--config") + 1
+    return ["--dry-run", "--quiet", "all", *words[:place], f"results={results}", *words[place:]]
+
+
+# --- the commands for files and checkpoints
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with what the commands name: a checkpoint MODEL, a data folder D, files of rows and predictions."""
+    folder = tmp_path_factory.mktemp("documented")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 32, "embedding_size": 16}
+    sizes |= {"intra_bottleneck_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = tasks.MobileBertForSequenceClassification(MobileBertConfig(**sizes, max_position_embeddings=128))
+    model.save_pretrained(folder / "MODEL")
+    vocabulary = {word: place for place, word in enumerate(WORDS)}
+    BertWordPieceTokenizer(vocabulary, lowercase=True).save(str(folder / "MODEL/tokenizer.json"))
+    source = open_source("synthetic")
+    for task in ("rte", "squad_v1.1"):
+        path = folder / "D" / TASKS[task].folder / "validation.parquet"
+        path.parent.mkdir(parents=True)
+        source.table(task, "validation").head(8).to_parquet(path)
+    squad = source.table("squad_v1.1", "validation").head(8)
+    answers = {key: texts["text"][0] for key, texts in zip(squad["id"], squad["answers"], strict=True)}
+    (folder / "predictions.json.gz").write_bytes(gzip.compress(json.dumps(answers).encode()))
+    idx = source.table("rte", "validation").head(8)["idx"]
+    predicted = zip(idx, np.zeros(len(idx), int), strict=True)
+    (folder / "predictions.tsv").write_text("idx\tprediction\n" + "".join(f"{key}\t{value}\n" for key, value in predicted))
+    (folder / "rows.tsv").write_text("sentence\na film to remember\n")
+    (folder / "results").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("command", of("mobilebert"))
+def test_command_runs(command, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out or "--output" in command or "state" in command
+
+
+# --- Python, links and paths
+
+
+@pytest.mark.parametrize(("document", "text"), fences("python"))
+def test_python_runs(document, text, tmp_path):
+    program = compile(text, document, "exec")
+    if text.splitlines()[0] in PYTHON_NOT_RUN:
+        return
+    if "import evaluate" not in text:
+        exec(program, {})
+        return
+    # In a process of its own: evaluate reads at import where its cache lies.
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_lead_to_files(document):
+    text = document.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    found = [os.path.normpath(document.parent.relative_to(ROOT) / link) for link in links]
+    found += re.findall(r"`((?:mobilebert|workflows|tests|profiles|reports)/[\w./-]+)`", text)
+    named = [path for path in found if not re.search(r"NAME|_N\b", path)]  # others stand for any file of a kind
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert not {*missing} - GENERATED
+
+
+def test_snakemake_plans_every_command(dry_runs):
+    """The last test: by now the process that started first has ended, or nearly so."""
+    out, err = dry_runs.communicate(timeout=120)
+    assert dry_runs.returncode == 0, err
+    codes = json.loads(out.splitlines()[-1])
+    assert dict(zip(of("snakemake"), codes, strict=True)) == dict.fromkeys(of("snakemake"), 0), err
