@@ -246,8 +246,8 @@ def no_less_exact_than_the_modules(arguments, weights, autocast):
     for name, ours, theirs, exact in zip(names, found, modules, expected, strict=True):
         assert ours.dtype == theirs.dtype
         error, allowed = ((value.double() - exact).norm() / exact.norm() for value in (ours, theirs))
-        # Autocast gives the norm's product its x in float32. Here every weight's gradient, ours and
-        # theirs, uses x rounded to bfloat16, a relative error of at most 2**-9.
+        # Autocast gives the norm's product its x in float32. Ours uses x rounded to bfloat16 (by at
+        # most 2**-9 of itself), from which both compute the gradients of all weights.
         least = 2**-8 if name == "scale" else EXACT
         assert error <= max(1.5 * allowed, least), name
     return found
