@@ -1,7 +1,7 @@
-# make reproduce [STUDY=cpu] [ARGS="--keep-going"]     run a study; print its verdicts and where its page is
-# make test                                            what CI runs
-# make test-slurm                                      the Slurm profile against a Slurm of one node (root; apt install slurm-wlm munge)
-# make test-long                                       50 kills of each training program, two processes against one: minutes
+# make reproduce [STUDY=cpu] [ARGS="--keep-going"]   run a study; print its verdicts and its page
+# make test         run the tests of CI
+# make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
+# make test-long    kill each training program 50 times, compare two processes with one: minutes
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
@@ -20,7 +20,7 @@ reproduce: $(READY)
 	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
-# The unit tests take a process a core. The others time something or start processes of their own.
+# Unit tests run one process a core. The others measure times or start processes of their own.
 test: $(READY)
 	ruff check .
 	ruff format --check .

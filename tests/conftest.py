@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real GLUE, SQuAD and corpus files; tests that need it are skipped, with this reason, where it is not."""
+    """Return the folder of real GLUE, SQuAD and corpus files; skip the test if there is none."""
     folder = Path(os.environ.get("MOBILEBERT_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "SHA256SUMS").is_file():
         pytest.skip(f"no real data in {folder} (set MOBILEBERT_DATA)")
@@ -17,6 +17,7 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def states_by_steps_alone(monkeypatch):
-    """A test that says after which steps a run saves itself holds on a slow machine too; `test_pace` has a clock of its own."""
+    """Save states by steps alone, never by the clock. A test that says after which steps a job
+    saves its state then holds on a slow machine too. `test_pace` has its own clock."""
     if module := sys.modules.get("mobilebert.training.checkpoint"):
         monkeypatch.setattr(module, "LEAST_SECONDS", math.inf)

@@ -1,4 +1,7 @@
-"""What the GPU programs share: a corpus of random tokens, timed steps of the suite's own loop and of a peer's, the report."""
+"""Share code between the GPU programs.
+
+A corpus of random tokens, timed steps of the suite's loop and of a peer's, and the report.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ import numpy as np
 import torch
 
 TOKENS, SENTENCE, DOCUMENT = 2_000_000, 20, 400  # of the corpus: 40 MB of batches at length 128
-# Steps of a round before its figures: the first compiles, the first three (`graphs.WARM_UP`) run kernel by kernel and in the
-# fourth the graphs are recorded. All versions leave out as many.
+# Steps left out at the start of a round, alike in all versions: the first compiles, the first three
+# (`graphs.WARM_UP`) run kernel by kernel, and the fourth records the graphs.
 SETTLED = 4
 
 
 def arguments(description: str, choices: tuple[str, ...]) -> argparse.Namespace:
-    """The command line. Exits 2 where there is no GPU and no --tiny."""
+    """Return the parsed command line. Exit with code 2 if there is neither a GPU nor --tiny."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("what", choices=choices)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file: every sample, what it was measured on")
@@ -41,12 +44,12 @@ def arguments(description: str, choices: tuple[str, ...]) -> argparse.Namespace:
         parser.error("this machine shows no NVIDIA GPU; --tiny tries the program on the CPU")
     found.device = "cpu" if found.tiny else "cuda"
     if found.tiny:
-        found.batch, found.length = 8, 64  # some rows are padded, as of the whole size
+        found.batch, found.length = 8, 64  # some rows are padded, as at full size
     return found
 
 
 def widths(tiny: bool) -> dict:
-    """Overrides of a preset for --tiny."""
+    """Return the overrides of a preset for --tiny."""
     if not tiny:
         return {}
     return {"num_hidden_layers": 2, "hidden_size": 64, "embedding_size": 32, "intermediate_size": 64, "vocab_size": 1000}
@@ -54,7 +57,7 @@ def widths(tiny: bool) -> dict:
 
 @contextlib.contextmanager
 def corpus(vocab_size: int) -> Iterator[Path]:
-    """A folder as the data stage leaves one, of tokens drawn at random: speed does not depend on what they say."""
+    """Yield a folder like the data stage's, with random tokens: speed does not depend on them."""
     from tokenizers import Tokenizer, models
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -81,10 +84,8 @@ def synchronize(device: str) -> None:
 
 
 def peer(step: Callable[[dict], torch.Tensor], model: torch.nn.Module, batch: Callable[[int], dict], device: str) -> Callable:
-    """A peer's loop: autocast, backward, torch's own clipping and fused AdamW, a batch that lies on the device already.
-
-    Returns steps -> (seconds of each, details).
-    """
+    """Return steps -> (seconds of each, details): a peer's loop. It uses autocast, backward,
+    torch's own clipping and fused AdamW, on batches that already lie on the device."""
     from mobilebert.util.errors import Diverged
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -101,7 +102,7 @@ def peer(step: Callable[[dict], torch.Tensor], model: torch.nn.Module, batch: Ca
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if not math.isfinite(loss.item()):  # as ours, whose loop looks at the loss of every step
+            if not math.isfinite(loss.item()):  # our loop also reads the loss of every step
                 raise Diverged(f"loss {loss.item()} at step {index}")
             synchronize(device)
             seconds.append(time.perf_counter() - start)
@@ -111,7 +112,7 @@ def peer(step: Callable[[dict], torch.Tensor], model: torch.nn.Module, batch: Ca
 
 
 def ours(model: torch.nn.Module, task, optimizer, device: str) -> Callable:
-    """The suite's own loop, `mobilebert.training.loop.train`, with everything that it does beside the step."""
+    """Return the suite's own loop, `mobilebert.training.loop.train`, with all that it does."""
     from dataclasses import replace
 
     from mobilebert.jobs.context import JobContext
@@ -122,7 +123,7 @@ def ours(model: torch.nn.Module, task, optimizer, device: str) -> Callable:
         stamps = []
 
         def prepare(step: int) -> None:
-            stamps.append(time.perf_counter())  # the loop has read the loss of the step before: that step has ended
+            stamps.append(time.perf_counter())  # the loop has read the previous loss, so that step has ended
             task.prepare(step)
 
         with tempfile.TemporaryDirectory() as folder:
@@ -132,14 +133,15 @@ def ours(model: torch.nn.Module, task, optimizer, device: str) -> Callable:
             train(record, model, optimizer, replace(task, steps=steps, prepare=prepare, checkpoint_every=10**9), "train", device)
             stamps.append(time.perf_counter())
         details = {key.removeprefix("train_"): value for key, value in record.details.items()}
-        stamps[0] = start  # what the loop does before its first step, compiling among it, is the first step's
+        stamps[0] = start  # the first step includes the work before it, such as compiling
         return list(np.diff(stamps)), details
 
     return run
 
 
 def sample(make: Callable[[], Callable], given) -> tuple:
-    """What a version, made here and gone afterwards, returns for what it is given; None where it fails. And its error, or ""."""
+    """Return (result, "") of `make()(given)`, or (None, its error) if the version fails. The
+    version is created here and freed afterwards."""
     try:
         return make()(given), ""
     except Exception as error:  # one version's failure must not cost the others' figures
@@ -147,15 +149,19 @@ def sample(make: Callable[[], Callable], given) -> tuple:
 
 
 def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_per_token: dict[str, float] | None = None) -> dict:
-    """Every version in turn in every round; prints a table. --out is written after each one: a time limit costs what is missing.
+    """Measure every version once a round, in turn, and print a table.
 
-    versions: name -> a function that makes `steps -> (seconds, details)`. It is made anew in every round, so that its peak of
-    memory and the room that it has are not those of the others; what is compiled once in a process is not compiled again. A
-    version that fails leaves its error in the file. Figures are of the steps after the first SETTLED of a round.
+    Write --out after each version: a time limit costs only the figures that are missing.
+
+    versions: name -> a function that returns `steps -> (seconds, details)`. Each round calls it
+    anew, so that the other versions do not add to its peak memory or take its room. Code that was
+    compiled once in a process is not compiled again. A version that fails leaves its error in the
+    file. Figures are of the steps after the first SETTLED of a round.
     """
     from mobilebert.util.progress import peak_flops
 
-    # The versions share the blocks' code, and dynamo counts by code: past its limit a compiled version would run uncompiled.
+    # The versions share the blocks' code, and dynamo counts by code: above its limit a compiled
+    # version would run uncompiled.
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     tokens, peak = options.batch * options.length, peak_flops(options.device)
@@ -195,7 +201,7 @@ def measure(versions: dict[str, Callable], options: argparse.Namespace, flops_pe
 
 
 def _figures(one: dict, tokens: int, mfu_of: float | None) -> None:
-    """mfu_of: MFU at a token a second."""
+    """Update the figures of a version. `mfu_of` is the MFU at one token a second."""
     steady = [second for seconds in one["seconds"] for second in seconds[SETTLED:]]
     one["median_seconds"] = statistics.median(steady)
     one["p10_p90"] = list(np.percentile(steady, [10, 90]) / one["median_seconds"])

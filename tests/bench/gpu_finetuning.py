@@ -1,17 +1,21 @@
-"""Fine-tuning on one GPU beside transformers' Trainer: the same model, rows, batch size, epochs and optimizer settings, bf16.
+"""Compare fine-tuning on one GPU with transformers' Trainer.
+
+The model, rows, batch size, epochs and optimizer settings are the same. Both train in bf16.
 
 python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz
 python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json
 python tests/bench/gpu_finetuning.py squad_v1.1 --examples examples.npz --out squad.json
 
-SST-2: 3 epochs, batch 32, at most 128 tokens. SQuAD v1.1: 2 epochs, batch 32, 384 tokens. Wall seconds of one training, without
-tokenization (`prepare`) and without scoring. Random weights: speed does not depend on them. The Trainer pads to the longest row
-of a batch, as ours does; only ours sorts by length.
+SST-2: 3 epochs, batch 32, at most 128 tokens. SQuAD v1.1: 2 epochs, batch 32, 384 tokens.
+A figure is the wall seconds of one training, without tokenization (`prepare`) and scoring. Weights
+are random: speed does not depend on them. Both pad to the longest row of a batch; only ours sorts
+by length.
 
---rows: of the training rows, drawn at random. SST-2 has 67,349, which are 6,300 steps of each version in each round; the default
-8,000 are 750, and of SQuAD 500. Every row, one version a call:
+--rows draws training rows at random. All 67,349 of SST-2 are 6,300 steps of each version in each
+round; the default 8,000 are 750 steps, and 500 of SQuAD. Every row, one version a call:
 
-python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --rows 67349 --rounds 1 --versions ours --out sst2-ours.json
+python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --rows 67349 --rounds 1 \
+    --versions ours --out sst2-ours.json
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ TINY_ROWS, WARM_ROWS, BATCH, RATE = 24, 320, 32, 5e-5
 
 
 def prepare(data: Path, out: Path) -> None:
-    """Tokenize once; the measuring machine then needs neither the data nor a reader of parquet."""
+    """Tokenize once; the measuring machine then needs neither the data nor a parquet reader."""
     import pandas as pd
     from tokenizers import BertWordPieceTokenizer
 
@@ -76,7 +80,7 @@ def model_of(task: str, tiny: bool):
 
 
 def theirs_of(task: str, tiny: bool):
-    """transformers' own model of the same shape."""
+    """Return transformers' own model of the same shape."""
     import transformers
 
     fields = model_of(task, tiny).config.to_dict()
@@ -102,7 +106,7 @@ def ours(task: str, examples, options) -> float:
 
 
 class Rows(torch.utils.data.Dataset):
-    """What the Trainer reads: a row as lists."""
+    """Rows as lists, which the Trainer reads."""
 
     def __init__(self, examples):
         self.examples = examples
@@ -152,7 +156,7 @@ def measure(task: str, options) -> None:
         "Trainer, transformers' model": lambda rows: trainer(theirs_of(task, options.tiny), task, rows, options),
     }
     versions = {name: version for name, version in versions.items() if not options.versions or name in options.versions}
-    ours(task, examples.part(min(WARM_ROWS, len(examples))), options)  # the device's start is no version's
+    ours(task, examples.part(min(WARM_ROWS, len(examples))), options)  # no version pays for the start of the device
     report = {
         "task": task,
         "rows": len(examples),

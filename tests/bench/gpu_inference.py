@@ -1,10 +1,13 @@
-"""Inference on one GPU: the folded MobileBERT beside BERT_BASE, each eager and compiled with CUDA graphs, bf16, length 128.
+"""Compare inference of the folded MobileBERT and BERT_BASE on one GPU, in bf16 at length 128.
+
+Each runs eager and compiled with CUDA graphs.
 
 python tests/bench/gpu_inference.py encoder --batch 32 --out inference-32.json
 python tests/bench/gpu_inference.py encoder --batch 1 --out inference-1.json
 
-Embeddings and encoder on ids that lie on the device. A sample is the mean of CALLS calls between two synchronisations; a
-round's first is one call alone, in the first round with what compiling takes; the first `gpu.SETTLED` are left out.
+The programs run embeddings and encoder on ids that already lie on the device. A sample is the mean
+of CALLS calls between two synchronisations. The first sample of a round is one call alone, and
+includes compiling in the first round; the first `gpu.SETTLED` samples are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Training steps on one GPU: tokens/s, MFU, memory and data wait of the suite's loop beside transformers and plain PyTorch.
+"""Compare training steps on one GPU with transformers and plain PyTorch.
+
+The report has tokens/s, MFU, memory and data wait of each.
 
 python tests/bench/gpu_training.py student --out student.json
 python tests/bench/gpu_training.py student --batch 1024 --out student-131k.json
@@ -6,8 +8,8 @@ python tests/bench/gpu_training.py teacher --out teacher.json
 python tests/bench/gpu_training.py transfer --batch 128 --out transfer.json
 python tests/bench/gpu_training.py distill --batch 128 --out distill.json
 
-All in bf16 autocast with AdamW, without dropout. The first steps of a round (`gpu.SETTLED`), which compile
-and record graphs, are left out.
+All train in bf16 autocast with AdamW, without dropout. The first steps of a round (`gpu.SETTLED`),
+which compile and record graphs, are left out.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def optimizer_of(model, **options):
     return optim.make(model, "adamw", 1e-5, 0.01, **options)
 
 
-# How the suite runs the same step; `fused` is of the model, the others are of the loop.
+# Ways in which the suite runs the same step; `fused` concerns the model, the others the loop.
 EXECUTIONS = {
     "ours, eager": {},
     "ours, compiled blocks": {"compile": True},
@@ -71,7 +73,7 @@ EXECUTIONS = {
 
 
 def pretraining(preset: str, batch, options, others: dict) -> None:
-    """Masked LM and next-sentence prediction of one model."""
+    """Measure masked LM and next-sentence prediction of one model."""
     from mobilebert.modeling.cost import cost
     from mobilebert.pretraining import objective as pretraining
 
@@ -82,7 +84,7 @@ def pretraining(preset: str, batch, options, others: dict) -> None:
 
     versions = dict(others)
     for name, execution in EXECUTIONS.items():
-        if preset == "mobilebert" or "fused" not in execution:  # the teacher has no stack
+        if preset == "mobilebert" or "fused" not in execution:  # the teacher has no feed-forward stack
             versions[name] = lambda execution=execution: version(execution)
     flops = cost(model_of(preset, options).config.to_dict(), options.length).training_flops_per_token
     gpu.measure(versions, options, dict.fromkeys(versions, flops))
@@ -111,7 +113,7 @@ def teacher(batch, options) -> None:
 
 
 def transfer(batch, options) -> None:
-    """PKT's stages of the first, the middle and the last layer."""
+    """Measure PKT's stages of the first, the middle and the last layer."""
     from mobilebert.distillation.transfer import Transfer, layer_of
 
     guide = model_of("ib-bert-large", options).requires_grad_(False)

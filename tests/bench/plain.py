@@ -1,6 +1,7 @@
-"""What the suite's training is measured against: plain PyTorch, as one writes it first.
+"""Train with plain PyTorch, as one writes it first: the peer of the suite's training.
 
-Both models whole, every attention map and hidden state kept, vocabulary logits of every token, gradients of everything.
+Both models run whole: they keep every attention map and hidden state, compute vocabulary logits of
+every token and gradients of everything.
 """
 
 import torch
@@ -8,13 +9,13 @@ import torch.nn.functional as F
 
 
 def whole(model, batch):
-    """All that a model can return."""
+    """Return all outputs that a model has."""
     inputs = {key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask") if key in batch}
     return model(**inputs, output_hidden_states=True, output_attentions=True)
 
 
 def transfer(student, teacher, batch, layer):
-    """Feature map transfer and attention transfer of one layer, from whole forward passes."""
+    """Return the feature map and attention transfer loss of one layer, from whole passes."""
     with torch.no_grad():
         guide = whole(teacher, batch)
     out = whole(student, batch)
@@ -25,7 +26,7 @@ def transfer(student, teacher, batch, layer):
 
 
 def distillation(student, teacher, batch):
-    """Masked LM, soft labels and next-sentence prediction from logits of the whole sequence."""
+    """Return the loss of masked LM, soft labels and NSP, from logits of the whole sequence."""
     with torch.no_grad():
         guide = whole(teacher, batch)
     out = whole(student, batch)
@@ -36,7 +37,7 @@ def distillation(student, teacher, batch):
 
 
 def pretraining(model, batch):
-    """Masked LM and next-sentence prediction; labels of the whole batch, as the usual collator makes them."""
+    """Return the masked LM and NSP loss; labels cover the whole batch, as a usual collator's."""
     inputs = {key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask") if key in batch}
     out = model(**inputs)
     labels = torch.full((batch["input_ids"].numel(),), -100, device=batch["input_ids"].device)

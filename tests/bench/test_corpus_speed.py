@@ -1,4 +1,7 @@
-"""Text to masked batches of length 128 beside transformers' fast tokenizer and collator. The verdict is a ratio in one run."""
+"""Compare text to masked batches of length 128 with transformers' fast tokenizer and collator.
+
+The verdict is a ratio in one run.
+"""
 
 import os
 import statistics
@@ -36,7 +39,7 @@ class Part:
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory):
-    """Both sides as functions: documents in, number of tokens in masked batches out. One thread each."""
+    """Return both sides as functions that return the tokens in masked batches; one thread."""
     from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
     torch.set_num_threads(1)
@@ -50,7 +53,7 @@ def sides(tmp_path_factory):
     part = Part(source, CHARACTERS)
 
     def ours():
-        """Sentences, ids, token files; segment pairs, next-sentence labels, masks; as tensors."""
+        """Write token files; then build tensors of segment pairs, NSP labels and masks."""
         prepare_corpus(part, tokenizer, folder / "out", heldout_share=0.01, squad_dev_paragraphs=())
         pairs, tokens = Pairs(folder / "out", "train", length=LENGTH, tokenizer=tokenizer, seed=0), 0
         for step in range(len(pairs) // BATCH):
@@ -59,7 +62,8 @@ def sides(tmp_path_factory):
         return tokens
 
     def transformers():
-        """As their run_mlm.py: ids, blocks of 126 tokens, special tokens, masks. No sentences, pairs or labels."""
+        """Follow their run_mlm.py: ids, blocks of 126 tokens, special tokens, masks. There are no
+        sentences, pairs or labels."""
         ids = [token for row in theirs(part.texts, add_special_tokens=False)["input_ids"] for token in row]
         blocks, tokens = (ids[start : start + LENGTH - 2] for start in range(0, len(ids) - LENGTH + 3, LENGTH - 2)), 0
         while rows := list(islice(blocks, BATCH)):
@@ -77,7 +81,7 @@ def test_corpus(benchmark, sides, which):
 
 
 def test_twice_as_many_tokens_a_second_as_transformers(sides):
-    """Interleaved, so that a busy machine hits both."""
+    """Rounds are interleaved, so that a busy machine slows both."""
     rates = {name: [] for name in sides}
     for _ in range(ROUNDS):
         for name, side in sides.items():

@@ -1,6 +1,6 @@
-"""Our transfer stage and distillation step beside plain PyTorch's. Verdicts are ratios within one run.
+"""Compare our transfer stage and distillation step with plain PyTorch's (plain.py).
 
-The plain version is that of plain.py. Raw samples stand in the assertion's message.
+Verdicts are ratios within one run. The assertion's message shows the raw samples.
 """
 
 import time
@@ -49,7 +49,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def steps():
-    """Name -> (ours, plain), each the loss of one step."""
+    """Return name -> (ours, plain), each a function that returns the loss of one step."""
     from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.distillation.transfer import Transfer, layer_of
     from mobilebert.training import optim
@@ -91,8 +91,8 @@ def steps():
     [("stage of layer 1", 5.0), ("stage of layer 6", 1.6), ("stage of layer 12", 1.1), ("distillation", 1.1)],
 )
 def test_faster_than_plain(steps, name, least):
-    """Rounds take each version once; of each the fastest round counts, in seconds of this process on its one thread: other work
-    disturbs it least."""
+    """Each round runs each version once. The fastest round counts, in processor seconds of this
+    process on its one thread: other work disturbs it least."""
     versions, students = steps
     samples, losses = {"ours": [], "plain": []}, {}
     for _ in range(WARMUP + ROUNDS):

@@ -1,7 +1,9 @@
-"""Our fine-tuning loop beside transformers' Trainer: the same model, rows, batch size, epochs and optimizer settings, one run.
+"""Compare our fine-tuning loop with transformers' Trainer.
 
-Both pad to the longest row of a batch; only ours sorts rows by length, which is part of what is measured. The Trainer alone is
-why accelerate is installed for tests. Where it is, transformers imports it in every program: 1 to 3 % more of imports.
+The model, rows, batch size, epochs and optimizer settings are the same. Both pad to the longest row
+of a batch; only ours sorts rows by length, which is part of the measurement. accelerate is
+installed for the Trainer alone. Once installed, transformers imports it in every program: imports
+take 1 to 3 % longer.
 """
 
 import copy
@@ -17,7 +19,7 @@ ROWS, BATCH, EPOCHS, ROUNDS = 256, 16, 1, 3
 
 
 class Rows(Dataset):
-    """Rows as long as sentences are: 8 to 100 tokens, most of them short."""
+    """Rows as long as sentences: 8 to 100 tokens, most of them short."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -78,7 +80,8 @@ def theirs(model, rows, folder):
 
 
 def test_no_slower_than_the_trainer(model, tmp_path):
-    """Interleaved, so that a busy machine hits both. About 0.5 is usual; 0.8 leaves room for noise, none for unsorted rows."""
+    """Rounds are interleaved, so that a busy machine slows both. The usual ratio is about 0.5. The
+    bound of 0.8 leaves room for noise, but unsorted rows would exceed it."""
     rows, samples = Rows(), {"ours": [], "theirs": []}
     for turn in range(ROUNDS + 1):
         for name, train in (("ours", ours), ("theirs", theirs)):

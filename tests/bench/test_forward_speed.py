@@ -1,6 +1,7 @@
-"""Our forward pass, as it is and folded, beside transformers' on the same weights. Verdicts are ratios within one run.
+"""Compare our forward pass, plain and folded, with transformers' on the same weights.
 
-Raw samples stand in the assertion's message, and in the file that `--benchmark-json` writes.
+Verdicts are ratios within one run. The assertion's message and the file of `--benchmark-json` have
+the raw samples.
 """
 
 import statistics
@@ -44,11 +45,11 @@ def test_forward(benchmark, models, ids, which):
 
 
 def test_faster_than_transformers(models, ids):
-    """Compare medians of interleaved rounds; three times before a loss is believed.
+    """Compare medians of interleaved rounds; only three losses in a row fail.
 
-    The ratio depends on the processor: 1.11 to 1.14, and 1.45 to 1.5 folded, on a Xeon with AVX512 and AMX; 1.00 to 1.02, and
-    1.11 to 1.20 folded, on an EPYC with AVX2 alone, whose products take longer beside the same calls. The test asks of each
-    kind what no noise has hidden yet.
+    The ratio depends on the processor: 1.11 to 1.14, and 1.45 to 1.5 folded, on a Xeon with AVX512
+    and AMX; 1.00 to 1.02, and 1.11 to 1.20 folded, on an EPYC with AVX2 alone, whose products take
+    longer beside the same calls. The bounds of each kind are below all ratios seen so far.
     """
     least_ours, least_folded = (1.02, 1.25) if processor()["isa"] in WIDE else (0.95, 1.05)
     for _ in range(3):

@@ -1,4 +1,7 @@
-"""The GPU programs run to their end and write what they promise, with narrow models on the CPU: figures come from a GPU alone."""
+"""Run the GPU programs to their end with narrow models on the CPU.
+
+They must write what they promise; figures come from a GPU alone.
+"""
 
 import json
 import weakref
@@ -64,8 +67,9 @@ def test_finetuning(task, monkeypatch, tmp_path):
     assert [len(seconds) for seconds in found["seconds"].values()] == [1, 1, 1]
 
 
-def test_a_version_is_alone_in_memory_and_what_there_is_is_written_at_once(tmp_path):
-    """The second version fails, and looks for the first, which held a model, and for its figures; in the next round too."""
+def test_a_version_runs_alone_in_memory_and_its_figures_are_written_at_once(tmp_path):
+    """The second version fails in both rounds. It checks that the first one's model is freed and
+    that its figures are written."""
     options = SimpleNamespace(batch=1, length=8, device="cpu", versions=None, rounds=2, steps=6, out=tmp_path / "out.json")
     made, seen = [], []
 
@@ -86,7 +90,7 @@ def test_a_version_is_alone_in_memory_and_what_there_is_is_written_at_once(tmp_p
 
 
 @pytest.mark.parametrize(("program", "what"), [(gpu_training, "student"), (gpu_inference, "encoder")])
-def test_without_a_gpu_they_measure_nothing(program, what, monkeypatch, tmp_path, capsys):
+def test_the_programs_measure_nothing_without_a_gpu(program, what, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["program", what, "--out", str(tmp_path / "x")])
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,7 @@
-"""Our pre-training step beside the plain PyTorch one on the same batch. The verdict is a ratio within one run, never a time."""
+"""Compare our pre-training step with plain PyTorch's on the same batch.
+
+The verdict is a ratio within one run, never a time.
+"""
 
 import statistics
 import time
@@ -12,7 +15,7 @@ BETAS, EPS, DECAY, RATE, CLIP = (0.9, 0.999), 1e-6, 0.01, 1e-4, 1.0
 
 
 def plain_step(model, state, batch):
-    """Logits of every token over the whole vocabulary, a loop over the parameters."""
+    """Take a step with the logits of every token, and loop over the parameters."""
     loss = plain.pretraining(model, batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=False)
@@ -45,7 +48,7 @@ def our_step(model, optimizer, batch):
 
 @pytest.fixture(scope="module")
 def steps():
-    """Name -> a function that makes one step, both from the same weights on the same batch."""
+    """Return name -> a function of one step, both from the same weights on the same batch."""
     from mobilebert import MobileBertConfig, MobileBertForPreTraining
     from mobilebert.training import optim
 
@@ -67,8 +70,9 @@ def steps():
     return {"ours": lambda: our_step(models[0], optimizer, batch), "plain": lambda: plain_step(models[1], state, batch)}
 
 
-def test_ours_is_the_plain_step_and_faster(steps):
-    """Interleaved, so that a busy machine hits both. Without 85 % of the logits ours must win, whatever the noise."""
+def test_our_step_has_the_plain_losses_and_is_faster(steps):
+    """Rounds are interleaved, so that a busy machine slows both. Ours computes 85 % fewer logits,
+    so it must win whatever the noise."""
     samples, losses = {name: [] for name in steps}, {name: [] for name in steps}
     for _ in range(ROUNDS + 2):
         for name, step in steps.items():

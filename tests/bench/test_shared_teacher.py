@@ -1,4 +1,7 @@
-"""Three students that share one teacher pass beside three that do not. The verdict is a ratio within one run."""
+"""Compare three students that share one teacher pass with three that do not.
+
+The verdict is a ratio within one run.
+"""
 
 import time
 
@@ -29,8 +32,9 @@ def batch(step):
 
 
 def measure(folder, prepare):
-    """Processor seconds of this process on its one thread: STUDENTS trained beside each other and one after the other, the best
-    of interleaved rounds; and every round's."""
+    """Return (ratio, samples): training STUDENTS alone over training them together. Times are
+    processor seconds of this process on its one thread. The ratio takes the best of interleaved
+    rounds; `samples` has every round."""
     from mobilebert.distillation.shared_teacher import train_together
     from mobilebert.jobs.context import JobContext
     from mobilebert.study.job import Job
@@ -64,9 +68,10 @@ def model(seed, fields):
     return MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **fields)).eval()
 
 
-def test_three_distillations_of_one_pass_cost_less_than_three_runs(tmp_path):
-    """The teacher's pass takes at least ten times the FLOPs of a student's step: were time as FLOPs, 3 x (10 + 1) against
-    10 + 3 x 1, 2.5 times. A step of small matrices and its optimizer take longer than that."""
+def test_three_distillations_that_share_a_teacher_pass_are_faster(tmp_path):
+    """The teacher's pass takes at least ten times the FLOPs of a student's step. If time followed
+    FLOPs, the ratio were 3 x (10 + 1) to 10 + 3 x 1, 2.5 times. A step of small matrices and its
+    optimizer take longer than that."""
     from mobilebert import MobileBertConfig
     from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.modeling.cost import cost
@@ -92,9 +97,10 @@ def test_three_distillations_of_one_pass_cost_less_than_three_runs(tmp_path):
     assert ratio >= 1.4, (ratio, samples)
 
 
-def test_three_transfers_of_one_pass_cost_less_than_three_runs(tmp_path):
-    """PKT, a step a layer; the last student wants no maps, so the taught block runs twice. Of 4 layers the teacher runs
-    3 x (1 + 2 + 3 + 4) blocks for three runs, (2 + 3 + 4 + 5) for one pass."""
+def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
+    """PKT with one step a layer. The last student compares no attention maps, so the taught block
+    runs twice. With 4 layers the teacher runs 3 x (1 + 2 + 3 + 4) blocks for three students alone,
+    and 2 + 3 + 4 + 5 for the shared pass."""
     from mobilebert.distillation.transfer import Transfer, layer_of
     from mobilebert.training import optim
     from mobilebert.training.loop import Task

@@ -1,6 +1,7 @@
-"""The training stages, each run in a process forked from one that has torch loaded and never computes with it.
+"""Run training stages in forked processes.
 
-A run costs no import, so a test can afford hundreds of them.
+The parent has torch loaded and never computes with it. A job costs no import, so a test can afford
+hundreds of them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STAGES = {"data": data, "pretrain": pretrain, "transfer": transfer, "distill": d
 
 
 def mini(**changes):
-    """The mini study, changed alike in pretrain, transfer and distill, where they have the key."""
+    """Return the mini study with `changes` to pretrain, transfer and distill that have the key."""
     study, sections = load_study(MINI), {}
     for name in ("pretrain", "transfer", "distill"):
         known = {key: value for key, value in changes.items() if key in type(getattr(study, name)).model_fields}
@@ -53,7 +54,7 @@ class Runs:
         self.study, self.results, self.graph = study, results, build_graph(study)
 
     def start(self, key: str, **environment: str) -> int:
-        """Fork; returns the process id. With torchrun's variables in `environment` it is one of several processes."""
+        """Fork and return the process id; torchrun's `environment` makes it one of several."""
         if pid := os.fork():
             return pid
         code = 1
@@ -81,21 +82,22 @@ class Runs:
         assert status == 0, f"{key}: {status}\n{(self.results / 'log').read_text()[-2000:]}"
 
     def wait_until(self, key: str, pid: int, condition: Callable[[], bool]) -> None:
-        """Wait until a running process has done something. Raises AssertionError if it ends before that."""
+        """Wait for a condition. Raises AssertionError if the process ends before it holds."""
         while not condition():
             found, status = os.waitpid(pid, os.WNOHANG)
             assert not found, f"{key}: ended too early: {status}\n{(self.results / 'log').read_text()[-2000:]}"
             time.sleep(0.002)
 
     def start_group(self, key: str, size: int) -> list[int]:
-        """`size` processes of one run; their ids."""
+        """Start `size` processes of one job and return their ids."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
         return [self.start(key, RANK=str(rank), **place) for rank in range(size)]
 
     def kill(self, key: str, after: float, in_training: bool) -> bool:
-        """Kill a run so many seconds after its start, or after the start of its training; False where it ended first."""
+        """Kill a job `after` seconds from its start, or from the start of its training. Return
+        False if the job ended first."""
         before, pid, begun = self._curves(key), self.start(key), None if in_training else time.monotonic()
         while begun is None or time.monotonic() < begun + after:
             if begun is None and self._curves(key) != before:
@@ -109,7 +111,7 @@ class Runs:
         return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
     def _curves(self, key: str) -> int | None:
-        """Number of the file of the curves: another one is written when a training begins or goes on."""
+        """Return the inode of the curves' file, which a training renews as it begins or resumes."""
         with contextlib.suppress(FileNotFoundError):
             return (self._state(key) / "curves.jsonl").stat().st_ino
 
@@ -123,7 +125,7 @@ class Runs:
         return record_file(self.results, self.study.name, self.graph[key]).exists()
 
     def outcome(self, key: str):
-        """What a kill must not change."""
+        """Return the outcome that a kill must not change: weights, metrics and curves."""
         record = self.record(key)
         return record.artefacts["model/model.safetensors"], record.metrics, record.curves
 
@@ -131,7 +133,7 @@ class Runs:
         shutil.rmtree(record_folder(self.results, self.study.name, self.graph[key]))
 
     def progress(self, key: str) -> tuple[int, int]:
-        """Steps reached, by the curves, and steps saved."""
+        """Return (steps reached by the curves, steps saved)."""
         state = self._state(key)
         reached = saved = 0
         if (state / "curves.jsonl").exists():

@@ -1,6 +1,7 @@
-"""The teacher, each strategy and distillation, killed at random moments and continued: the same weights to the bit.
+"""Kill trainings at random moments and resume them: the weights must be the same to the bit.
 
-Their states are some steps apart. The teacher is killed once more with states that are a time apart.
+The trainings are the teacher, each transfer strategy and distillation; they save a state every few
+steps. The teacher is then killed again with states saved by the clock.
 
 python tests/long/kills.py KILLS [--seed SEED]
 """
@@ -19,7 +20,7 @@ from forked import Runs, mini
 
 from mobilebert.training import checkpoint
 
-PROGRAMS = {  # each one's inputs are above it
+PROGRAMS = {  # inputs come before the program that reads them
     "teacher": "pretrain/ib-bert-large",
     "AKT": "distill/mobilebert-akt",
     "JKT": "transfer/mobilebert-jkt",
@@ -30,7 +31,8 @@ EVERY = 3  # steps between two states
 
 
 def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
-    """Kill a program so often, over as many whole runs as that takes; after each one compare with the run never killed."""
+    """Kill a program `kills` times, over as many whole jobs as that takes. Compare each whole job
+    with the one that was never killed."""
     start = time.monotonic()
     pid, first = runs.start(key), None
     while not os.waitpid(pid, os.WNOHANG)[0]:
@@ -43,7 +45,7 @@ def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
     runs.forget(key)
     killed, lost, whole = 0, [], 0
     while killed < kills:
-        in_training = moments.random() < 0.8  # the others before its first step, for the most part
+        in_training = moments.random() < 0.8  # the rest mostly before its first step
         after = moments.uniform(0, max(0.05, 2 * training / kills) if in_training else first)
         if not runs.kill(key, after, in_training):
             whole += 1
@@ -51,7 +53,7 @@ def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
             runs.forget(key)
             continue
         killed += 1
-        if runs.is_recorded(key):  # after its record was written, while its state was removed: there is nothing to lose
+        if runs.is_recorded(key):  # killed while removing its state, after its record: nothing to lose
             continue
         reached, saved = runs.progress(key)
         lost.append(reached - saved)
@@ -62,7 +64,7 @@ def check(runs: Runs, key: str, kills: int, moments: random.Random) -> str:
 
 
 def check_by_time(folder: Path, kills: int) -> str:
-    """Kill the teacher at each state that its clock brings about, where its steps bring about none."""
+    """Kill the teacher at each state that it saves by the clock; by steps it would save none."""
     checkpoint.LEAST_SECONDS = 0.05
     runs, key = Runs(mini(steps=60 + 30 * kills, warmup_steps=2, batch_size=4, length=16), folder), PROGRAMS["teacher"]
     for needed in ("data", key):
@@ -88,7 +90,8 @@ def main() -> None:
     print(f"seed {options.seed}", flush=True)
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        # Enough steps for so many kills; AKT takes twice as many, and below 400 each one is a point of the curves.
+        # Enough steps for this many kills. AKT takes twice as many, and up to 400 steps each one is
+        # a point of the curves.
         steps = min(190, max(12, 4 * options.kills))
         runs = Runs(mini(steps=steps, warmup_steps=2, batch_size=4, length=16, checkpoint_every=EVERY), Path(folder))
         runs.finish("data")

@@ -1,4 +1,6 @@
-"""Two gloo processes learn what one process with the same global batch learns, and can be killed and continued.
+"""Check that two gloo processes learn the same as one process with the same global batch.
+
+They can also be killed and resumed.
 
 python tests/long/parallel.py [2]     all cases, or the first two
 """
@@ -25,10 +27,8 @@ def learnt(runs: Runs, key: str) -> dict:
 
 
 def differences(one: dict, other: dict) -> tuple[float, float]:
-    """||a - b|| / ||a|| of all the weights together, and the largest of a single matrix.
-
-    Not of a single bias: that of the keys has no gradient but rounding, softmax being blind to it.
-    """
+    """Return a - b / a of all weights together, and the largest of a single matrix. Single biases
+    do not count: the bias of the keys has no gradient but rounding, since softmax ignores it."""
     assert one.keys() == other.keys()
     squares = {key: ((one[key] - other[key]).square().sum().item(), one[key].square().sum().item()) for key in one}
     whole = sum(value for value, _ in squares.values()) / sum(value for _, value in squares.values())
@@ -37,7 +37,7 @@ def differences(one: dict, other: dict) -> tuple[float, float]:
 
 
 def together(runs: Runs, key: str, kill_after_steps: int | None = None) -> None:
-    """A run by two processes, or one that loses both when so many steps are done."""
+    """Run a job by two processes; kill both after `kill_after_steps` steps, if given."""
     pids = runs.start_group(key, 2)
     if kill_after_steps is None:
         for pid in pids:
@@ -60,13 +60,14 @@ def compare(folder: Path, key: str, optimizer: str, accumulate: int, with_kill: 
     together(runs, key)
     pair, record = learnt(runs, key), runs.record(key)
     whole, matrix = differences(alone, pair)
-    assert 0 < whole < 1e-5, whole  # the sums are rounded in another order; the same to the bit would be no second process
+    assert 0 < whole < 1e-5, whole  # sums are rounded in another order; equal bits would mean no second process
     assert matrix < 1e-5, matrix
     total = dict(curves["train_loss"])
     for name, points in curves.items():
         for (step, value), (other_step, other) in zip(points, record.curves[name], strict=True):
             assert step == other_step
-            # A part is held to the whole loss: a divergence of 0.004 is the difference of two sums of 6.
+            # Compare a component with the whole loss: a divergence of 0.004 is the difference of
+            # two sums of 6.
             assert abs(value - other) < 1e-5 * total.get(step, value), (name, step, value, other)
     if not with_kill:
         return f"two processes differ from one by {whole:.1e}, in a matrix by at most {matrix:.1e}"

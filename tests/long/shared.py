@@ -1,4 +1,6 @@
-"""Students that share one teacher pass, killed at random moments: each one ends as it does alone, to the bit.
+"""Kill students that share one teacher pass at random moments: each must end as it does alone.
+
+The weights must be the same to the bit.
 
 python tests/long/shared.py KILLS [--seed SEED]
 """
@@ -16,14 +18,14 @@ from pathlib import Path
 from forked import Runs, mini
 
 STUDENTS = {
-    "transfer": ["transfer/mobilebert", "transfer/mobilebert-no-opt", "transfer/mobilebert-pd-fmt"],  # the last wants no maps
+    "transfer": ["transfer/mobilebert", "transfer/mobilebert-no-opt", "transfer/mobilebert-pd-fmt"],  # the last uses no maps
     "distill": ["distill/mobilebert", "distill/mobilebert-pd", "distill/control-fresh-student"],
 }
 EVERY = 3  # steps between two states
 
 
 def study(stage: str, steps: int, share: bool):
-    """The mini study with these students alone."""
+    """Return the mini study with these students alone."""
     changes = {"steps": steps, "warmup_steps": 2, "batch_size": 4, "length": 16, "accumulate": 2, "precision": "bf16"}
     found = mini(**changes, checkpoint_every=EVERY, share_teacher=share)
     changed = found.model_copy(update={"run": {key.partition("/")[2]: () for key in STUDENTS[stage]}})
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def killed(stage: str, students: list[str], kills: int, moments: random.Random, folder: Path) -> list[list[int]]:
-    """What each student had saved at each kill."""
+    """Return the steps that each student had saved at each kill."""
     steps, saved = 12 * (kills + 1), []
     runs, together = (Runs(study(stage, steps, share), folder) for share in (False, True))
     for key in ("data", "pretrain/ib-bert-large", *(["transfer/mobilebert"] if stage == "distill" else []), *students):
@@ -54,7 +56,8 @@ def killed(stage: str, students: list[str], kills: int, moments: random.Random, 
     for key in students:
         runs.forget(key)
     for kill in range(kills):
-        # In turn: a student by itself, so that it is ahead of the others, and all of them, led by any.
+        # Alternate between one student alone, so that it is ahead of the others, and all of them,
+        # led by any.
         key, one = moments.choice(students), (runs, together)[kill % 2]
         before, pid = runs.progress(key)[1], one.start(key)
         runs.wait_until(key, pid, lambda key=key, before=before: runs.progress(key)[1] != before)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# start.sh FOLDER: a Slurm of one node in FOLDER (8 CPUs and 2 GPUs as Slurm counts them), for tests. Needs root and the Debian
-# packages slurm-wlm and munge. Outside FOLDER it makes one link, /etc/slurm/slurm.conf, and refuses where there is such a file:
-# the executor plugin hides $SLURM_CONF from the srun inside a job.
-# start.sh FOLDER stop: end its daemons, remove the link. FOLDER is absolute and short: a socket's path has 107 characters at most.
+# start.sh FOLDER: start a one-node Slurm for tests in FOLDER (8 CPUs and 2 GPUs as Slurm counts
+# them). It needs root and the Debian packages slurm-wlm and munge. Outside FOLDER it creates one
+# link, /etc/slurm/slurm.conf, and refuses if that file exists: the executor plugin hides
+# $SLURM_CONF from the srun inside a job. start.sh FOLDER stop: end its daemons and remove the link.
+# FOLDER is absolute and short: a socket's path has at most 107 characters.
 set -euo pipefail
 folder=$1
 node=$(hostname -s)
@@ -27,7 +28,8 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); p
 chmod 755 "$folder"
 mkdir -p "$folder/state" "$folder/spool"
 (umask 077 && head -c 1024 /dev/urandom > "$folder/munge.key")
-# No cgroups, no systemd, no accounting data base: what a container has. config_overrides: what the node has is as written here.
+# A container has no cgroups, systemd or accounting data base. config_overrides: the node has the
+# resources written here.
 cat > "$folder/slurm.conf" <<EOF
 ClusterName=tests
 SlurmctldHost=$node(127.0.0.1)

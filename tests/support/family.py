@@ -1,4 +1,4 @@
-"""What the tests of the model family share: small models beside transformers' on the same weights, and their comparison."""
+"""Build small models beside transformers' on the same weights, and compare them."""
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def close(ours, theirs, tolerance=TOLERANCE):
 
 
 def pair(head: str, **fields):
-    """Our model and transformers', on the same weights: drawn wide enough that every one of them matters."""
+    """Return our model and transformers' on the same weights, so wide that each one matters."""
     fields = SMALL | fields
     torch.manual_seed(0)
     theirs = getattr(transformers, f"MobileBert{head}")(transformers.MobileBertConfig(**fields)).eval()
@@ -87,7 +87,7 @@ def batch(head: str, padded: bool) -> dict[str, torch.Tensor]:
 
 
 def agree(ours, theirs, inputs):
-    """Every output, and every gradient of the loss or of the sum of the outputs."""
+    """Compare every output, and every gradient of the loss or of the sum of the outputs."""
     wanted = {"output_hidden_states": True}
     mine = ours(**inputs, **wanted, output_attentions=True)
     peer = theirs(**inputs, **wanted)
@@ -108,14 +108,16 @@ def agree(ours, theirs, inputs):
     plain = ours(**inputs)
     for key in plain:
         close(plain[key], peer[key])
-    # Inference works in place; it must see and leave what training does.
+    # Inference works in place; it must give the same outputs as training and leave the model as it
+    # is.
     with torch.inference_mode():
         inference = ours(**inputs, **wanted)
     for key in inference:
         for a, b in zip(mine[key], inference[key]) if key == "hidden_states" else [(mine[key], inference[key])]:
             close(b, a)
-    # Gradients: in float32 relative to the largest one, then each by itself in float64, where the rounding noise of
-    # small ones (a key's bias has no gradient at all in exact arithmetic) does not hide a fault.
+    # Compare gradients in float32 relative to the largest one, then each by itself in float64:
+    # there the rounding noise of small ones (a key's bias has no gradient in exact arithmetic)
+    # hides no fault.
     agree_in_gradients(gradients(ours, plain), gradients(theirs, peer), floor=1.0)
     inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     plain, peer = ours.double()(**inputs), theirs.double()(**inputs)

@@ -1,4 +1,4 @@
-"""Small tables of every task, and commands that are to be refused."""
+"""Build small tables of every task, and run commands that must be refused."""
 
 import pyarrow as pa
 
@@ -8,7 +8,7 @@ ROWS = 6
 
 
 def table(task):
-    """A small table of the task with labels, as an Arrow table without pandas' metadata."""
+    """Return a small labelled table of the task, as an Arrow table without pandas' metadata."""
     if task.is_squad:
         answers = [{"text": ["b"], "answer_start": [2]}] * ROWS
         columns = {"id": [f"q{row}" for row in range(ROWS)], "title": ["t"] * ROWS, "context": ["a b c"] * ROWS}
@@ -19,7 +19,7 @@ def table(task):
 
 
 def one_line_of(capsys, path, arguments):
-    """The error of a command that was refused, None where it was not."""
+    """Return the error line of a command that was refused, or None if it ran."""
     code = main([str(item) for item in arguments])
     found = capsys.readouterr()
     if code == 0:

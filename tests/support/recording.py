@@ -1,4 +1,4 @@
-"""What CUDA graphs do to a step, on the CPU: its tensor operations are written down and done again on the same memory."""
+"""Imitate CUDA graphs on the CPU: record a step's tensor operations and replay them in place."""
 
 from typing import ClassVar
 from unittest.mock import patch
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-WAITS = {  # what needs a value, or a shape that depends on values, on the host
+WAITS = {  # these need a value, or a shape that depends on values, on the host
     aten._local_scalar_dense,
     aten.nonzero,
     aten.masked_select,
@@ -54,7 +54,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def undo(self):
-        """A recording does nothing, and leaves in its own memory what may be anything."""
+        """Restore inputs and spoil outputs: a recording computes nothing that may be read."""
         for storage, copy in self.before.values():
             storage.copy_(copy)
         with torch.no_grad():
@@ -70,7 +70,7 @@ class Tape(TorchDispatchMode):
 
 
 class Recorder:
-    """In place of `graphs.Capture`; `log` tells what all of them did."""
+    """A stand-in for `graphs.Capture`; `log` lists the calls of all recorders."""
 
     log: ClassVar[list] = []
 
@@ -84,7 +84,8 @@ class Recorder:
     def record(self, work):
         self.log.append("record")
         tape, state = Tape(), torch.get_rng_state()
-        # transformers asks whether it is recorded before it looks whether a mask masks anything.
+        # transformers asks whether a graph is being recorded before it checks whether a mask masks
+        # anything.
         with tape, patch("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True):
             found = work()
         tape.undo()

@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and environment.yml say the same."""
+"""pyproject.toml, constraints.txt and environment.yml agree."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ def test_every_dependency_is_pinned_within_its_range():
         assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
 
 
-def test_torch_is_the_one_that_was_measured():
+def test_torch_is_pinned_to_the_measured_version():
     assert PINS["torch"] == "2.13.0"
 
 
@@ -45,8 +45,8 @@ def test_the_training_core_needs_no_workflow():
     assert not re.search(r"snakemake|mlflow|datasets|evaluate|onnx", core)
 
 
-def test_what_make_hands_on_may_be_a_target():
-    """Snakemake's --config takes every word after it that is no option."""
+def test_make_passes_a_target_on_to_snakemake():
+    """Snakemake's --config takes every following word that is not an option."""
     command = ["make", "-n", "reproduce", "STUDY=cpu", "ARGS=table_8 --keep-going"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in printed.splitlines() if line.startswith("snakemake ")]

@@ -1,4 +1,4 @@
-"""Hooks, tracers, adapters and quantizers see of our models what they see of transformers'."""
+"""Hooks, tracers, adapters and quantizers work on our models as on transformers'."""
 
 import functools
 
@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations, prune
 from mobilebert import fold
 from mobilebert.util.errors import UserError
 
-OURS = {"intermediate_act_fn": "activation", "transform_act_fn": "activation"}  # transformers' names of modules
+OURS = {"intermediate_act_fn": "activation", "transform_act_fn": "activation"}  # transformers' module names -> ours
 MODES = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 modes = pytest.mark.parametrize("mode", MODES)
-PARTS = (  # of each kind one, in the block's order
+PARTS = (  # one of each kind, in the block's order
     "encoder.layer.0.bottleneck.input.dense",
     "encoder.layer.0.attention.output.dense",
     "encoder.layer.0.attention.output.LayerNorm",
@@ -41,7 +41,7 @@ def first(output) -> torch.Tensor:
 
 
 def names(model) -> dict[torch.nn.Module, str]:
-    """Each module's name, where transformers' differs as ours."""
+    """Return each module's name; names that differ in transformers become ours."""
     found = {}
     for name, part in model.named_modules():
         *path, last = name.split(".")
@@ -50,7 +50,7 @@ def names(model) -> dict[torch.nn.Module, str]:
 
 
 def heard(model, inputs, everywhere: bool, mode: str) -> dict[str, tuple[list, list]]:
-    """By module's name, the tensors that forward hooks and pre-hooks kept, and copies made when they were called."""
+    """Return module name -> the tensors that its hooks kept, and copies from the call's time."""
     kept, known = {}, names(model)
 
     def keep(module, tensors):
@@ -77,13 +77,13 @@ def heard(model, inputs, everywhere: bool, mode: str) -> dict[str, tuple[list, l
 @modes
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize(("head", "layout"), [("ForPreTraining", {}), ("ForSequenceClassification", {"use_bottleneck": False})])
-def test_hooks_on_every_module_hear_what_transformers_modules_say_and_keep_it(head, layout, everywhere, mode):
+def test_hooks_on_every_module_get_and_keep_transformers_tensors(head, layout, everywhere, mode):
     layout = layout and layout | {"key_query_shared_bottleneck": False}
     ours, theirs = both(head, **layout)
     inputs = batch(head, True)
-    inputs.pop("token_type_ids")  # the tables' slices
+    inputs.pop("token_type_ids")  # their hooks would see slices of the tables
     mine, peer = (heard(model, inputs, everywhere, mode) for model in (ours, theirs))
-    peer.pop(None, None)  # their losses are modules
+    peer.pop(None, None)  # transformers' losses are modules
     assert set(peer) <= set(mine)
     for name, (tensors, copies) in mine.items():
         assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, copies, strict=True)), name
@@ -165,7 +165,7 @@ def test_plain_models_do_work_in_place():
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_trace_is_the_model(head, grad):
+def test_a_traced_model_gives_the_models_outputs(head, grad):
     model, _ = both(head)
     inputs = batch(head, True)
     given = inputs["input_ids"], inputs["attention_mask"]
@@ -177,7 +177,7 @@ def test_a_trace_is_the_model(head, grad):
         close(first(found), first(expected))
 
 
-def test_exported_compiled_and_functional_graphs_are_the_model():
+def test_exported_compiled_and_functional_graphs_give_the_models_outputs():
     model, _ = both("ForMaskedLM")
     inputs = batch("ForMaskedLM", True)
     given = inputs["input_ids"], inputs["attention_mask"]
@@ -191,7 +191,7 @@ def test_exported_compiled_and_functional_graphs_are_the_model():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_transforms_of_functions_take_the_model(grad):
+def test_function_transforms_work_on_the_model(grad):
     model, theirs = both("ForMaskedLM")
     ids, weights = batch("ForMaskedLM", True)["input_ids"], dict(model.named_parameters())
 
@@ -216,7 +216,7 @@ def test_transforms_of_functions_take_the_model(grad):
         close(found, (logits(more) - logits(less)) / (2 * step), 1e-3)
 
 
-def test_forward_mode_differentiation_without_gradients_takes_the_model():
+def test_forward_mode_differentiation_without_gradients_works():
     model, _ = both("Model")
     embedded, tangent = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -232,7 +232,7 @@ def test_forward_mode_differentiation_without_gradients_takes_the_model():
 
 
 class Wrapped(torch.nn.Module):
-    """An adapter with neither weight nor widths, whose output its own backward reads."""
+    """An adapter with neither weight nor widths, whose backward reads its own output."""
 
     def __init__(self, linear):
         super().__init__()
@@ -243,7 +243,7 @@ class Wrapped(torch.nn.Module):
 
 
 class Integers(torch.nn.Module):
-    """A linear layer as quantizers leave it: `weight` is of integers."""
+    """A linear layer as quantizers leave it, with an integer `weight`."""
 
     def __init__(self, linear):
         super().__init__()
@@ -264,7 +264,7 @@ def replace(model, kind):
 
 @pytest.mark.parametrize("kind", [Wrapped, Integers])
 @pytest.mark.parametrize("head", HEADS)
-def test_models_whose_layers_were_replaced_are_transformers_with_the_same(head, kind):
+def test_models_with_replaced_layers_agree_with_transformers(head, kind):
     ours, theirs = both(head)
     replace(ours, kind)
     replace(theirs, kind)
@@ -284,7 +284,7 @@ def test_torchs_dynamic_quantization_takes_every_model(head):
     quantized = torch.ao.quantization.quantize_dynamic(ours, {torch.nn.Linear}, dtype=torch.qint8)
     found = first(quantized(**inputs))
     close(found, first(ours(**inputs)), 0.1)
-    if head not in ("ForPreTraining", "ForMaskedLM"):  # theirs reads the decoder's weight, a method then
+    if head not in ("ForPreTraining", "ForMaskedLM"):  # theirs would read the decoder's weight, which is now a method
         peer = torch.ao.quantization.quantize_dynamic(theirs, {torch.nn.Linear}, dtype=torch.qint8)
         close(found, first(peer(**inputs)), 1e-4)
 
@@ -308,14 +308,14 @@ def test_pruned_and_parametrized_layers_follow_their_own_weights(path, how):
         how(part)
         with torch.no_grad():
             for parameter in part.parameters():
-                parameter.mul_(2)  # a step of training: the weight that was computed before is no longer the layer's
+                parameter.mul_(2)  # as a step of training does: a weight computed before is now outdated
     for mode in MODES.values():
         with mode():
             ours, theirs = (model(batch("Model", False)["input_ids"]).last_hidden_state for model in models)
             close(ours, theirs)
 
 
-def test_a_layer_without_a_bias_and_a_table_that_is_wrapped_are_called():
+def test_a_layer_without_bias_and_a_wrapped_table_agree_with_transformers():
     models = both("Model")
     for model in models:
         model.encoder.layer[0].output.dense.bias = None
@@ -328,7 +328,7 @@ def test_a_layer_without_a_bias_and_a_table_that_is_wrapped_are_called():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("change", ["adapter", "quantized", "pruned", "hook"])
-def test_a_block_that_does_more_than_its_weights_say_is_not_folded(change):
+def test_a_block_with_replaced_pruned_or_hooked_layers_is_not_folded(change):
     model, _ = both("Model")
     dense = model.encoder.layer[1].intermediate.dense
     if change == "adapter":

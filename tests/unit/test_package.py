@@ -32,9 +32,9 @@ def test_every_exported_name_is_there():
         mobilebert.MobileBertForPoetry  # noqa: B018
 
 
-def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path, capsys):
+def test_a_missing_package_is_a_one_line_error(monkeypatch, tmp_path, capsys):
     (tmp_path / "model.onnx").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as on a machine that has only the core
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as on a machine with only the core dependencies
     assert main(["predict", str(tmp_path / "model.onnx"), "--task", "sst2", "--text", "a film"]) == 2
     assert capsys.readouterr().err == (
         "mobilebert: onnxruntime is not installed; it comes with: pip install '.[workflow,deploy]'\n"

@@ -1,4 +1,4 @@
-"""A row's prediction is its own: neither its neighbours nor their order nor their number changes it."""
+"""A row's prediction does not depend on its neighbours, their order or their number."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def examples(rows) -> Examples:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Two threads share a product's rows out, and each sums few rows in another order."""
+    """Use one thread: two threads share a product's rows, and sum few rows in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,10 +44,10 @@ def forwards(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["float", "answers", "float ONNX", "int8 ONNX"])
 @settings(max_examples=25, deadline=None)
 @given(rows=rows, data=st.data())
-def test_a_row_alone_and_in_company_gives_the_same_bits(forwards, kind, rows, data):
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(forwards, kind, rows, data):
     forward = forwards[kind]
     if kind == "answers":
-        rows = [(2, *row, 3) for row in rows]  # a window has four tokens at least
+        rows = [(2, *row, 3) for row in rows]  # a window has at least four tokens
     names = ("start_logits", "end_logits") if kind == "answers" else ("logits",)
     size = {"size": forward.ROWS} if "ONNX" in kind else {}
     order = data.draw(st.permutations(range(len(rows))))
@@ -60,8 +60,8 @@ def test_a_row_alone_and_in_company_gives_the_same_bits(forwards, kind, rows, da
         assert all(np.array_equal(shuffled[name][place], together[name][row]) for place, row in enumerate(order))
 
 
-def test_a_row_alone_gives_what_the_model_gives_for_its_tokens(forwards):
-    """As transformers' pipeline, which pads one text by nothing."""
+def test_a_row_alone_gives_the_models_unpadded_output(forwards):
+    """transformers' pipeline does the same: it does not pad a single text."""
     model, row = pair("ForSequenceClassification", num_labels=3)[0], (2, 7, 9, 3, 5)
     found = outputs(forwards["float"], examples([row, (4,) * 14]), ("logits",))["logits"][0]
     types = torch.tensor([[0, 1, 0, 1, 0]])

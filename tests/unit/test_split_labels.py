@@ -1,4 +1,4 @@
-"""The split of a batch is a label where it decided the dropout, and is judged all the same."""
+"""The split of a batch is a label if it decided the dropout; the cell is judged all the same."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ def test_a_cell_with_a_split_is_judged():
 
 
 def test_a_split_hides_no_other_footnote():
-    """A cell that is judged also says that no setting was sought."""
+    """A cell that is judged also says that no setting was searched for."""
     study = SimpleNamespace(finetune=SimpleNamespace(changed=lambda task: ["changed: finetune epochs 1"]))
     found = setting_labels(study, {"search": "none", "task": "sst2"}, [SPLIT])
     assert found == ["search: none, one setting a task", "changed: finetune epochs 1"]

@@ -1,4 +1,7 @@
-"""The training programs as a whole: killed at random moments, and run by two processes. `make test-long` kills 50 times."""
+"""Run whole training programs: killed at random moments, and by two processes.
+
+`make test-long` kills 50 times.
+"""
 
 import subprocess
 import sys
@@ -7,13 +10,13 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = Path(__file__).parents[1] / "long"
-pytestmark = pytest.mark.xdist_group("programs")  # one process runs them all, and begins with them
+pytestmark = pytest.mark.xdist_group("programs")  # one test process runs them all, and begins with them
 ARGUMENTS = {"kills.py": "3", "parallel.py": "2", "shared.py": "2"}
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    """All of them beside each other: each has a folder of its own and keeps one core busy, at most."""
+    """Start all programs at once: each has its own folder and keeps at most one core busy."""
     found, folder = {}, tmp_path_factory.mktemp("programs")
     for name, argument in ARGUMENTS.items():
         with (folder / name).open("w") as log:

@@ -11,7 +11,7 @@ MINI = Path(__file__).with_name("mini.yaml")
 
 
 class Workflow:
-    """Snakemake as a user runs it: in the checkout, the results elsewhere."""
+    """Snakemake as a user runs it: in the checkout, with the results elsewhere."""
 
     root, mini = ROOT, MINI
 
@@ -29,7 +29,7 @@ class Workflow:
 
     @classmethod
     def scheduled(cls, study, results: Path, *targets: str) -> set[str]:
-        """Ids of the jobs that a dry run would make."""
+        """Return the ids of the jobs that a dry run schedules."""
         found = cls.run(study, results, "--dry-run", *targets)
         assert found.returncode == 0, found.stderr
         name = Path(study).stem

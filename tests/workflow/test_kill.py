@@ -1,4 +1,4 @@
-"""A run killed anywhere goes on with the same command and ends with the same tables."""
+"""A workflow killed anywhere resumes with the same command and ends with the same tables."""
 
 import os
 import random
@@ -22,7 +22,7 @@ def whole(workflow, tmp_path_factory):
 
 
 def metrics(results):
-    """What the tables are made of; times are no part of it."""
+    """Return the records' values that the tables show; times are left out."""
     found = {}
     for file in sorted((results / "mini").rglob("result.json")):
         record = read_record(file)
@@ -31,7 +31,7 @@ def metrics(results):
     return found
 
 
-def test_killed_and_continued(workflow, whole, tmp_path):
+def test_a_killed_workflow_resumes_to_the_same_metrics(workflow, whole, tmp_path):
     """SIGKILL of the whole process group, three times, at moments drawn anew each time."""
     results = tmp_path / "killed"
     seed = random.randrange(10**6)
@@ -56,9 +56,10 @@ def test_killed_and_continued(workflow, whole, tmp_path):
 
 
 @pytest.mark.parametrize("why", ["edited", "forced"])
-def test_what_a_kill_left_is_made_to_the_end_in_one_run(workflow, whole, tmp_path, why):
-    """The first job to be made has a record: of another configuration, or one that the kill kept Snakemake from noting down. What
-    stands behind it has none, and Snakemake would pass it by and end well, had it ancient inputs."""
+def test_one_command_completes_what_a_kill_left(workflow, whole, tmp_path, why):
+    """The first job to run has a record: of another configuration, or one that Snakemake could not
+    note before the kill. The jobs behind it have none. With ancient inputs Snakemake would skip
+    them and still exit 0."""
     shutil.copytree(whole, tmp_path / "results")
     behind = {"quantize/mobilebert/sst2", "latency", "report", "track"}
     for key in (*behind, "check"):
@@ -80,8 +81,8 @@ def test_what_a_kill_left_is_made_to_the_end_in_one_run(workflow, whole, tmp_pat
         ("finetune/mobilebert/sst2", [], None, {"report", "track", "check"}),
     ],
 )
-def test_what_lacks_is_made_and_nothing_else(workflow, whole, tmp_path, deleted, damaged, task, also):
-    """Also what stands behind a record that stands, which stands behind one that is made."""
+def test_only_missing_and_damaged_records_are_scheduled(workflow, whole, tmp_path, deleted, damaged, task, also):
+    """This includes a missing record behind a current one that is itself behind a job to run."""
     results = tmp_path / "results"
     shutil.copytree(whole, results)
     (results / f"mini/{deleted}/result.json").unlink()
@@ -91,13 +92,13 @@ def test_what_lacks_is_made_and_nothing_else(workflow, whole, tmp_path, deleted,
     assert workflow.scheduled(workflow.mini, results, *target) == {deleted, *damaged, *also}
 
 
-def test_a_timing_that_is_taken_again_is_printed_again(workflow, whole):
+def test_a_repeated_measurement_reruns_the_views(workflow, whole):
     assert workflow.scheduled(workflow.mini, whole) == set()
     assert workflow.scheduled(workflow.mini, whole, "--forcerun", "latency") == {"latency", "report", "track", "check"}
 
 
-def test_a_record_that_a_killed_snakemake_has_not_noted_stands(workflow, whole, tmp_path):
-    """Jobs of a cluster outlive the command; in a folder whose name the shell must have quoted, too."""
+def test_a_record_that_a_killed_snakemake_did_not_note_is_current(workflow, whole, tmp_path):
+    """Jobs of a cluster outlive the command. The folder's name also needs quotes in the shell."""
     import base64
 
     results = tmp_path / "a student's results"
@@ -113,7 +114,7 @@ def test_a_record_that_a_killed_snakemake_has_not_noted_stands(workflow, whole, 
     assert "rule data" not in run.stdout + run.stderr
 
 
-def test_a_store_out_of_order_fails_and_hides_no_verdict(workflow, whole, tmp_path):
+def test_a_damaged_mlflow_store_fails_and_hides_no_verdict(workflow, whole, tmp_path):
     results = tmp_path / "results"
     shutil.copytree(whole, results)
     (results / "mini/mlflow.db").write_text("no database")

@@ -1,4 +1,4 @@
-"""A short run on real data, where it is."""
+"""Run a short study on real data, if there is any."""
 
 import pandas as pd
 import yaml

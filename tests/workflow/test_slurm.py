@@ -1,4 +1,7 @@
-"""The Slurm profile against a Slurm of one node: jobs are requeued and cancelled while they train, and the run ends well."""
+"""The Slurm profile on a one-node Slurm: jobs are requeued and cancelled while they train.
+
+The workflow must still complete.
+"""
 
 import importlib.util
 import os
@@ -17,7 +20,7 @@ from mobilebert.jobs.record import read_record
 
 START = Path(__file__).parents[1] / "slurm/start.sh"
 STEPS = 400
-WAIT = 240  # seconds for what takes some: no measure, only an end
+WAIT = 240  # seconds: a bound for waiting, not a measurement
 
 
 def until(what, condition):
@@ -68,12 +71,13 @@ def study(workflow, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def submit(workflow, slurm, study, tmp_path_factory):
-    """Starts Snakemake with the profile, for one record of the study."""
+    """Return a function that starts Snakemake with the profile, for one record of the study."""
     results = tmp_path_factory.mktemp("results")
 
     def start(key, *options):
         words = [sys.executable, "-m", "snakemake", "--workflow-profile", "workflows/profiles/slurm", *options]
-        # No accounting data base here to ask for states and accounts, and no reason to wait 40 s for the first answer.
+        # There is no accounting data base to ask for states and accounts, and no reason to wait 40
+        # s for the first answer.
         words += ["--slurm-status-command", "squeue", "--slurm-no-account", "--slurm-init-seconds-before-status-checks", "2"]
         words += ["--slurm-logdir", str(results / "slurm"), "--config", f"study={study}", f"results={results}"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -86,7 +90,7 @@ def submit(workflow, slurm, study, tmp_path_factory):
 
 
 def running(name):
-    """Id of the running job that Snakemake submitted for a rule."""
+    """Return the id of the running job that Snakemake submitted for a rule, or None."""
     lines = command("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines()
     return next((line.split()[0] for line in lines if f"rule_{name}" in line), None)
 
@@ -105,14 +109,14 @@ def test_jobs_carry_the_profiles_resources(submit):
 
 @pytest.mark.slow
 def test_requeued_and_cancelled_jobs_go_on(submit, workflow):
-    """As pre-emption does: once back into the queue, once cancelled."""
+    """Pre-emption does the same: the job goes back into the queue once, and is cancelled once."""
     log = submit.results / "queued/logs/pretrain/ib-bert-large.log"
 
     def saved():
         return next((submit.results / "queued/.state").glob("pretrain-*/train.safetensors"), None)
 
     def first_step():
-        """The step at which the process that writes this log began."""
+        """Return the step at which the process that writes this log began, or None."""
         found = re.search(rf"(\d+)/{STEPS} ", log.read_text()) if log.exists() else None
         return int(found.group(1)) if found else None
 

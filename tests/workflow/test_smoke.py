@@ -1,4 +1,4 @@
-"""The smoke study from nothing, and what makes parts of it run again."""
+"""Run the smoke study from nothing, and change what makes parts of it run again."""
 
 import json
 import re
@@ -33,11 +33,11 @@ def test_every_stage_left_a_record_that_ended_well(smoke):
     stages = {key.split("/")[0] for key in found}
     assert stages == {"data", "pretrain", "transfer", "distill", "finetune", "quantize", "latency", "report", "track", "check"}
     assert {record.status for key, record in found.items() if key != "latency"} == {"ok"}
-    assert found["latency"].status in ("ok", "void")  # void where other processes shared the machine
+    assert found["latency"].status in ("ok", "void")  # void if other processes shared the machine
     assert all(record.seconds > 0 and record.versions["python"] for record in found.values())
 
 
-def test_every_metric_of_a_record_is_one_that_a_study_may_expect_something_of(smoke):
+def test_every_metric_of_a_record_is_known_to_expectations(smoke):
     graph = build_graph(load_study("smoke"))
     for key, record in every_record(smoke).items():
         if key not in VIEWS:
@@ -67,7 +67,7 @@ def test_every_trained_row_is_above_its_majority_and_the_bag_of_words_is_not(smo
 
 
 def test_the_study_expects_something_of_every_job_that_it_scores():
-    """A row that no expectation names could learn nothing, and the study would still end well."""
+    """A row that no expectation names could learn nothing, and the study would still succeed."""
     study = load_study("smoke")
     sides = [side for item in study.expect for side in (item.metric, item.above, item.below) if isinstance(side, str)]
     named = {key for side in sides for key in Expectation.records(side)}
@@ -129,22 +129,23 @@ def test_one_tasks_rate_reruns_that_task_and_the_report(workflow, smoke, tmp_pat
     assert workflow.scheduled(tmp_path / "smoke.yaml", smoke) == {"finetune/mobilebert/mrpc", "report", "track", "check"}
 
 
-def test_records_from_another_machine(workflow, smoke, tmp_path):
-    """Accepted where the fingerprint is right, whatever the file times; scheduled again where it is not."""
+def test_records_from_another_machine_are_accepted_by_fingerprint(workflow, smoke, tmp_path):
+    """File times do not matter; a wrong fingerprint schedules the job again."""
     copied = tmp_path / "copied"
     shutil.copytree(smoke, copied, copy_function=shutil.copyfile)
     assert workflow.scheduled("smoke", copied) == set()
     file = copied / "smoke/finetune/mobilebert/sst2/result.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "fingerprint": "0" * 64}))
-    # What reads the record keeps its own: fingerprints are of configurations, and the same run gives the same result.
+    # Records that read this one are kept: a fingerprint is of the configuration, and the same job
+    # gives the same result.
     assert "finetune/mobilebert/sst2" in workflow.scheduled("smoke", copied)
     file.write_text("{")
     assert "finetune/mobilebert/sst2" in workflow.scheduled("smoke", copied)
 
 
-def test_a_record_stands_without_those_it_was_made_from(workflow, smoke, tmp_path):
-    """Results may come back from another machine without the runs behind them; those are made again when something needs them."""
+def test_a_record_is_current_without_the_records_of_its_inputs(workflow, smoke, tmp_path):
+    """Results may come without the records behind them, which run again only if needed."""
     copied = tmp_path / "copied"
     shutil.copytree(smoke, copied, copy_function=shutil.copyfile)
     (copied / "smoke/distill/mobilebert-jkt/result.json").unlink()
@@ -156,7 +157,7 @@ def test_a_record_stands_without_those_it_was_made_from(workflow, smoke, tmp_pat
     assert made <= {"distill/mobilebert-jkt", "finetune/mobilebert-jkt/sst2", "report", "track", "check"}
 
 
-def test_a_table_runs_what_it_lacks(workflow, smoke):
+def test_a_table_target_runs_only_its_missing_jobs(workflow, smoke):
     made = workflow.scheduled("smoke", smoke, "table_8")
     assert {"finetune/mobilebert-akt/mnli", "finetune/mobilebert-jkt/squad_v1.1"} <= made
     assert {key.split("/")[0] for key in made} == {"finetune"}

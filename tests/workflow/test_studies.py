@@ -1,4 +1,4 @@
-"""Every study can be planned and dry-run with no data, no network and no GPU; what is wrong is refused before any work."""
+"""Every study is planned without data, network or GPU; wrong data are refused at once."""
 
 import hashlib
 import os
@@ -78,7 +78,7 @@ def test_snakemake_refuses_with_exit_code_2(workflow, settings, wanted, tmp_path
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A local data folder, written from the generator."""
+    """Return a local data folder, written from the generator."""
     folder = tmp_path_factory.mktemp("data")
     source = open_source("synthetic")
     for task in TASKS:
@@ -132,7 +132,7 @@ def refused(study_file):
 
 
 def test_a_program_checks_what_snakemake_does_before_any_work(prepared, study_on, tmp_path, capsys):
-    """The folder is another one than the study's: no program that stands on its data makes anything. Latency stands on none."""
+    """The folder is not the study's: programs that need data refuse. Latency needs none."""
     study, options = study_on(prepared, sums="0" * 64), ["--results", str(tmp_path / "results")]
     for command in (["data"], ["pretrain", "ib-bert-large"], ["finetune", "mobilebert/sst2"]):
         assert main([*command, "--study", str(study), *options]) == 2
@@ -181,12 +181,12 @@ def test_missing_folder_stops_snakemake(workflow, study_on, tmp_path):
     assert not (tmp_path / "results/mine/data").exists()
 
 
-def test_other_data_than_the_study_was_written_for(prepared, study_on):
+def test_other_data_than_the_studys_are_refused(prepared, study_on):
     assert "data.sums" in refused(study_on(prepared, sums="0" * 64))
 
 
-def test_an_expectation_on_a_set_that_the_folder_lacks(prepared, study_on, tmp_path):
-    """MNLI's second set may be absent; then nothing would be there to judge after the run."""
+def test_an_expectation_on_a_missing_set_is_refused(prepared, study_on, tmp_path):
+    """MNLI's second set may be absent; then there would be nothing to judge after the run."""
     folder = copy(prepared, tmp_path)
     content = yaml.safe_load(study_on(folder).read_text())
     content["run"]["mobilebert"] = ["mnli", "sst2"]
@@ -200,7 +200,7 @@ def test_an_expectation_on_a_set_that_the_folder_lacks(prepared, study_on, tmp_p
     assert "no glue/mnli/validation_mismatched.parquet, which the study mine needs" in refused(tmp_path / "mine.yaml")
 
 
-def test_one_flipped_byte(prepared, study_on, tmp_path):
+def test_one_flipped_byte_of_the_data_is_refused(prepared, study_on, tmp_path):
     folder = copy(prepared, tmp_path)
     file = folder / "glue/sst2/train.parquet"
     content = bytearray(file.read_bytes())
@@ -219,7 +219,7 @@ def test_one_flipped_byte(prepared, study_on, tmp_path):
         (lambda frame: frame.iloc[:0], ["empty"]),
     ],
 )
-def test_wrong_tables(prepared, study_on, tmp_path, break_it, wanted):
+def test_wrong_tables_are_refused(prepared, study_on, tmp_path, break_it, wanted):
     folder = copy(prepared, tmp_path)
     file = folder / "glue/sst2/validation.parquet"
     break_it(pd.read_parquet(file)).to_parquet(file, index=False)

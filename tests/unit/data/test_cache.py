@@ -1,4 +1,4 @@
-"""Encoded rows on disk: the same as fresh ones, made once, whole or not there, and never another text's."""
+"""Encoded rows on disk: equal to fresh ones, written once and whole, never of another text."""
 
 import multiprocessing
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_windows_come_back_as_they_were(tmp_path, training):
     assert squad.postprocess(mine, logits, logits, questions()) == squad.postprocess(windows, logits, logits, questions())
 
 
-def test_whatever_the_rows_depend_on_is_in_their_name(tmp_path, monkeypatch):
+def test_every_input_of_the_encoding_changes_the_cache_key(tmp_path, monkeypatch):
     changed = pairs()
     changed.loc[0, "sentence2"] = "w1"
     swapped = pairs().rename(columns={"sentence1": "sentence2", "sentence2": "sentence1"})
@@ -92,7 +92,7 @@ def test_whatever_the_rows_depend_on_is_in_their_name(tmp_path, monkeypatch):
         ):
             encode(tokenizer, "rte", frame, length)
         assert len(kept(tmp_path)) == 5
-        encode(new_tokenizer(), "rte", pairs(0), 16)  # a label is no token
+        encode(new_tokenizer(), "rte", pairs(0), 16)  # labels are not encoded
         assert len(kept(tmp_path)) == 5
         for changes in ({}, {"doc_stride": 5}, {"length": 22}, {"max_query_length": 1}):
             encode_squad(new_tokenizer(), questions(), CUT | changes, True)
@@ -104,7 +104,7 @@ def test_whatever_the_rows_depend_on_is_in_their_name(tmp_path, monkeypatch):
         assert len(kept(tmp_path)) == 12
 
 
-def test_a_kill_leaves_nothing_that_would_be_read(tmp_path, monkeypatch):
+def test_a_killed_write_leaves_no_readable_entry(tmp_path, monkeypatch):
     def cut_short(stream, array, **options):
         stream.write(b"half")
         raise KeyboardInterrupt
@@ -112,7 +112,7 @@ def test_a_kill_leaves_nothing_that_would_be_read(tmp_path, monkeypatch):
     with cache.kept_in(tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(np, "save", cut_short)
-            patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: None)  # a SIGKILL tidies nothing
+            patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: None)  # SIGKILL cleans nothing up
             with pytest.raises(KeyboardInterrupt):
                 encode(new_tokenizer(), "rte", pairs(), 16)
         assert all(name.endswith(".part") for name in kept(tmp_path))
@@ -159,7 +159,7 @@ def test_arrays_of_no_length_are_kept_too(tmp_path):
     assert (found["none"].shape, found["none"].dtype, found["one"].tolist()) == ((0, 2), np.int32, [1.0])
 
 
-def test_parts_of_examples_lie_inside_each_other():
+def test_a_smaller_part_of_the_examples_is_a_subset_of_a_larger_one():
     examples = encode(new_tokenizer(), "rte", pairs(), 16)
     sizes = [{tuple(row) for row in examples.part(count).ids} for count in (2, 4, 8, 12)]
     assert [len(rows) for rows in sizes] == [2, 4, 8, 12]

@@ -22,7 +22,7 @@ from mobilebert.util.errors import UserError
 
 
 class Documents:
-    """The least that prepare_corpus needs of a source."""
+    """A source with just what prepare_corpus needs."""
 
     spec = "test"
 
@@ -45,7 +45,7 @@ def prepare(documents, tokenizer, out, paragraphs=(), heldout_share=0.3, **optio
 
 
 def read_back(out, split):
-    """Documents as lists of sentences as lists of ids."""
+    """Return documents as lists of sentences, which are lists of ids."""
     tokens, bounds, documents = (np.load(out / f"{split}.{name}.npy") for name in ("tokens", "sentences", "documents"))
     assert (tokens.dtype, bounds.dtype, documents.dtype) == (np.uint16, np.int64, np.int64)
     text = [tokens[start:end].tolist() for start, end in pairwise(bounds)]
@@ -74,7 +74,7 @@ def test_files_hold_the_tokens_of_every_document(synthetic, tmp_path):
     heldout = [token for document in expected["heldout"] for token in document]
     entropy = -sum(math.log((frequencies[token] + 1) / total) for token in heldout) / len(heldout)
     assert counts["unigram_entropy"] == pytest.approx(entropy, rel=1e-9)
-    # A sentence of this language ends in a mark that stands nowhere else.
+    # A sentence of this language ends in a mark that occurs nowhere else.
     marks = sum(len(re.findall(r" [.?](?= |$)", document, re.MULTILINE)) for document in documents)
     assert counts["sentences_train"] + counts["sentences_heldout"] == marks
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -82,7 +82,7 @@ def test_files_hold_the_tokens_of_every_document(synthetic, tmp_path):
     )
 
 
-def test_a_document_stays_on_its_side(synthetic, tmp_path):
+def test_a_document_stays_in_its_split(synthetic, tmp_path):
     source, tokenizer = synthetic
     documents = [*source.documents()][:60]
     prepare(documents, tokenizer, tmp_path / "all")
@@ -93,7 +93,7 @@ def test_a_document_stays_on_its_side(synthetic, tmp_path):
     assert 0.07 < np.mean([is_heldout(f"document {number}", 0.1) for number in range(2000)]) < 0.13
 
 
-def test_workers_change_nothing(synthetic, tmp_path, monkeypatch):
+def test_the_number_of_workers_does_not_change_the_files(synthetic, tmp_path, monkeypatch):
     source, tokenizer = synthetic
     monkeypatch.setattr("mobilebert.data.corpus.BATCH_CHARACTERS", 5000)
     documents, paragraphs = [*source.documents()][:60], source.table("squad_v1.1", "validation")["context"].unique()
@@ -111,7 +111,7 @@ def test_workers_change_nothing(synthetic, tmp_path, monkeypatch):
 
 
 def test_workers_end_with_a_parent_that_is_killed():
-    """They hold its standard output too, which ends with the last of them."""
+    """Workers also hold its standard output, which closes only when the last of them exits."""
     program = """
 import os, signal
 from multiprocessing import get_context
@@ -132,7 +132,7 @@ class Killed(Exception):
 
 
 def test_a_killed_preparation_goes_on_where_it_was(synthetic, tmp_path, monkeypatch):
-    """And another limit, share, order of runs or damaged file changes nothing but what is tokenized again."""
+    """Another limit, share, order of calls or damaged file changes only what is tokenized again."""
     source, tokenizer = synthetic
     monkeypatch.setattr("mobilebert.data.corpus.BATCH_CHARACTERS", 5000)
     documents, made, bound = [*source.documents()][:60], [], [3]
@@ -147,7 +147,7 @@ def test_a_killed_preparation_goes_on_where_it_was(synthetic, tmp_path, monkeypa
     monkeypatch.setattr(corpus._Encoder, "_tokenize", counted)
 
     def run(name, documents=documents, **options):
-        """The files, and how many documents were tokenized for them."""
+        """Return the counts, the files, and how many documents were tokenized for them."""
         made.clear()
         counts = prepare(documents, tokenizer, tmp_path / name, cache=tmp_path / "cache", **options)
         return counts, [file.read_bytes() for file in sorted((tmp_path / name).iterdir())], sum(made)
@@ -173,8 +173,8 @@ def test_a_killed_preparation_goes_on_where_it_was(synthetic, tmp_path, monkeypa
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path):
-    """The kernel refuses to let a file grow: as on a full disk, in the middle of a file."""
+def test_a_full_disk_is_a_one_line_error_and_keeps_earlier_files(tmp_path):
+    """The kernel refuses to let a file grow, which is like a full disk in the middle of a file."""
     program = """
 import resource, sys
 from pathlib import Path
@@ -211,8 +211,8 @@ except UserError as error:
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    """The peak of a process that prepares 20 MB of text from a file, less that of one that prepares 2 MB. malloc gives back
-    what is free, so that the peak is of what is in use."""
+    """Compare the peaks of processes that prepare 20 MB and 2 MB of text from a file. malloc gives
+    free memory back, so that the peak is memory in use."""
     program = """
 import re, sys
 from pathlib import Path
@@ -255,7 +255,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "cc", "Dd", "eee", "Ffff"]), min_siz
 
 
 @given(st.lists(WORDS, max_size=5), st.lists(WORDS, min_size=1, max_size=4), st.sampled_from([" ", "\n", ", ", " – "]))
-def test_finding_paragraphs_is_a_search_for_runs_of_words(paragraphs, document, space):
+def test_paragraphs_are_found_as_runs_of_words(paragraphs, document, space):
     words = [word.lower() for words in document for word in words]
     runs = [[word.lower() for word in paragraph] for paragraph in paragraphs]
     expected = any(run == words[start : start + len(run)] for run in runs for start in range(len(words)))

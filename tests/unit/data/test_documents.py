@@ -24,7 +24,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", [*FILES, "a.parquet"])
-def test_every_form_gives_the_documents_and_how_far_it_is(tmp_path, name):
+def test_every_format_gives_the_documents_and_the_share_read(tmp_path, name):
     path = tmp_path / name
     if name in FILES:
         path.write_bytes(FILES[name])
@@ -36,7 +36,7 @@ def test_every_form_gives_the_documents_and_how_far_it_is(tmp_path, name):
     assert 0 < shares[0] <= shares[-1] == 1
 
 
-def test_what_is_wrong_is_named_in_one_line(tmp_path):
+def test_unreadable_files_are_refused_in_one_line(tmp_path):
     def refused(name, content, message):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message) as error:
@@ -47,7 +47,7 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path):
     refused("b.jsonl", ROWS + b"{\n", r"b\.jsonl: row 4 has no text")
     refused("c.txt.gz", FILES["a.txt.gz"][:-9], r"c\.txt\.gz: cannot be read")
     damaged = bytearray(gzip.compress(bytes(range(256)) * 9))
-    damaged[10:20] = b"\xff" * 10  # of the first block, behind a header of 10 bytes
+    damaged[10:20] = b"\xff" * 10  # in the first block, after a header of 10 bytes
     refused("i.txt.gz", bytes(damaged), r"i\.txt\.gz: cannot be read \(error: Error -3 while decompressing")
     refused("j.jsonl", ROWS + b'{"text": "\\ud800"}\n', r"j\.jsonl: row 4 has half of a surrogate pair")
     refused("d.txt.xz", b"no xz", r"d\.txt\.xz: cannot be read")

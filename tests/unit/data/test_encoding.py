@@ -1,4 +1,4 @@
-"""Looked-up ids against those of tokenizers, on real text and on text made to be difficult."""
+"""Looked-up ids against those of tokenizers, on real and on deliberately difficult text."""
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ def encoded(encoder, texts):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """Pieces of one to three characters, ASCII and not, so that words are cut and some are unknown."""
+    """Return a tokenizer of short pieces, ASCII and not: words are cut, and some are unknown."""
 
     class Source:
         spec = "made up"
@@ -64,7 +64,7 @@ def test_ids_are_those_of_tokenizers(tokenizer, batches, max_words):
         encoding.MAX_WORDS = kept
 
 
-def test_what_is_difficult_one_by_one(tokenizer):
+def test_ids_of_every_pair_of_difficult_texts(tokenizer):
     texts = [f"a{first}{space}{second}b" for first in DIFFICULT for second in DIFFICULT for space in ("", " ")]
     assert encoded(SentenceEncoder(tokenizer), texts) == oracle(tokenizer, texts)
 

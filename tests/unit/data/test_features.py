@@ -18,7 +18,7 @@ VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "answer"]
 
 
 class Vocabulary:
-    """A source that is nothing but its vocabulary."""
+    """A source that has a vocabulary alone."""
 
     def __init__(self, path):
         self.path, self.spec = path, "words"
@@ -83,7 +83,7 @@ def test_an_epochs_batches_have_rows_of_like_lengths():
     batches = examples.epoch(10, 0, 0)
     padded = sum(len(batch) * lengths[batch].max() for batch in batches)
     assert padded < 1.1 * lengths.sum()  # at random it is 1.8 times
-    widest = [lengths[batch].max() for batch in batches[:50]]  # as many as a bucket has: a rising run is no shuffle
+    widest = [lengths[batch].max() for batch in batches[:50]]  # one bucket: rising lengths would mean no shuffle
     assert widest != sorted(widest)
 
 
@@ -96,7 +96,7 @@ def test_batches_for_prediction_have_every_row_once_the_longest_first(examples, 
     assert (np.diff(examples.lengths[order]) <= 0).all()
     assert max(map(len, batches)) <= size
     counts = np.unique(examples.lengths, return_counts=True)[1]
-    assert len(batches) == sum(-(-count // size) for count in counts)  # as few as there can be
+    assert len(batches) == sum(-(-count // size) for count in counts)  # the fewest possible
 
 
 @EXAMPLES
@@ -167,7 +167,8 @@ def test_encoded_pairs(tokenizer):
 
 
 def berts_cut(a, b, room):
-    """Devlin et al. 2019, `run_classifier.py`: one token at a time off the longer one, off the second where they are equal."""
+    """Cut as Devlin et al. 2019, `run_classifier.py`: one token at a time off the longer text, off
+    the second if both are equal."""
     a, b = list(a), list(b)
     while len(a) + len(b) > room:
         (a if len(a) > len(b) else b).pop()
@@ -177,7 +178,7 @@ def berts_cut(a, b, room):
 @EXAMPLES
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(8, 40))
 def test_a_pair_is_cut_to_length_from_the_ends_of_the_longer_text(tokenizer, first, second, length):
-    """BERT's cut, but for the one odd token where both texts are longer than half of the room."""
+    """The cut is BERT's, but for one odd token if both texts exceed half of the room."""
     frame = pd.DataFrame({"sentence1": [" ".join(WORDS[:first])], "sentence2": [" ".join(WORDS[:second])], "label": [0]})
     examples = encode(tokenizer, "rte", frame, length)
     found, types = examples.ids[0].tolist(), examples.types[0].tolist()
@@ -212,7 +213,7 @@ def setting(task, **fields):
 
 
 def classes(count, size, seed, columns=("premise", "hypothesis"), labels=None):
-    """Texts of many lengths whose second word, w<class>, gives the class away."""
+    """Return texts of many lengths whose second word, w<class>, tells the class; and classes."""
     rng = np.random.default_rng(seed)
     found = rng.integers(0, count, size)
     texts = [["w30", f"w{label}", *rng.choice(WORDS[10:], rng.integers(0, 12))] for label in found]
@@ -225,7 +226,7 @@ def classes(count, size, seed, columns=("premise", "hypothesis"), labels=None):
 
 
 def knowing(count):
-    """Logits of the class that the second word gives away; the answer needs the row itself, so a mixed-up row shows."""
+    """Return a model that reads the class off the second word, so that mixed-up rows show."""
 
     def forward(batch):
         return {"logits": np.eye(count, dtype=np.float32)[batch["input_ids"][:, 2] - VOCAB.index("w0")]}
@@ -251,11 +252,11 @@ def test_outputs_come_back_in_the_rows_order():
     told = []
     found = outputs(forward, examples, ("logits",), done=told.append)["logits"]
     assert [value[0] for value in found] == list(range(150))
-    assert sorted(sizes) == [11] * 6 + [12] * 7  # as many as rows of each of the 13 lengths
+    assert sorted(sizes) == [11] * 6 + [12] * 7  # one batch for each of the 13 lengths
     assert told == sizes
 
 
-def test_a_batch_of_few_rows_is_filled_up_and_nobody_sees_it():
+def test_rows_that_fill_up_a_small_batch_are_not_in_the_outputs():
     examples = Examples([np.full(3 + row // 2, row) for row in range(5)], [np.zeros(3 + row // 2) for row in range(5)], 0)
     sizes, told = [], []
 
@@ -271,7 +272,7 @@ def test_a_batch_of_few_rows_is_filled_up_and_nobody_sees_it():
     assert sizes == [1] * 5 + [1, 2, 2]
 
 
-def test_a_model_that_knows_scores_one(tokenizer, tmp_path):
+def test_a_model_that_knows_the_labels_scores_one(tokenizer, tmp_path):
     frame, labels = classes(2, 150, 0, ("sentence",))
     write(tmp_path, "sst2", "validation", frame)
     metrics, details = evaluate(knowing(2), tokenizer, tmp_path, setting("sst2"), tmp_path)
@@ -285,7 +286,7 @@ def test_a_model_that_knows_scores_one(tokenizer, tmp_path):
     assert set(found["split"]) == {"validation"}
 
 
-def test_a_model_that_says_one_class_scores_its_share(tokenizer, tmp_path):
+def test_a_constant_prediction_scores_the_share_of_its_class(tokenizer, tmp_path):
     _, labels = frame, _ = classes(2, 150, 1, ("sentence",))
     labels = frame["label"].to_numpy()
     write(tmp_path, "sst2", "validation", frame)
@@ -357,7 +358,7 @@ def test_eval_rows_are_the_same_rows_every_time(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_a_divergence(tokenizer, tmp_path, value):
+def test_non_finite_logits_raise_diverged(tokenizer, tmp_path, value):
     frame, _ = classes(2, 150, 7, ("sentence",))
     write(tmp_path, "sst2", "validation", frame)
 
@@ -372,8 +373,9 @@ def test_logits_that_are_not_finite_are_a_divergence(tokenizer, tmp_path, value)
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
-def test_squad_with_a_model_that_knows(tokenizer, tmp_path, version):
-    """The word "answer" is the answer; without it the first token is, which v2.0 takes for "there is none"."""
+def test_squad_with_a_model_that_knows_the_answers(tokenizer, tmp_path, version):
+    """The model answers with the word "answer". Without it the model points at the first token,
+    which v2.0 reads as "no answer"."""
     table, rng = [], np.random.default_rng(8)
     for index in range(30):
         words = rng.choice(WORDS, 50).tolist()

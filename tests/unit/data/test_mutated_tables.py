@@ -1,4 +1,4 @@
-"""Tables of every task, wrong in every way: read as they are meant, or refused in one line that names the file."""
+"""Damaged tables of every task: read as meant, or refused in one line that names the file."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from mobilebert.util.errors import UserError
 
 
 def changed(name, values):
-    """A mutation: a column of other values (a function of the old ones)."""
+    """Return a mutation that gives a column other values, or a function of the old ones."""
 
     def change(found, column):
         new = values(found[column]) if callable(values) else values
@@ -35,7 +35,7 @@ def dropped(found, column):
 
 
 def indexed(found, column):
-    """pandas' metadata names an index that is not in the file."""
+    """Let pandas' metadata name an index that is not in the file."""
     return found.replace_schema_metadata(
         {"pandas": json.dumps({"index_columns": ["absent"], "columns": [], "column_indexes": []})}
     )
@@ -79,7 +79,7 @@ REFUSED_NUMBER = [
     changed("truths", [True, False] * (ROWS // 2)),
     changed("texts", ["0"] * ROWS),
     changed("not a number", [float("nan")] * ROWS),
-    changed("out of range", [7] * ROWS),  # an idx: six of one
+    changed("out of range", [7] * ROWS),  # an idx: six equal ones
 ]
 REFUSED_ANSWERS = [
     changed("text alone", ["b"] * ROWS),
@@ -101,7 +101,7 @@ REFUSED_ANSWERS = [
 
 
 def sampled(task):
-    """(column, mutation, whether its table is as good as the first one): of the answers all, of the others a seeded sample."""
+    """Return (column, mutation, whether it stays valid): all for answers, else a seeded sample."""
     found = [(column, *mutation) for column in task.columns for mutation in mutations(task, column)]
     answers = [item for item in found if item[1] in REFUSED_ANSWERS]
     others = [item for item in found if item[1] not in REFUSED_ANSWERS]
@@ -121,7 +121,7 @@ def mutations(task, column):
 
 
 def damaged(path):
-    """Ways in which a parquet file is none."""
+    """Damage a parquet file in several ways; yield after each."""
     content = path.read_bytes()
     for wrong in (b"", content[:40], content[:-9], content[:60] + b"\xff" * 40 + content[100:], b"PAR1" * 30):
         path.write_bytes(wrong)

@@ -1,4 +1,4 @@
-"""Predictions, own rows, vocabularies, sums and corpora that are odd or wrong: read as meant, or refused in one line."""
+"""Odd predictions, rows, vocabularies, sums and corpora: read as meant, or refused in one line."""
 
 import errno
 import gzip
@@ -175,7 +175,7 @@ def test_a_line_of_a_vocabulary_ends_at_a_line_feed_alone(end, tmp_path):
         (b"[PAD]\n\xff\n", "line 2 is not UTF-8"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_refused(content, message, tmp_path):
+def test_an_invalid_vocabulary_is_refused(content, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         build_tokenizer(Folder(written(tmp_path / "vocab.txt", content)), tmp_path / "out", None)
     assert "\n" not in str(error.value)
@@ -199,14 +199,14 @@ ZEROS, ONES = "0" * 64, "1" * 64
         (b"\xff\xfe\n", "line 1 is not UTF-8"),
     ],
 )
-def test_sums_that_are_none_or_lead_outside_are_refused(content, message, tmp_path):
+def test_invalid_checksum_files_are_refused(content, message, tmp_path):
     written(tmp_path / "SHA256SUMS", content)
     with pytest.raises(UserError, match=message) as error:
         open_source(f"local:{tmp_path}")
     assert str(error.value).startswith(str(tmp_path / "SHA256SUMS"))
 
 
-def test_sums_of_other_systems_are_read(tmp_path):
+def test_checksum_files_of_other_systems_are_read(tmp_path):
     written(tmp_path / "SHA256SUMS", f"{'A' * 64} *./corpus//a\u2028b.txt\r\n\r\n{ONES}  vocab.txt\r\n{ONES}  vocab.txt")
     assert open_source(f"local:{tmp_path}").pinned == {"corpus/a\u2028b.txt": "a" * 64, "vocab.txt": ONES}
 
@@ -229,7 +229,7 @@ def test_a_corpus_file_without_a_document_is_refused(name, tmp_path):
         list(source.documents())
 
 
-def test_more_documents_than_there_are_is_all_of_them(tmp_path):
+def test_asking_for_more_documents_than_exist_gives_all(tmp_path):
     assert list(open_source(corpus(tmp_path, a_txt="one\n\ntwo\n"), documents=9).documents()) == ["one", "two"]
 
 
@@ -248,14 +248,14 @@ def test_more_documents_than_there_are_is_all_of_them(tmp_path):
         ("b.parquet", {"text": pa.array([b"one", b"\xff"]).cast(pa.binary()).to_pylist()}, "column text is of type binary"),
     ],
 )
-def test_a_document_has_a_bound(name, content, message, tmp_path, monkeypatch):
+def test_a_document_longer_than_the_bound_is_refused(name, content, message, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "LARGEST_DOCUMENT", 2**18)
     with pytest.raises(UserError, match=message):
         list(documents.read_documents(written(tmp_path / name, content)))
 
 
-def test_no_more_is_read_of_a_long_line_than_its_bound(tmp_path, monkeypatch):
-    """64 MiB in a file of 10 KB; the bound is kept while it is decompressed, not after."""
+def test_a_long_line_is_read_only_up_to_the_bound(tmp_path, monkeypatch):
+    """The file of 10 KB holds 64 MiB; the bound must apply during decompression, not after it."""
     monkeypatch.setattr(documents, "LARGEST_DOCUMENT", 2**20)
     compressor = lzma.LZMACompressor(preset=0)
     parts = [compressor.compress(bytes(2**20)) for _ in range(64)]

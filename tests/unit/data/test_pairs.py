@@ -1,4 +1,4 @@
-"""Segment pairs against a corpus whose token ids name their document and place, so that every row can be read back."""
+"""Segment pairs of a corpus whose token ids tell their place, so that rows can be read back."""
 
 import shutil
 import tracemalloc
@@ -18,7 +18,7 @@ FIRST = len(SPECIAL)
 
 
 def write_corpus(folder, document_lengths, split="train"):
-    """Token i of the corpus has the id FIRST + i: an id tells where it stands. Returns a fitting tokenizer."""
+    """Write a corpus whose token i has the id FIRST + i; return a tokenizer that fits."""
     sentences = [length for document in document_lengths for length in document]
     tokens = np.arange(FIRST, FIRST + sum(sentences), dtype=np.uint16)
     np.save(folder / f"{split}.tokens.npy", tokens)
@@ -37,7 +37,7 @@ def corpus(tmp_path_factory):
 
 
 def restore(batch):
-    """input_ids with the masked tokens put back."""
+    """Return input_ids with the masked tokens put back."""
     ids = batch["input_ids"].copy()
     ids.reshape(-1)[batch["masked_positions"]] = batch["masked_labels"]
     return ids
@@ -100,9 +100,10 @@ def test_the_second_segment_follows_the_first_where_nothing_was_cut(corpus):
 @given(first=st.integers(1, 60), second=st.integers(1, 60), length=st.integers(6, 64))
 @settings(max_examples=60, deadline=None)
 def test_truncation_cuts_the_longer_segment(tmp_path_factory, first, second, length):
-    """The oracle removes one token after the other, as truncate_seq_pair of the released BERT code does."""
+    """The oracle removes token after token, as truncate_seq_pair of the released BERT code."""
     folder = tmp_path_factory.mktemp("cut")
-    # Every document is these two sentences: unless moved, a row that starts with the first is the pair.
+    # Every document is these two sentences: unless the start is moved, a row that starts with the
+    # first sentence is the pair.
     tokenizer = write_corpus(folder, [[first, second]] * 3)
     batch = Pairs(folder, "train", length=length, tokenizer=tokenizer, seed=0, short_share=0).batch(0, 64)
     expected = [first, second]
@@ -131,8 +132,8 @@ def test_a_row_depends_on_seed_step_and_row_alone(corpus):
 
 @given(size=st.integers(1, 9), parts=st.integers(1, 9), length=st.integers(5, 9), step=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_a_part_is_those_rows_of_the_whole(corpus, size, parts, length, step):
-    """An odd number of draws before a part, too: two of them are made of one number of the generator."""
+def test_a_part_has_the_rows_of_the_whole_batch(corpus, size, parts, length, step):
+    """A part may begin after an odd number of draws: one generated number serves two draws."""
     folder, tokenizer, _ = corpus
     pairs = Pairs(folder, "train", length=length, tokenizer=tokenizer, seed=3)
     whole, found = pairs.batch(step, size), [pairs.batch(step, size, part, parts) for part in range(parts)]
@@ -148,7 +149,7 @@ def test_a_part_is_those_rows_of_the_whole(corpus, size, parts, length, step):
 
 
 def test_a_process_has_a_mask_where_any_row_of_the_batch_is_padded(corpus):
-    """As one process has: with the mask or without it, attention is rounded in another way."""
+    """One process has it too: attention with a mask is rounded otherwise than without."""
     folder, tokenizer, _ = corpus
     (folder / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
@@ -180,20 +181,21 @@ def test_shares_of_masking_and_of_pairs(corpus):
     assert np.mean(shown == labels) == pytest.approx(0.1, abs=0.01)
     swapped = shown[(shown != labels) & (shown != SPECIAL["[MASK]"])]
     assert swapped.mean() == pytest.approx(tokenizer.get_vocab_size() / 2, rel=0.03), "uniform over the vocabulary"
-    # Rows of a single sentence always get a random second segment, so there are a few more of these than half.
+    # Rows of a single sentence always get a random second segment, so random ones are slightly more
+    # than half.
     assert 0.47 < np.mean([batch["next_sentence_label"] for batch in batches]) < 0.62
-    # A tenth of the rows is short, and so are those of documents that end early.
+    # A tenth of the rows is short; so are rows of documents that end early.
     full = np.mean([batch["attention_mask"].sum(1) >= 55 for batch in batches])
     assert 0.75 < full < 0.95
 
 
 def within(count, total, share, sigmas=4):
-    """Whether a count of independent draws lies within so many standard errors of its share."""
+    """Return whether a count of draws is within `sigmas` standard errors of its share."""
     return abs(count / total - share) < sigmas * (share * (1 - share) / total) ** 0.5
 
 
 def test_half_of_the_second_segments_are_random_and_a_tenth_of_the_rows_short(tmp_path):
-    """Sentences of one token in long documents: nothing but the draws decides."""
+    """Sentences of one token in long documents: only the draws decide."""
     tokenizer = write_corpus(tmp_path, [[1] * 400] * 40)
     batch = Pairs(tmp_path, "train", length=64, tokenizer=tokenizer, seed=5).batch(0, 10_000)
     assert within(batch["next_sentence_label"].sum(), 10_000, 0.5)
@@ -208,12 +210,12 @@ def test_masking_shares_within_their_standard_errors(corpus):
     shown, labels = batch["input_ids"].reshape(-1)[batch["masked_positions"]], batch["masked_labels"]
     random = (shown != labels) & (shown != SPECIAL["[MASK]"])
     assert within((shown == SPECIAL["[MASK]"]).sum(), len(shown), 0.8)
-    assert within(random.sum(), len(shown), 0.1)  # less one in a vocabulary of thousands that draws its own token
+    assert within(random.sum(), len(shown), 0.1)  # but for the one in thousands that draws its own token
     assert within((shown == labels).sum(), len(shown), 0.1)
 
 
-def test_a_second_epoch_masks_anew(corpus):
-    """A token that was masked once is masked no more often than any other when it is met again."""
+def test_a_second_epoch_masks_other_tokens(corpus):
+    """A token that was masked once is masked no more often than any other in the next epoch."""
     folder, tokenizer, ends = corpus
     pairs = Pairs(folder, "train", length=64, tokenizer=tokenizer, seed=4)
     steps = -(-len(pairs) // 16)
@@ -242,7 +244,7 @@ def test_any_number_of_workers_draws_the_same_batches(corpus, workers):
 
 
 def test_a_corpus_is_read_from_disk(tmp_path):
-    """24 MB of offsets and 8 MB of tokens; neither is copied into memory by a batch."""
+    """There are 24 MB of offsets and 8 MB of tokens; a batch copies neither into memory."""
     documents = 1_000_000
     np.save(tmp_path / "train.tokens.npy", np.full(4 * documents, 7, np.uint16))
     np.save(tmp_path / "train.sentences.npy", np.arange(0, 4 * documents + 1, 2))

@@ -1,4 +1,7 @@
-"""The benchmarks' own files give the same rows as parquet files with the columns of their Hugging Face data sets."""
+"""The benchmarks' own files give the rows of parquet files.
+
+These have the columns of the Hugging Face data sets.
+"""
 
 import hashlib
 import json
@@ -11,12 +14,13 @@ from mobilebert.data.sources import open_source
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError
 
-# Texts as they stand in these files: quotes that do not close, a space at the end, characters at which str.splitlines splits.
+# Texts as in these files: quotes that do not close, a space at the end, characters at which
+# str.splitlines splits.
 ONE = ['He said "go', "it's \x85 one\u2028two ", '"quoted"']
 TWO = ["they went", 'to "A', "\ufeffé 東"]
 
-# By task: folder, header of the labelled files (None: no header), a line of them; header and line of the test file. `a` and `b`
-# stand for the texts, `l` for the label.
+# Task -> folder, header of the labelled files (None: no header), a line of them, header and line of
+# the test file. `a` and `b` stand for the texts, `l` for the label, `n` for the row's number.
 FORMATS = {
     "cola": ("CoLA", None, ["gj04", "{l}", "*", "{a}"], ["index", "sentence"], ["{n}", "{a}"]),
     "sst2": ("SST-2", ["sentence", "label"], ["{a}", "{l}"], ["index", "sentence"], ["{n}", "{a}"]),
@@ -80,7 +84,7 @@ NAMES = {"mnli": ("entailment", "neutral", "contradiction")} | dict.fromkeys(("q
 
 
 def labels(name):
-    """Of three rows: as they are written in the file, and as the hub has them."""
+    """Return the labels of three rows as the file writes them, and as the hub has them."""
     if name == "stsb":
         return ["5.000", "0.25", "3"], [5.0, 0.25, 3.0]
     if name in NAMES:
@@ -90,7 +94,7 @@ def labels(name):
 
 
 def tsv(name, split, end="\n"):
-    """The file of a split in the download's format, and the table that the hub has of it."""
+    """Return the file of a split in the download's format, and the hub's table of it."""
     _, header, line, test_header, test_line = FORMATS[name]
     written, codes = labels(name)
     if split.startswith("test"):
@@ -139,7 +143,7 @@ def test_the_diagnostic_set_lies_in_its_own_folder(tmp_path):
 
 
 def test_rows_without_a_gold_label_and_torn_questions_are_left_out_as_on_the_hub(tmp_path):
-    """The rows that stay keep their numbers."""
+    """The rows that are kept keep their numbers."""
     content, table = tsv("mnli", "validation_matched")
     put(tmp_path / "glue/MNLI/dev_matched.tsv", content.replace("\tcontradiction\n", "\t-\n"))
     content, questions = tsv("qqp", "train")
@@ -185,7 +189,7 @@ def test_squad_files_equal_the_parquet_form(version, tmp_path):
 
 
 def test_score_reads_a_folder_and_a_file_of_the_download(tmp_path, capsys):
-    """The file's hashes are not asked for where no SHA256SUMS lies."""
+    """A single file needs no hash if there is no SHA256SUMS."""
     for stem in ("dev_matched", "dev_mismatched"):
         content, _ = tsv("mnli", f"validation{stem[3:]}")
         file = put(tmp_path / f"glue/MNLI/{stem}.tsv", content)

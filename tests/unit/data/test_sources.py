@@ -77,7 +77,7 @@ def test_local_tables(folder):
     assert source.vocab() == folder / "vocab.txt"
 
 
-def test_labels_name_what_is_not_the_official_split(folder):
+def test_labels_tell_which_splits_are_not_the_official_ones(folder):
     source = open_source(f"local:{folder}")
     assert source.label("cola", "train") is None
     assert source.label("cola", "test") == "10 of 1,063 test rows"
@@ -153,8 +153,8 @@ def test_interleaving_keeps_to_the_weights():
     assert list(interleave([])) == []
 
 
-def test_the_hub_without_a_network_is_one_line_and_does_not_hang(tmp_path):
-    """In its own process: the offline switch of the hub's libraries is read when they are first imported."""
+def test_the_hub_without_a_network_fails_in_one_line_and_does_not_hang(tmp_path):
+    """In its own process: the hub's libraries read the offline switch once, at import."""
     pytest.importorskip("datasets")
     program = """
 from mobilebert.data.sources import open_source
@@ -205,7 +205,7 @@ def test_the_hub_gives_what_the_data_set_library_gives(monkeypatch):
     assert ("rajpurkar/squad", None, "train") in asked
 
 
-def test_the_real_folder(real_data):
+def test_rows_and_labels_of_the_real_folder(real_data):
     source = open_source(f"local:{real_data}")
     for task in ("stsb", "ax", "squad_v2.0"):
         for split in source.splits(task):

@@ -1,4 +1,4 @@
-"""SQuAD windows against the tokenizers library's own overflow and BERT's definitions; answers against plain loops."""
+"""SQuAD windows against tokenizers' overflow and BERT's definitions; answers against loops."""
 
 import math
 import tracemalloc
@@ -41,7 +41,7 @@ space = st.sampled_from([" ", "  ", "\n", " \u00a0", ", ", "."])  # punctuation 
 
 @st.composite
 def question(draw):
-    """A context, a question, and for an answerable one an answer that is a run of whole words."""
+    """Draw a context and a question; an answerable one has an answer of whole words."""
     pieces = draw(st.lists(word, min_size=1, max_size=30))
     context, begins = "", []
     for piece in pieces:
@@ -72,7 +72,8 @@ def test_windows_against_the_overflow_of_tokenizers(rows, shape):
     found = squad.windows(TOKENIZER, examples, max_length, doc_stride, max_query_length)
     expected, owners = [], []
     for index, row in enumerate(rows):
-        # The library cuts an overlap, not a step; it cannot cut both texts, so the question is cut beforehand.
+        # The library cuts an overlap, not a step. It cannot cut both texts, so the question is cut
+        # beforehand.
         kept = TOKENIZER.encode(row["question"], add_special_tokens=False).ids[:max_query_length]
         room = max_length - len(kept) - 3
         cutter = small_tokenizer()
@@ -116,7 +117,7 @@ def test_labels_map_back_to_the_answer(rows, shape):
 
 @quick
 @given(st.lists(question(), min_size=1, max_size=2), shapes)
-# Pieces of 381 and 273 tokens: the 0.01 of the size decides where the margins differ by 1.
+# Pieces of 381 and 273 tokens: if the margins differ by 1, the 0.01 of the size decides.
 @example([{"context": "a " * 400, "question": "", "answers": {"text": [], "answer_start": []}}], (384, 127, 0))
 def test_max_context_against_its_definition(rows, shape):
     found = squad.windows(TOKENIZER, table(rows), *shape)
@@ -142,7 +143,7 @@ def test_max_context_against_its_definition(rows, shape):
 
 
 def plain_postprocess(found, starts, ends, examples, n_best, max_answer_length):
-    """The definition in loops: id -> text, id -> null odds."""
+    """Return id -> text and id -> null odds, by the definition in loops."""
     answers, odds = {}, {}
     for owner, key in enumerate(examples["id"]):
         candidates, nulls = [], []
@@ -173,7 +174,7 @@ def test_postprocess_against_plain_loops(rows, shape, seed, n_best, max_answer_l
     examples = table(rows)
     found = squad.windows(TOKENIZER, examples, *shape)
     random = np.random.default_rng(seed)
-    # Halves, so that equal scores occur and sums are exact; what stands past a window's end must not matter.
+    # Halves give equal scores and exact sums; values past a window's end must not matter.
     starts, ends = np.round(random.normal(size=(2, len(found), 26)) * 6).astype(np.float32) / 2
     past = np.arange(26) >= found.lengths[:, None]
     starts[past], ends[past] = np.nan, np.inf
@@ -192,7 +193,7 @@ def test_a_context_without_a_token_is_answered_with_nothing():
     assert squad.postprocess(found, logits, logits, examples, v2=True) == ({"x": ""}, {"x": 2.0})
 
 
-def test_refusals():
+def test_wrong_arguments_are_refused():
     examples = {"id": ["x"], "context": ["a b"], "question": ["c"], "answers": [{"text": ["b"], "answer_start": [2]}]}
     with pytest.raises(UserError, match="doc_stride is 0"):
         squad.windows(TOKENIZER, examples, doc_stride=0)
@@ -219,15 +220,15 @@ def test_official_window_counts_and_a_round_trip_of_every_answer(version, count,
     assert len(found) == count
     assert int(found.lengths.max()) == 384
 
-    # A model that knows every label answers almost everything: what is lost are answers that begin or end inside a
-    # word, have more than 30 tokens, or lie across every window's edge.
+    # A model that knows every label answers almost everything. It loses answers that begin or end
+    # inside a word, have more than 30 tokens, or lie across every window's edge.
     rows = np.arange(count)
     starts, ends = np.zeros((2, count, 384), np.float32)
     starts[rows, found.start_positions], ends[rows, found.end_positions] = 9.0, 9.0
     answers, odds = squad.postprocess(found, starts, ends, examples, v2=True)
     golds = squad.references(examples)
     if version == "v1.1":
-        odds = None  # the windows without the answer point at [CLS]; nothing is unanswerable here
+        odds = None  # windows without the answer point at [CLS], yet all is answerable
     scores = score_v2(answers, golds, odds, threshold=0.0)
     assert 0.99 < scores["HasAns_exact"] < 1.0
     if odds is not None:
@@ -236,9 +237,12 @@ def test_official_window_counts_and_a_round_trip_of_every_answer(version, count,
 
 @pytest.mark.parametrize(("version", "rows", "unanswerable"), [("v1.1", 11_923, 0), ("v2.0", 12_270, 347)])
 def test_every_real_training_answer_maps_back_to_its_text(version, rows, unanswerable, real_data):
-    """Every window's label is the answer's own characters but for 33 windows, all explained: there the answer begins or ends
-    inside one token ("7" of "1817", "Japan" of "Japanese"), which no span of tokens can cut, and the label takes that
-    token whole. No answer is lost: each lies wholly inside one window at least."""
+    """Every window's label covers the answer's own characters but for 33 windows.
+
+    In these the answer begins or ends inside one token ("7" of "1817", "Japan" of "Japanese"). No
+    span of tokens can cut it, and the label takes that token whole. No answer is lost: each lies
+    wholly inside at least one window.
+    """
     tokenizer = BertWordPieceTokenizer(str(real_data / "vocab.txt"), lowercase=True)
     examples = pd.read_parquet(real_data / "squad" / version / "train.parquet")
     found = squad.windows(tokenizer, examples, training=True)
@@ -256,7 +260,8 @@ def test_every_real_training_answer_maps_back_to_its_text(version, rows, unanswe
             assert contexts[row][start:end] == text
             exact += 1
             continue
-        # Characters of one token that are not the answer's, and nothing beyond that token.
+        # Extra characters belong to the same token as the answer's edge, and none lie beyond that
+        # token.
         inside_first = start < begin < found.characters(index, first, first)[1]
         inside_last = found.characters(index, last, last)[0] < begin + len(text) < end
         assert inside_first or start == begin
@@ -264,7 +269,7 @@ def test_every_real_training_answer_maps_back_to_its_text(version, rows, unanswe
         assert inside_first or inside_last
         begins, ends = begins + inside_first, ends + inside_last
     assert len(mapped) == rows - unanswerable
-    assert (exact, begins, ends) == (11_944, 10, 23)  # windows; 11,977 are labelled, and none both begins and ends so
+    assert (exact, begins, ends) == (11_944, 10, 23)  # 11,977 windows are labelled; none both begins and ends so
 
 
 def test_memory_of_a_long_context_grows_with_its_length_alone():

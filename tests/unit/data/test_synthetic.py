@@ -1,4 +1,7 @@
-"""The made-up tables are solvable, and only by their labels: linear models on words and word pairs are the oracle."""
+"""The synthetic tables are solvable, and only by their labels.
+
+Linear models on words and word pairs are the oracle.
+"""
 
 import hashlib
 import subprocess
@@ -29,7 +32,7 @@ def source():
 
 
 def features(source, task, *splits):
-    """Word and word-pair counts of every text column, fitted on the first split; and the labels."""
+    """Return word and word-pair counts of the texts, fitted on the first split; and labels."""
     tables = [source.table(task, split) for split in splits]
     blocks = [[] for _ in tables]
     for column in TASKS[task].text_columns:
@@ -40,7 +43,7 @@ def features(source, task, *splits):
 
 
 @pytest.mark.parametrize(("name", "role"), ROLES)
-def test_tables_have_the_genuine_form(source, name, role):
+def test_tables_have_the_columns_of_the_real_tasks(source, name, role):
     task = TASKS[name]
     table = source.table(name, task.splits[role])
     check_table(table, task, role, "synthetic")
@@ -66,7 +69,7 @@ def test_classification_is_solvable_and_shuffled_labels_are_not(source, task):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_sentiment_cannot_be_told_from_which_words_there_are(seed):
-    """Every bag of words has both labels equally often, so no function of it is right on more than half of the rows."""
+    """Every bag of words has both labels equally often: no function of it beats one half."""
     source = open_source("synthetic", seed=seed)
     for split in ("train", "validation"):
         table = source.table("sst2", split)
@@ -96,8 +99,8 @@ def test_similarity_is_solvable(source):
 
 
 @pytest.mark.parametrize("task", ["squad_v1.1", "squad_v2.0"])
-def test_answers_stand_behind_the_cue_of_their_question(source, task):
-    """Which word comes before the answer is learnt from train, by question word; on validation it finds the answer."""
+def test_answers_follow_the_cue_of_their_question(source, task):
+    """Train tells, by question word, the word before the answer; it finds it on validation."""
     train, validation = source.table(task, "train"), source.table(task, "validation")
     cues = {}
     for row in train.itertuples():
@@ -133,8 +136,8 @@ def test_sentences_are_short_and_of_the_corpus_vocabulary(source):
                 assert words.map(len).mean() <= 14
 
 
-def test_neighbours_say_more_than_frequencies(source):
-    """What a masked language model can gain: bigram entropy of held-out documents far below the unigram entropy."""
+def test_bigram_entropy_is_far_below_unigram_entropy(source):
+    """So a masked LM can learn: held-out bigram entropy is far below unigram entropy."""
     documents = [document.split() for document in source.documents()]
     vocabulary = {word: index for index, word in enumerate(sorted({word for words in documents for word in words}))}
     counts = np.full((len(vocabulary), len(vocabulary)), 0.02)
@@ -149,7 +152,7 @@ def test_neighbours_say_more_than_frequencies(source):
 
 
 def test_documents_keep_to_a_topic(source):
-    """Halves of one document share more words than halves of two: next sentence prediction can be learnt."""
+    """So NSP can be learnt: halves of one document share more words than halves of two."""
     halves = []
     for document in source.documents():
         words = document.split()
@@ -167,7 +170,7 @@ def test_the_seed_alone_decides(source):
         "print(hashlib.sha256((t + ''.join(s.documents())).encode()).hexdigest())"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    text = "".join(other.documents())  # read in another order than there
+    text = "".join(other.documents())  # read in another order than in the program
     text = other.table("mnli", "train").to_json() + other.table("squad_v2.0", "validation").to_json() + text
     assert run.stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
     assert not other.table("cola", "train").equals(source.table("cola", "train"))
@@ -185,7 +188,7 @@ def test_the_seed_alone_decides(source):
     ],
 )
 def test_the_text_of_a_version_never_changes(seed, sst2, mnli, corpus):
-    """Other text needs another GENERATOR_VERSION, or TABLE_VERSIONS: they name the data in a record."""
+    """Other text needs new GENERATOR_VERSION or TABLE_VERSIONS: they name data in records."""
     source = open_source("synthetic", seed=seed)
     tables = [source.table("sst2", "train"), source.table("mnli", "train")]
     texts = [*(table.to_csv(index=False) for table in tables), "\n".join(source.documents())]

@@ -29,7 +29,7 @@ BERT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 40,
-    "initializer_range": 0.1,  # scores and logits of the size of trained ones, so that a lost mask shows
+    "initializer_range": 0.1,  # scores as large as trained ones, so that a lost mask shows
 }
 MOBILEBERT = BERT | {"embedding_size": 24, "intra_bottleneck_size": 32}
 TINY_SWITCHES = {
@@ -124,7 +124,7 @@ def test_a_model_in_training_is_exported_without_dropout_and_left_as_it_was(tmp_
         (lambda: BertForPreTraining(BertConfig(**BERT)), 8, "BertForPreTraining"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(make, length, message, tmp_path):
+def test_a_model_that_cannot_be_exported_is_refused_and_leaves_no_file(make, length, message, tmp_path):
     with pytest.raises(UserError, match=message):
         export_onnx(make(), tmp_path / "model.onnx", length=length)
     assert list(tmp_path.iterdir()) == []
@@ -145,11 +145,9 @@ def test_a_failed_export_keeps_the_file_that_was_there(tmp_path, monkeypatch):
 
 @contextmanager
 def room(size):
-    """A file may have `size` bytes: a write past them fails in Python and in C++ alike.
-
-    The limit holds for pytest's own output too, if that goes to a file; so it must be gone before the test's outcome is
-    printed, which is earlier than a fixture ends.
-    """
+    """Limit a file to `size` bytes: a longer write fails in Python and in C++ alike. The limit
+    holds for pytest's own output too, if that goes to a file; so it must end before the test's
+    outcome is printed, which is earlier than a fixture ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -159,7 +157,7 @@ def room(size):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
-def test_a_file_that_finds_no_room_is_one_line_and_leaves_nothing(share, tmp_path, capfd):
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_file(share, tmp_path, capfd):
     model, path = build("mobilebert"), tmp_path / "model.onnx"
     export_onnx(model, path, length=8)
     (tmp_path / "new").mkdir()
@@ -169,7 +167,7 @@ def test_a_file_that_finds_no_room_is_one_line_and_leaves_nothing(share, tmp_pat
     with room(size), pytest.raises(UserError, match=r"^[^\n]*again\.onnx: cannot be written \([^\n]*File too large\)$"):
         export_onnx(model, tmp_path / "new" / "again.onnx", length=8)
     assert list((tmp_path / "new").iterdir()) == []
-    assert capfd.readouterr() == ("", "")  # ONNX Runtime's quantizer would log a traceback and go on with the file as it was
+    assert capfd.readouterr() == ("", "")  # ONNX Runtime's quantizer would log a traceback and use the old file
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +186,8 @@ def test_int8_scores_follow_float_scores(exported, quantized):
 
 
 def test_int8_scores_are_those_of_exact_sums(exported, quantized):
-    """The oracle adds in 32 bits. The rest is rounding, by which an activation near a half may take the next integer.
-
-    Where kernels add in 16 bits, weights from -127 to 127 gave 0.10 to 0.17 here.
-    """
+    """The oracle adds in 32 bits. The rest is rounding: an activation near a half may take the next
+    integer. With kernels that add in 16 bits, weights from -127 to 127 gave 0.10 to 0.17 here."""
     batch = batch_of(8, 24, seed=3)
     model = OnnxModel(quantized[0])
     exact = ReferenceEvaluator(onnx.load(quantized[0])).run(model.outputs, {name: batch[name] for name in model.inputs})
@@ -200,15 +196,16 @@ def test_int8_scores_are_those_of_exact_sums(exported, quantized):
 
 
 def test_no_kernel_can_saturate_on_the_weights_of_the_file(quantized):
-    """Two products of an activation, 255 at most, and a weight must fit the signed 16 bits of kernels without VNNI."""
+    """Two products of an activation (at most 255) and a weight must fit 16 signed bits. Kernels
+    without VNNI add them so."""
     graph = onnx.load(quantized[0]).graph
     integers = {tensor.name: numpy_helper.to_array(tensor).astype(int) for tensor in graph.initializer}
     weights = [integers[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
     assert len(weights) >= 5
     assert all(255 * np.abs(weight).max() * 2 <= 32_767 for weight in weights)
-    for weight in weights:  # yet each column, but one of zeros, has its own scale and reaches the end of the range
+    for weight in weights:  # each column but one of zeros uses its whole range
         assert set(np.abs(weight).max(0)) <= {0, 64}
-    # What is named like a product but not counted above would be one that this test does not see.
+    # This test would not see a product that has such a name but is not counted above.
     assert {node.op_type for node in graph.node if "MatMul" in node.op_type or "Gemm" in node.op_type} <= {
         "MatMulInteger",
         "MatMul",
@@ -224,7 +221,7 @@ def test_every_matrix_that_is_multiplied_is_8_bit_and_within_half_a_step(exporte
     after = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     float_products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and set(node.input) & set(after)]
     assert float_products == []
-    # Optimization renames some tensors; those that kept their name are compared.
+    # Optimization renames some tensors; compare those that kept their name.
     matrices = [name for name in before if f"{name}_quantized" in after]
     assert len(matrices) >= 5
     for name in matrices:

@@ -1,4 +1,4 @@
-"""What is said of an 8-bit ONNX file: graphs made by hand, whose weights and FLOPs are counted by hand."""
+"""The description of an 8-bit ONNX file: graphs built and counted by hand."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def graph_of(nodes, constants=(), inputs=(("x", TensorProto.FLOAT),), outputs=()
 
 
 def dynamic(weights):
-    """x, quantized at run time, times `weights` (4 rows)."""
+    """Return a graph of x, quantized at run time, times `weights` (4 rows)."""
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
         helper.make_node("MatMulInteger", ["q", "w", "zero"], ["y"]),
@@ -53,12 +53,12 @@ def between(low, high, kind=np.int8):
 
 
 def one(node, first, weights, **more):
-    """A product whose first input has the type `first`."""
+    """Return a graph of a product whose first input has the type `first`."""
     return graph_of([node], {"w": weights} | more, inputs=[("x", first)])
 
 
 def qdq(activations):
-    """MatMul between DequantizeLinears, the weights behind a Transpose."""
+    """Return MatMul between DequantizeLinears, the weights behind a Transpose."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
@@ -129,7 +129,7 @@ def test_the_share_of_8_bit_flops_is_that_counted_by_hand(length, share):
     nodes = [
         *dynamic(between(-64, 64)).graph.node,  # length x 4 by 4 x 6
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["x", "t"], ["scores"]),  # length x 4 by 4 x length: of two activations, as attention's
+        helper.make_node("MatMul", ["x", "t"], ["scores"]),  # length x 4 by 4 x length: two activations, as in attention
         helper.make_node("Squeeze", ["t", "first"], ["flat"]),
         helper.make_node("Gemm", ["flat", "v"], ["z"], transA=1),  # length x 4 by 4 x 1
     ]
@@ -150,7 +150,8 @@ def test_a_graph_without_products_has_no_share():
 
 @pytest.fixture(scope="module", params=list(MODELS))
 def files(request, tmp_path_factory):
-    """A model, its float file, ours, and one with weights from -127 to 127, as onnxruntime makes it when nothing is said."""
+    """Return a model and a folder with its float file, our int8 file, and onnxruntime's by default.
+    The last one has weights from -127 to 127."""
     folder = tmp_path_factory.mktemp("int8")
     torch.manual_seed(2)
     model = MODELS[request.param]().eval()
@@ -188,7 +189,7 @@ def test_the_record_says_how_the_file_was_made_and_where_it_is_scored(files, mon
     assert (other.weight_range, other.saturates) == ((-127, 127), True)
 
 
-def test_a_run_of_the_stage_leaves_what_it_found_before_it_scores(files, tmp_path, monkeypatch):
+def test_the_stage_records_the_quantization_before_it_scores(files, tmp_path, monkeypatch):
     model, _ = files
     (tmp_path / "tokenizer").mkdir()
     monkeypatch.setattr(quantize, "new_model", lambda *_: model)
@@ -218,7 +219,7 @@ def test_a_run_of_the_stage_leaves_what_it_found_before_it_scores(files, tmp_pat
     ("isa", "says"),
     [("avx2", True), ("avx512bw", True), ("unknown", True), ("avx_vnni", False), ("amx_int8", False), ("asimddp", False)],
 )
-def test_a_file_that_may_saturate_is_named_in_one_line_where_it_may(files, isa, says, monkeypatch, capsys):
+def test_a_file_that_may_saturate_on_this_processor_is_named_in_one_line(files, isa, says, monkeypatch, capsys):
     folder = files[1]
     monkeypatch.setattr(int8, "processor", lambda: {"cpu": "a processor", "isa": isa})
     for name in ("float", "ours", "full"):
@@ -242,7 +243,7 @@ def test_tensors_in_a_file_of_their_own_are_read(files, tmp_path):
     assert "weights from -127 to 127" in int8.dependence(tmp_path / "full.onnx", "avx2")
 
 
-def test_a_file_in_the_format_of_onnx_runtime_is_read_without_a_word(files, tmp_path):
+def test_a_file_in_the_format_of_onnx_runtime_is_read_without_a_warning(files, tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "full.ort")
     options.log_severity_level = 4

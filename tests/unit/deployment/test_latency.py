@@ -24,7 +24,7 @@ def spec(name="student", config=MOBILEBERT, engine="onnxruntime"):
 
 
 def reasons(result):
-    """What makes the run void, apart from a machine that others use while the tests run."""
+    """Return the reasons why a measurement is void, but for other users of the machine."""
     validity = result["validity"]
     if validity == "ok":
         return []
@@ -77,7 +77,7 @@ def test_the_sharing_rule(busy, own, wall, cores, shared):
         assert f"{(busy - own) / wall:.2f} of a core" in reason
 
 
-def test_a_machine_that_does_not_tell_is_not_trusted():
+def test_a_machine_without_proc_stat_is_not_trusted():
     assert "/proc/stat" in latency.sharing({"busy_s": None, "own_s": 1.0, "wall_s": 1.0, "cores": 2, "tick_s": 0.01})
 
 
@@ -136,12 +136,12 @@ def test_a_loaded_machine_voids_the_run():
             process.wait()
     assert "other processes used" in result["validity"]
     machine = result["machine"]
-    # The processes that are measured are not taken for others, which is the rest of what was busy.
+    # The measured processes do not count as others, which are the rest of the busy time.
     assert 0 < machine["own_s"] < machine["busy_s"]
 
 
 def test_more_threads_than_cores_void_the_run(monkeypatch):
-    """Than those that it may use, which a scheduler or a container may have cut."""
+    """Cores are those that the process may use, which a scheduler or a container may have cut."""
     cores = 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     result = latency.measure([spec()], **SETTINGS | {"threads": cores + 1, "rounds": 1, "warmup": 0})
@@ -198,7 +198,7 @@ def test_a_failing_process_is_an_error_not_a_number():
         latency.measure([spec(config=MOBILEBERT | {"id2label": 5})], **SETTINGS)
 
 
-def test_a_machine_without_onnxruntime_is_told_so(monkeypatch):
+def test_a_missing_onnxruntime_is_named_with_the_install_command(monkeypatch):
     sent = []
     monkeypatch.delitem(sys.modules, "mobilebert.deployment.latency_worker", raising=False)
     monkeypatch.delattr("mobilebert.deployment.latency_worker", raising=False)

@@ -1,4 +1,4 @@
-"""What the int8 stage says of a model that quantization, or the fine-tuning before it, has left no better than guessing."""
+"""The int8 stage marks a model that guesses, be it after quantization or after fine-tuning."""
 
 from types import SimpleNamespace
 
@@ -11,8 +11,8 @@ from mobilebert.stages.quantize import status
     ("task", "statuses", "metrics", "shares", "expected"),
     [
         ("sst2", ["failed", "ok"], {"accuracy": 0.9, "majority": 0.5}, [0.4, 0.6], "ok"),
-        ("sst2", ["failed", "ok"], {"accuracy": 0.5, "majority": 0.5}, [0.0, 1.0], "failed"),  # though its float learnt
-        ("sst2", ["ok", "failed"], {"accuracy": 0.9, "majority": 0.5}, [0.4, 0.6], "failed"),  # the seed it is of had not
+        ("sst2", ["failed", "ok"], {"accuracy": 0.5, "majority": 0.5}, [0.0, 1.0], "failed"),  # although its float model learnt
+        ("sst2", ["ok", "failed"], {"accuracy": 0.9, "majority": 0.5}, [0.4, 0.6], "failed"),  # its seed had failed
         ("squad_v1.1", ["ok", "ok"], {"exact_match": 0.3}, [0.9, 0.1], "ok"),
         ("squad_v1.1", ["ok", "ok"], {"exact_match": 0.02}, [0.9, 0.1], "failed"),  # no better than the constant answer
     ],

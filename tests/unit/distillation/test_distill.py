@@ -1,4 +1,7 @@
-"""The loss of pre-training distillation and of AKT on models of three layers, against whole forward passes and NumPy."""
+"""The loss of pre-training distillation and AKT against whole forward passes and NumPy.
+
+The models have three layers.
+"""
 
 import numpy as np
 import pytest
@@ -68,7 +71,7 @@ def loss(student, teacher, batch, config, transfer):
 
 
 def forward(model, batch):
-    """Masked-LM logits of all positions (B, T, V) and NSP logits (B, 2), in float64."""
+    """Return masked-LM logits of all positions (B, T, V) and NSP logits (B, 2), in float64."""
     with torch.no_grad():
         out = model(**{key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask")})
     return (x.numpy().astype(np.float64) for x in (out.prediction_logits, out.seq_relationship_logits))
@@ -88,8 +91,8 @@ def test_loss_is_hard_and_soft_labels_and_nsp(student, teacher, batch, recipe):
     )
 
 
-def test_temperature_multiplies_what_enters_the_teachers_head(student, teacher, batch):
-    """Not its logits: the head's LayerNorm takes most of the factor away again."""
+def test_temperature_scales_the_input_of_the_teachers_head(student, teacher, batch):
+    """It does not multiply the logits: the head's LayerNorm takes most of the factor away again."""
     with torch.no_grad():
         states = teacher.mobilebert(**{key: batch[key] for key in ("input_ids", "token_type_ids", "attention_mask")})
         logits = teacher.cls.predictions(2.5 * states.last_hidden_state).flatten(0, 1)[[1, 4, 8]].double().numpy()
@@ -110,7 +113,7 @@ def test_auxiliary_transfer_adds_the_joint_loss(student, teacher, batch, recipe)
 
 
 @pytest.mark.parametrize("auxiliary", [None, ("fmt",), ("fmt", "at")])
-def test_the_teacher_runs_once_without_autograd_and_shows_no_map_that_nobody_compares(student, teacher, batch, auxiliary):
+def test_the_teacher_runs_once_without_autograd_and_returns_only_maps_that_are_compared(student, teacher, batch, auxiliary):
     seen, rows = [], []
     hooks = [
         block.register_forward_hook(lambda module, args, out: seen.append((torch.is_grad_enabled(), out[1] is not None)))
@@ -126,7 +129,7 @@ def test_the_teacher_runs_once_without_autograd_and_shows_no_map_that_nobody_com
     assert rows == [(3, 31)]  # logits of the masked positions alone
 
 
-def test_parts_of_a_batch_add_up_to_it(student, teacher, batch):
+def test_micro_batches_add_up_to_the_whole_batch(student, teacher, batch):
     total = {}
     for row, masked in ((0, slice(0, 2)), (1, slice(2, 3))):
         part = {key: value[row : row + 1] for key, value in batch.items() if not key.startswith("masked_")}
@@ -140,8 +143,8 @@ def test_parts_of_a_batch_add_up_to_it(student, teacher, batch):
     assert total == pytest.approx({key: value.item() for key, value in whole.items()}, rel=1e-5)
 
 
-def test_auxiliary_transfer_with_fewer_steps_of_transfer_is_scaled():
-    """It has the paper's 500k steps of distillation, and 1k of the 240k beside them."""
+def test_auxiliary_transfer_with_fewer_steps_is_labelled_scaled():
+    """Distillation has the paper's 500k steps, transfer beside it 1k of the paper's 240k."""
     study = Study(schema=1, description="the paper", transfer={"steps": 1000})
     graph = build_graph(study)
     labels = [schedule_labels(study, graph[f"distill/mobilebert-{name}"].config) for name in ("akt", "pd")]

@@ -1,4 +1,4 @@
-"""What one pass of a teacher gives to students of several losses: to each the bits that it gets alone."""
+"""One teacher pass for students with different losses gives each the bits that it gets alone."""
 
 from collections import Counter
 
@@ -31,7 +31,7 @@ LOSSES = {"a": ("fmt", "at"), "b": ("fmt",), "c": ("at",), "d": ("fmt", "at")}
 
 
 def model(seed, **fields):
-    """Weights drawn wide, so that two roundings of the same attention are seen."""
+    """Return a model with wide weights, so that two roundings of the same attention differ."""
     torch.manual_seed(seed)
     found = MobileBertForPreTraining(MobileBertConfig(**SIZES, **fields)).eval()
     with torch.no_grad():
@@ -47,7 +47,7 @@ def teacher():
 
 @pytest.fixture
 def blocks(teacher):
-    """How often each block of the teacher ran."""
+    """Return a counter of how often each block of the teacher ran."""
     runs = Counter()
     for index, block in enumerate(teacher.mobilebert.encoder.layer):
         block.register_forward_hook(lambda module, args, out, index=index: runs.update([index]))
@@ -61,7 +61,7 @@ def batch(step):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_with_maps_and_without_the_taught_block_alone_runs_twice(teacher, blocks, depth):
+def test_only_the_taught_block_runs_twice_for_losses_with_and_without_maps(teacher, blocks, depth):
     taught = range(depth - 1, depth)
     guide = Guide(teacher, batch(0), depth, taught, "paper")
     both = {maps: guide.layers(maps, False) for maps in (True, False, True)}
@@ -76,7 +76,7 @@ def test_with_maps_and_without_the_taught_block_alone_runs_twice(teacher, blocks
     torch.testing.assert_close(both[False][depth - 1]["features"], states.hidden_states[depth])
 
 
-def test_the_released_slip_runs_on_for_those_whose_loss_has_it(teacher, blocks):
+def test_the_teacher_runs_to_its_end_only_for_losses_that_average_all_layers(teacher, blocks):
     guide = Guide(teacher, batch(0), 2, range(1, 2), "released")
     assert "statistics" not in guide.layers(True, False)[1]
     assert blocks == Counter({0: 1, 1: 1})
@@ -88,7 +88,7 @@ def test_the_released_slip_runs_on_for_those_whose_loss_has_it(teacher, blocks):
 
 
 def learnt(folder, teacher, names, strategy, recipe):
-    """The students after their training, the first one leading the others."""
+    """Return the weights of the students after training; the first one leads the others."""
     models = {}
     runs = [JobContext(Job("transfer", name, {}, (), name * 64), "study", folder, {}) for name in names]
 
@@ -125,7 +125,7 @@ def test_students_of_several_losses_learn_what_they_learn_alone(teacher, blocks,
     if (strategy, recipe) == (
         "pkt",
         "paper",
-    ):  # 3 stages of 3 steps of two parts: the taught block twice
+    ):  # 3 stages of 3 steps of 2 micro-batches: the taught block twice
         assert blocks.total() - apart == 3 * 2 * (2 + 3 + 4)
         assert apart == 4 * 3 * 2 * (1 + 2 + 3)
     else:

@@ -1,4 +1,4 @@
-"""Every loss against its formula in float64 NumPy, and every gradient against that formula's central differences."""
+"""Every loss against its formula in float64 NumPy, every gradient against central differences."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ EXAMPLES = settings(max_examples=40, deadline=None)
 
 
 def mean(values, mask):
-    """Mean over the tokens that are real; over all of them without a mask."""
+    """Return the mean over the real tokens, or over all of them without a mask."""
     return values.mean() if mask is None else values[mask.astype(bool)].mean()
 
 
@@ -44,7 +44,8 @@ STATISTICS = {"means": 0, "variances": 1}
 
 
 def function_of(name):
-    """The loss of that name as a function of features: means and variances take `losses.statistics` of them."""
+    """Return the loss of that name as a function of features. `means` and `variances` take
+    `losses.statistics` of them."""
     loss = getattr(losses, name)
     if name not in STATISTICS:
         return loss
@@ -69,7 +70,8 @@ FEATURES = (feature_map, normalized_feature_map, means, variances)
 
 @st.composite
 def pairs(draw):
-    """(student, teacher) features (B, T, C), attention maps (B, H, T, T), a mask (B, T) with one real token a row."""
+    """Return features (2, B, T, C), attention maps (2, B, H, T, T) and a mask (B, T). The leading 2
+    is (student, teacher). Every row of the mask has at least one real token."""
     batch, tokens, heads = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
     channels, scale = draw(st.integers(4, 9)), draw(st.sampled_from([0.5, 1.0, 3.0]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -89,12 +91,12 @@ def torch_of(name, *arrays, **options):
 
 
 def close(value, expected, double=False):
-    """To 1e-6 of float64 NumPy; in float32 a few roundings (6e-8 each) more, of terms that cancel."""
+    """Compare with NumPy to 1e-6; in float32 a few more roundings (6e-8) of terms that cancel."""
     assert value == pytest.approx(expected, rel=1e-6 if double else 1e-6 * 5, abs=1e-12 if double else 1e-6)
 
 
 def agrees(name, arrays, **options):
-    """The loss of that name is its formula, in float32 and in float64."""
+    """Compare the loss of that name with its formula, in float32 and in float64."""
     expected = numpy_of(globals()[name], *arrays, **options)
     close(torch_of(name, *arrays, **options), expected)
     close(torch_of(name, *(np.asarray(a, np.float64) for a in arrays), **options), expected, double=True)
@@ -168,7 +170,7 @@ def test_losses_are_zero_for_equal_models_and_not_negative(case):
 
 
 def test_attention_of_a_masked_key_is_finite():
-    """A padded key has probability 0 on both sides: 0 log 0 is 0, and its gradient is no NaN."""
+    """A padded key has probability 0 on both sides: 0 log 0 is 0, and its gradient is not NaN."""
     maps = torch.tensor([[[[0.25, 0.75, 0.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]]])
     student = maps.clone().requires_grad_()
     loss = losses.attention(student, maps)
@@ -248,7 +250,7 @@ def test_attention_and_soft_label_gradients_do_not_see_the_teachers_entropy():
 
 
 def test_gradients_of_the_hard_labels():
-    """Of masked LM, next-sentence prediction and the mix of hard and soft labels."""
+    """Check masked LM, next-sentence prediction and the mix of hard and soft labels."""
     rng = np.random.default_rng(6)
     logits, other, labels = rng.normal(0, 1, (4, 2)), torch.from_numpy(rng.normal(0, 1, (4, 2))), torch.tensor([0, 1, 1, 0])
     for function in (
@@ -281,7 +283,7 @@ def test_cross_entropy_is_kl_plus_the_teachers_entropy(case, seed):
 
 
 def layer_agrees(expected, case, recipe, chosen, factors, statistics=None):
-    """`losses.layer` of the case is the value expected, in float32 and in float64."""
+    """Compare `losses.layer` of the case with the expected value, in float32 and in float64."""
     (student, teacher), (mine, theirs), mask = case
     for kind in (np.float32, np.float64):
         pair = [
@@ -312,7 +314,7 @@ def test_paper_layer(case, chosen):
 @EXAMPLES
 @given(pairs(), st.sampled_from([("fmt", "at"), ("fmt",), ("at",)]), st.integers(0, 1000))
 def test_released_layer_averages_the_teachers_statistics_over_its_layers(case, chosen, seed):
-    """All positions count, mask or not; means and variances run over the stack of all the teacher's states."""
+    """All positions count, mask or not; means and variances run over all the teacher's states."""
     features, maps, _ = case
     rng = np.random.default_rng(seed)
     stack = rng.normal(0, 1, (4, *features[1].shape)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Several students beside one teacher: who asks when, who may join, and what the end of one is to the others."""
+"""Several students that share one teacher: order of requests, who may join, and errors of one."""
 
 import itertools
 import threading
@@ -40,8 +40,8 @@ def join(threads):
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=4), st.integers(1, 3))
-def test_each_is_made_once_in_order_and_one_works_at_a_time(spans, parts):
-    """Members that begin at different steps, some after others have ended."""
+def test_each_result_is_computed_once_in_order_and_one_member_works_at_a_time(spans, parts):
+    """Members begin at different steps, some after others have ended."""
     shared, made, got = SharedPass([str(index) for index in range(len(spans))]), [], {}
     working, alone = threading.Lock(), []
 
@@ -63,8 +63,8 @@ def test_each_is_made_once_in_order_and_one_works_at_a_time(spans, parts):
     assert shared.kept is None
 
 
-def test_a_failure_to_make_it_is_one_members_alone():
-    """Whoever asks next makes it."""
+def test_a_failed_computation_fails_one_member_alone():
+    """The next member that asks computes it."""
     shared, tries, got = SharedPass(["a", "b"]), [], {}
 
     def make():
@@ -86,7 +86,7 @@ def test_a_failure_to_make_it_is_one_members_alone():
     assert len(tries) == 2
 
 
-def test_who_waits_when_all_is_stopped_is_told():
+def test_a_waiting_member_raises_if_the_pass_is_stopped():
     shared = SharedPass(["a", "b"])
     threading.Timer(0.05, shared.stop).start()
     with pytest.raises(Stopped):
@@ -104,8 +104,8 @@ class Toy(nn.Module):
 
 
 def toy(folder, names, fail=None, at=5, error=None, **changes):
-    """Train toys beside each other towards a target that is made once a step; one may fail at a step. Returns the runs' weights
-    or those saved last, and how often the target was made."""
+    """Train toys together towards a target that is computed once a step; one may fail at a step.
+    Return their weights, the steps saved last, the steps of each computed target, and the error."""
     made, models = [], {}
     runs = [JobContext(Job("distill", name, {}, (), name * 64), "study", folder, {}) for name in names]
 
@@ -137,7 +137,7 @@ def toy(folder, names, fail=None, at=5, error=None, **changes):
     return weights, steps, made, raised
 
 
-def test_together_is_alone_and_the_others_are_saved_at_their_last_step(tmp_path):
+def test_students_together_learn_the_same_as_alone_and_are_saved_at_the_last_step(tmp_path):
     weights, steps, made, raised = toy(tmp_path / "together", "abc")
     assert (steps, made, raised) == (dict.fromkeys("abc", STEPS), list(range(STEPS)), None)
     for name in "abc":
@@ -156,7 +156,7 @@ def test_students_together_record_no_graphs_and_one_alone_does(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_one_that_diverges_is_no_end_to_the_others(tmp_path, capsys, leads):
+def test_a_student_that_diverges_does_not_stop_the_others(tmp_path, capsys, leads):
     weights, steps, made, raised = toy(tmp_path, "ab", fail="a" if leads else "b")
     assert made == list(range(STEPS))
     assert steps == ({"a": 4, "b": STEPS} if leads else {"a": STEPS, "b": 4})
@@ -167,12 +167,12 @@ def test_one_that_diverges_is_no_end_to_the_others(tmp_path, capsys, leads):
         assert "mobilebert: distill/b: loss nan" in capsys.readouterr().err
     other = "b" if leads else "a"
     assert torch.equal(weights[other], toy(tmp_path / "alone", other)[0][other])
-    again = toy(tmp_path, "b")  # without the fault: from its last good state on
+    again = toy(tmp_path, "b")  # without the fault it resumes from its last good state
     assert again[2] == ([] if leads else list(range(4, STEPS)))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("disk full")])
-def test_the_end_of_the_leader_ends_all_with_what_they_have_saved(tmp_path, error):
+def test_an_error_of_the_leader_ends_all_at_their_last_saved_state(tmp_path, error):
     _, steps, made, raised = toy(tmp_path, "ab", fail="a", error=error)
     assert raised is error
     assert made == list(range(6))
@@ -180,7 +180,7 @@ def test_the_end_of_the_leader_ends_all_with_what_they_have_saved(tmp_path, erro
     assert toy(tmp_path, "ba")[2] == list(range(4, STEPS))
 
 
-def test_an_error_of_another_is_a_line(tmp_path, capsys):
+def test_an_error_of_another_student_is_printed_in_one_line(tmp_path, capsys):
     _, steps, _, raised = toy(tmp_path, "ab", fail="b", error=UserError("disk full"))
     assert (raised, steps) == (None, {"a": STEPS, "b": 4})
     assert capsys.readouterr().err.count("mobilebert: distill/b: disk full\n") == 1
@@ -201,7 +201,7 @@ def study():
 
 @pytest.fixture
 def graph(study, tmp_path):
-    """Every input of a distillation there, but for one."""
+    """Return a graph in which every input of a distillation is recorded, but for one."""
     graph = build_graph(study)
     for key, job in graph.items():
         if job.stage in ("data", "pretrain", "transfer") and key != "transfer/mobilebert-jkt":
@@ -220,7 +220,7 @@ OTHERS = {"mobilebert-no-opt", "mobilebert-pd", "mobilebert-pd-fmt", "control-fr
 
 
 def test_students_of_the_same_teacher_and_batches_join(study, graph, tmp_path):
-    """Not another seed, not AKT with its layers, not the one whose transfer is missing, not a row that nothing runs."""
+    """Not another seed, AKT with its layers, a student without transfer, a row that is not run."""
     assert led(study, graph, tmp_path) == OTHERS
     assert led(study, graph, tmp_path, "distill/mobilebert-akt") == set()
     assert led(study, graph, tmp_path, "distill/control-shuffled-teacher") == set()
@@ -229,7 +229,7 @@ def test_students_of_the_same_teacher_and_batches_join(study, graph, tmp_path):
 
 
 def test_students_of_the_same_stages_join_whatever_their_losses(study, tmp_path):
-    """Not JKT, whose steps teach other layers, not a shuffled teacher's, not another seed's batches, not longer stages."""
+    """Not JKT, whose steps teach other layers, a shuffled teacher, another seed, longer stages."""
     graph = build_graph(study)
     for key in ("data", "pretrain/ib-bert-large"):
         execute_job(graph[key], "smoke", tmp_path, graph, lambda run: None)
@@ -246,7 +246,7 @@ def test_students_of_the_same_stages_join_whatever_their_losses(study, tmp_path)
     assert led(only_distill, graph, tmp_path, "transfer/mobilebert") == set()
 
 
-def test_one_that_is_made_or_done_or_trained_does_not_join(study, graph, tmp_path, monkeypatch):
+def test_a_student_that_is_running_or_recorded_or_trained_does_not_join(study, graph, tmp_path, monkeypatch):
     run = JobContext(graph["distill/mobilebert-pd"], "smoke", tmp_path, graph)
     with locks.lock(locks.lock_of(run.state), "held"):
         assert led(study, graph, tmp_path) == OTHERS - {"mobilebert-pd"}
@@ -271,7 +271,7 @@ def test_nobody_joins_unless_the_study_says_so(study, graph, tmp_path):
     assert led(alone, graph, tmp_path) == set()
 
 
-def test_the_job_of_a_student_waits_for_its_leader_with_a_line(study, graph, tmp_path, capsys):
+def test_the_job_of_a_student_waits_for_its_leader_and_says_so(study, graph, tmp_path, capsys):
     run, ready, order = JobContext(graph["distill/mobilebert-pd"], "smoke", tmp_path, graph), threading.Event(), []
 
     def lead():
@@ -288,7 +288,7 @@ def test_the_job_of_a_student_waits_for_its_leader_with_a_line(study, graph, tmp
     assert (order, record.status) == (["leader", "own"], "ok")
     assert capsys.readouterr().err.count("mobilebert: waiting for distill/mobilebert, which trains this student") == 1
     with (
-        locks.lock(locks.lock_of(run.state), "held"),  # no leader's any more
+        locks.lock(locks.lock_of(run.state), "held"),  # no leader holds the lock any more
         pytest.raises(UserError, match="another process is making this result"),
     ):
         execute_job(run.job, "smoke", tmp_path, graph, lambda run: None)

@@ -1,4 +1,7 @@
-"""Knowledge transfer on models of two layers and three: what is copied, what learns, how fast, and from which loss."""
+"""Knowledge transfer on models of two and three layers.
+
+The tests cover what is copied, what learns, how fast, and from which loss.
+"""
 
 import copy
 import weakref
@@ -39,7 +42,7 @@ TEACHER = {
 
 
 def model(seed, **fields):
-    """A model without dropout at work, its weights drawn wide enough that every one of them matters."""
+    """Return a model without dropout, with weights wide enough that each of them matters."""
     torch.manual_seed(seed)
     found = MobileBertForPreTraining(MobileBertConfig(**(SIZES | fields))).eval()
     with torch.no_grad():
@@ -96,7 +99,7 @@ def outside(model):
     return {name for name, _ in model.named_parameters() if ".encoder." not in name}
 
 
-def test_copied_is_all_outside_the_encoder_but_the_norm_of_another_kind(student, teacher):
+def test_everything_outside_the_encoder_is_copied_but_a_norm_of_another_kind(student, teacher):
     before, source = weights(student), weights(teacher)
     copied = copy_outside_encoder(student, teacher)
     norm = {"mobilebert.embeddings.LayerNorm.weight", "mobilebert.embeddings.LayerNorm.bias"}
@@ -168,7 +171,7 @@ def test_joint_transfer_teaches_every_layer_and_nothing_else(student, teacher):
 
 
 def one_step(student, teacher, step, kind="adamw", **fields):
-    """What each parameter moved by in one step of the optimizer."""
+    """Return how far each parameter moved in one step of the optimizer."""
     student = copy.deepcopy(student)
     transfer = Transfer(student, teacher, config(**fields))
     optimizer = optim.make(student, kind, 0.01, 0.01, group=layer_of)
@@ -206,7 +209,7 @@ def test_a_joint_step_moves_the_encoder_alone(student, teacher):
 
 
 def test_rate_follows_the_curve_of_each_stage(student, teacher):
-    """Ten steps a stage: the peak at once, 0.9 of it at the end; three times the peak in the released recipe."""
+    """Ten steps a stage: first the peak (released: three times it), at the end 0.9 of it."""
     fall = [1.0] + [1 - 0.1 * (within / 9) ** 0.5 for within in range(9)]
     for recipe, peak in (("paper", 1.0), ("released", 3.0)):
         transfer = Transfer(student, teacher, config(recipe=recipe))
@@ -215,8 +218,9 @@ def test_rate_follows_the_curve_of_each_stage(student, teacher):
     assert [joint.rate(step) for step in (0, 4, 5, 29)] == pytest.approx([0.2, 1.0, 1.0, 1 / 25])
 
 
-def test_the_table_of_stages_at_full_scale():
-    """Released recipe: 240,000 steps over 24 layers at 0.0015, three times that within a stage's curve; a tenth below."""
+def test_learning_rates_of_the_released_stages_at_full_scale():
+    """Released recipe: 240,000 steps over 24 layers at 0.0015; three times that at the peak of a
+    stage; a tenth of it for lower layers."""
     small = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_bottleneck_size": 4}
     student, teacher = model(1, **STUDENT | small), model(2, **TEACHER | small)
     transfer = Transfer(student, teacher, config(recipe="released") | {"steps": 240_000})
@@ -242,7 +246,8 @@ def test_the_table_of_stages_at_full_scale():
 
 
 def forward(model, inputs):
-    """Hidden states (layers + 1, B, T, C) and attention maps (layers, B, H, T, T) of a whole forward pass, in float64."""
+    """Return hidden states (layers + 1, B, T, C) and attention maps (layers, B, H, T, T), in
+    float64. They come from one whole forward pass."""
     with torch.no_grad():
         out = model.mobilebert(**inputs, output_hidden_states=True, output_attentions=True)
     return tuple(np.stack([x.numpy() for x in found]).astype(np.float64) for found in (out.hidden_states, out.attentions))
@@ -264,7 +269,7 @@ def expected_loss(student, teacher, inputs, layer, recipe, chosen):
     if "fmt" in chosen:
         normal = [(x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in (s, t)]
         total += 100 * ((normal[0] - normal[1]) ** 2).mean()
-        total += 5000 * ((s.mean(-1) - theirs.mean(-1)) ** 2).mean()  # all four of the teacher's states, the slip
+        total += 5000 * ((s.mean(-1) - theirs.mean(-1)) ** 2).mean()  # averages all four of the teacher's states
         total += 5 * np.abs(s.var(-1) - theirs.var(-1)).mean()
     if "at" in chosen:
         total += -(b * log).sum(-1).mean()
@@ -273,12 +278,12 @@ def expected_loss(student, teacher, inputs, layer, recipe, chosen):
 
 @pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",), ("at",)])
 @pytest.mark.parametrize("recipe", ["paper", "released"])
-def test_a_stages_loss_is_its_layers_of_whole_forwards(student, teacher, recipe, chosen):
+def test_a_stages_loss_equals_that_of_its_layer_in_whole_forwards(student, teacher, recipe, chosen):
     layers = []
     for layer in range(LAYERS):
         transfer = Transfer(student, teacher, config(recipe=recipe, chosen=chosen))
         layers.append(expected_loss(student, teacher, batch(layer), layer, recipe, chosen))
-        share = 1 / LAYERS if recipe == "released" else 1  # the released code divides by the layers, all but one of them idle
+        share = 1 / LAYERS if recipe == "released" else 1  # the released code divides by all layers, although one learns
         assert transfer.loss(batch(layer), layer * 10)["loss"].item() == pytest.approx(share * layers[-1], rel=1e-4)
     assert len(set(layers)) == LAYERS
 
@@ -292,7 +297,8 @@ def test_the_joint_loss_is_the_mean_over_layers(student, teacher, recipe):
 
 @pytest.fixture
 def calls(student, teacher):
-    """("student" or "teacher", block, whether its attention map came out, whether autograd was on) of every block that runs."""
+    """Return a list with an entry for every block that runs. An entry is ("student" or "teacher",
+    block, whether its attention map was returned, autograd on)."""
     found = []
     hooks = [
         block.register_forward_hook(lambda *a, w=who, i=index: found.append((w, i, a[2][1] is not None, torch.is_grad_enabled())))
@@ -307,7 +313,8 @@ def calls(student, teacher):
 @pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",)])
 @pytest.mark.parametrize(("recipe", "deep"), [("paper", 2), ("released", 3)])
 def test_a_stage_runs_no_deeper_than_it_needs(student, teacher, calls, recipe, deep, chosen):
-    """Each block once, the attention map of the taught layer alone. The released slip needs the whole teacher, for statistics."""
+    """Each block runs once; only the taught layer returns its attention map. The released loss
+    averages over all layers, so it needs the whole teacher."""
     Transfer(student, teacher, config(recipe=recipe, chosen=chosen)).loss(batch(), 10)
     mapped = 1 if "at" in chosen else None
     assert calls == [
@@ -338,7 +345,7 @@ def test_a_stage_keeps_one_hidden_state_of_the_teacher(student, teacher, recipe)
         del guide
         assert alive() == 0
         born.clear()
-    assert all(len(block._forward_hooks) == 1 for block in teacher.mobilebert.encoder.layer)  # this test's own
+    assert all(len(block._forward_hooks) == 1 for block in teacher.mobilebert.encoder.layer)  # the hook of this test
     for hook in hooks:
         hook.remove()
 
@@ -359,8 +366,8 @@ def test_frozen_lower_layers_keep_nothing_for_the_backward_pass(student, teacher
         assert entered == [index >= begins for index in range(LAYERS)]
 
 
-def test_parts_of_a_batch_add_up_to_it(student, teacher):
-    """Means over real tokens take the weight of their part; released ones are over all positions and take none."""
+def test_micro_batches_add_up_to_the_whole_batch(student, teacher):
+    """Means over real tokens take their micro-batch's weight; released means take none."""
     whole = batch()
     for recipe in ("paper", "released"):
         transfer, total = Transfer(student, teacher, config(recipe=recipe)), 0.0
@@ -404,7 +411,7 @@ def test_heads_may_differ_where_no_attention_is_compared(teacher):
 
 
 def transferred(folder, teacher, last=None, recipe="paper"):
-    """30 steps of progressive transfer, or an error at step `last`."""
+    """Run 30 steps of progressive transfer, or raise an error at step `last`."""
     student = model(1, **STUDENT)
     copy_outside_encoder(student, teacher)
     transfer = Transfer(student, teacher, config(recipe=recipe))
@@ -422,14 +429,14 @@ def transferred(folder, teacher, last=None, recipe="paper"):
     return run, student
 
 
-def test_transfer_brings_the_student_nearer_and_can_be_continued_in_any_stage(tmp_path, teacher):
+def test_transfer_brings_the_student_nearer_and_resumes_in_any_stage(tmp_path, teacher):
     whole, expected = transferred(tmp_path / "whole", teacher)
     fresh = model(1, **STUDENT)
     copy_outside_encoder(fresh, teacher)
     for layer in range(LAYERS):
         distance = [expected_loss(who, teacher, batch(), layer, "paper", ("fmt",)) for who in (expected, fresh)]
         assert distance[0] < 0.9 * distance[1], layer
-    for last in (5, 9, 16, 29):  # before the first state; in stage 0, 1 and 2, the last state of the stage before or its own
+    for last in (5, 9, 16, 29):  # before any state; then in stages 0, 1 and 2, after a state of this stage or the last
         with pytest.raises(KeyboardInterrupt):
             transferred(tmp_path / "broken", teacher, last)
     run, found = transferred(tmp_path / "broken", teacher)

@@ -1,4 +1,4 @@
-"""Predictions as files: `mobilebert score` against scikit-learn, SciPy and the published score, and what it refuses."""
+"""Scores of prediction files against scikit-learn, SciPy and the published score; refused files."""
 
 import gzip
 import json
@@ -45,7 +45,7 @@ def squad_table(unanswerable=()):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A data folder with every task's validation split, and test splits with hidden labels."""
+    """Return a data folder with validation splits, and test splits with hidden labels."""
     folder = tmp_path_factory.mktemp("data")
     for name, task in TASKS.items():
         if task.is_squad:
@@ -70,7 +70,7 @@ def score(capsys, *arguments):
 
 
 def guesses(name, frame):
-    """Three of four right, in another order than the table's."""
+    """Return predictions of which three in four are right, in another order than the table's."""
     task = TASKS[name]
     wrong = DRAW.random(len(frame)) < 0.25
     if task.is_regression:
@@ -123,7 +123,7 @@ def test_a_table_file_stands_for_a_folder(data, tmp_path, capsys):
 
 
 def test_the_predictions_of_a_study_score_both_sets_of_mnli(data, tmp_path, capsys):
-    """AX, which a study keeps in the same file, has no labels and no score."""
+    """AX, which a study keeps in the same file, has no labels and so no score."""
     parts, expected = [], {}
     for split, prefix in (("validation", ""), ("validation_mismatched", "mismatched_")):
         table = table_of(data, "mnli", split)
@@ -144,7 +144,8 @@ def test_the_predictions_of_a_study_score_both_sets_of_mnli(data, tmp_path, caps
 
 
 def test_squad_v1_from_json_gz_and_parquet(data, tmp_path, capsys):
-    """Every answer right but two: one shares one word of two ("mat" has one: 2 * 1 * .5 / 1.5 = 2 / 3), one none."""
+    """Every answer is right but two: one shares one word of two, the other none. "mat" has one
+    word: 2 * 1 * .5 / 1.5 = 2 / 3."""
     texts = {f"q{row}": f"number {row}" for row in range(12)} | {"q0": "mat red", "q1": "dog"}
     (tmp_path / "p.json").write_text(json.dumps(texts))
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(json.dumps(texts).encode()))
@@ -156,7 +157,8 @@ def test_squad_v1_from_json_gz_and_parquet(data, tmp_path, capsys):
 
 
 def test_squad_v2_with_null_odds(data, tmp_path, capsys):
-    """Official predictions are scored as they stand, whatever their odds; only the best thresholds use these."""
+    """Predictions in the official format count as given, whatever their odds; only the best
+    thresholds use the odds."""
     texts = {f"q{row}": f"number {row}" if row % 2 else "" for row in range(12)}
     odds = {f"q{row}": float(row - 6) for row in range(12)}
     golds = [{"id": f"q{row}", "answers": [f"number {row}", "mat"] if row % 3 else []} for row in range(12)]
@@ -172,7 +174,7 @@ def test_squad_v2_with_null_odds(data, tmp_path, capsys):
     assert both["best_f1_thresh"] == expected["best_f1_thresh"]
     assert (both["HasAns_total"], both["NoAns_total"], both["total"]) == (8, 4, 12)
     assert both["HasAns_exact"] == pytest.approx(100 * sum(row % 2 for row in range(12) if row % 3) / 8)
-    # A study's table answers every question; its odds say which of these stand.
+    # A study's table answers every question; its odds say which answers count.
     table = pd.DataFrame({"id": texts.keys(), "prediction": texts.values(), "null_odds": odds.values()})
     table.to_parquet(tmp_path / "p.parquet")
     own = score(capsys, *given, tmp_path / "p.parquet")
@@ -279,7 +281,7 @@ def refused(capsys, arguments, message):
     assert found.out == ""
     (line,) = found.err.splitlines()
     assert line.startswith("mobilebert: ")
-    with pytest.raises(UserError, match=message):  # match reports the line where it fails
+    with pytest.raises(UserError, match=message):  # match shows the line if it fails
         raise UserError(line)
 
 
@@ -394,7 +396,7 @@ def test_threads_are_a_positive_number(threads, capsys):
         assert f"'{threads}' is not a positive integer" in capsys.readouterr().err
 
 
-def test_a_folder_with_sums_is_held_to_them(data, tmp_path, capsys):
+def test_a_folder_with_checksums_is_checked_against_them(data, tmp_path, capsys):
     table = tmp_path / "glue/rte/validation.parquet"
     table.parent.mkdir(parents=True)
     table_of(data, "rte").to_parquet(table)

@@ -1,4 +1,4 @@
-"""GLUE scores against scikit-learn and SciPy, the leaderboard's arithmetic against published rows, the task table."""
+"""GLUE scores against scikit-learn and SciPy, the leaderboard's mean, and checks of tables."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_correlations_against_scipy(rows):
 @quick
 @given(pairs(st.integers(0, 1)), st.sampled_from(["labels", "predictions", "both"]), st.integers(0, 1))
 def test_one_class_only_has_a_defined_value(rows, which, constant):
-    """Accuracy is what it is; Matthews would divide by zero and is 0.0; F1 is 0.0 where class 1 is never right."""
+    """Matthews would divide by zero and is 0.0; F1 is 0.0 if class 1 is never right."""
     predictions, labels = rows
     if which != "labels":
         predictions = np.full_like(predictions, constant)
@@ -184,7 +184,7 @@ def test_share_of_regression_is_empty():
 
 
 def table(name: str) -> pd.DataFrame:
-    """Two valid rows of a task."""
+    """Return two valid rows of a task."""
     task = TASKS[name]
     if task.is_squad:
         answers = [{"text": ["was"], "answer_start": [3]}] * 2

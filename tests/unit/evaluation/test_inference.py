@@ -1,4 +1,4 @@
-"""`mobilebert evaluate` and `predict`: any checkpoint, float or int8, against the models called one row at a time."""
+"""`mobilebert evaluate` and `predict` of any checkpoint or int8 file, against single rows."""
 
 import json
 import shutil
@@ -83,12 +83,12 @@ def add_tokenizer(folder):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """name -> a folder in Hugging Face layout."""
+    """Return name -> a folder in Hugging Face layout."""
     root, found = tmp_path_factory.mktemp("models"), {}
 
     def keep(name, model):
         found[name] = root / name
-        if hasattr(model, "classifier"):  # the middle of its outputs at 0, so that no class is always the largest
+        if hasattr(model, "classifier"):  # the median output is 0, so that no class is always the largest
             with torch.no_grad():
                 ids = torch.from_numpy(DRAW.integers(5, len(VOCABULARY), (50, 8)))
                 model.classifier.bias -= model.eval()(input_ids=ids).logits.median(0).values
@@ -129,7 +129,7 @@ def loaded(folder, name):
 
 
 def logits_of(folder, name, frame, columns):
-    """Every row alone, without padding, through transformers' own tokenizer."""
+    """Return logits of every row alone, without padding, through transformers' own tokenizer."""
     model, tokenizer = loaded(folder, name), BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     found = []
     for row in frame[list(columns)].itertuples(index=False):
@@ -198,8 +198,9 @@ RECORD = {
 }  # fmt: skip
 
 
-def test_what_lies_beside_an_onnx_file(checkpoints, tmp_path, capsys):
-    """vocab.txt and config.json, whose class names decide the order as a checkpoint's do; rows beyond its positions."""
+def test_files_beside_an_onnx_file_are_read(checkpoints, tmp_path, capsys):
+    """vocab.txt and config.json are read. Class names in config.json decide the order, as in a
+    checkpoint; a row longer than the model's positions is refused."""
     folder = onnx_folder(checkpoints["mobilebert-3"], "mobilebert-3", tmp_path / "model")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     config = json.loads((checkpoints["mobilebert-3"] / "config.json").read_text())
@@ -219,14 +220,14 @@ def test_what_lies_beside_an_onnx_file(checkpoints, tmp_path, capsys):
     assert "other.onnx: does not run on 1 x 124 tokens" in refused(capsys, "predict", folder / "other.onnx", *long)
 
 
-def test_int8_folders_and_files(data, checkpoints, tmp_path, capsys):
-    """The tokenizer beside the file, or the study's where it lies in a study's results."""
+def test_int8_models_are_evaluated_from_a_folder_or_a_file(data, checkpoints, tmp_path, capsys):
+    """The tokenizer lies beside the file, or is the study's if the file is in a study's results."""
     folder = onnx_folder(checkpoints["mobilebert-2"], "mobilebert-2", tmp_path / "study/quantize/mobilebert/sst2")
     given = ("--task", "sst2", "--data", data)
     assert "no tokenizer" in refused(capsys, "evaluate", folder, *given)
     (tmp_path / "study/data/tokenizer").mkdir(parents=True)
     add_tokenizer(tmp_path / "study/data/tokenizer")
-    assert "no tokenizer" in refused(capsys, "evaluate", folder, *given)  # a file that no study made: whose are its words?
+    assert "no tokenizer" in refused(capsys, "evaluate", folder, *given)  # no study wrote this file, so its vocabulary is unknown
     (folder / "result.json").write_text(json.dumps(RECORD))
     result = json.loads(run(capsys, "evaluate", folder, *given, "--predictions", tmp_path / "p.parquet"))
     assert json.loads(run(capsys, "evaluate", folder / "model.int8.onnx", *given)) == result
@@ -239,9 +240,9 @@ def test_int8_folders_and_files(data, checkpoints, tmp_path, capsys):
 
 
 def test_a_study_model_keeps_its_lengths(checkpoints, tmp_path, capsys):
-    """Two words are all that 4 tokens leave, so what follows changes nothing; without the record it does."""
+    """Four tokens leave only two words: later words change nothing if the record is there."""
     shutil.copytree(checkpoints["mobilebert-2"], tmp_path / "finetune/model")
-    (tmp_path / "finetune/result.json").write_text('{"accuracy": 0.5}')  # no record of a study
+    (tmp_path / "finetune/result.json").write_text('{"accuracy": 0.5}')  # not a record
     texts = ("red dog", "red dog . on the mat who ? blue")
 
     def shares(folder):
@@ -256,7 +257,7 @@ def test_a_study_model_keeps_its_lengths(checkpoints, tmp_path, capsys):
 
 
 def test_class_names_of_a_checkpoint_decide_their_order(data, checkpoints, tmp_path, capsys):
-    """A checkpoint that names its classes otherwise ordered than the benchmark means the same classes."""
+    """A checkpoint that orders its classes otherwise than the benchmark means the same classes."""
     folder = tmp_path / "model"
     shutil.copytree(checkpoints["mobilebert-3"], folder)
     rows = ("--task", "mnli", "--text", "red dog", "--text-pair", "green cat on mat")
@@ -310,7 +311,7 @@ def test_either_map_of_class_names_decides_the_order(maps, kind, checkpoints, tm
     (folder / "config.json").write_text(json.dumps(values | maps))
     named = json.loads(run(capsys, "predict", folder, *rows))
     places = {"contradiction": "entailment", "entailment": "neutral", "neutral": "contradiction"}
-    for name, place in places.items():  # the columns of the plain model are entailment, neutral, contradiction
+    for name, place in places.items():  # the plain model's columns are entailment, neutral, contradiction
         assert named[f"probability_{name}"] == pytest.approx(plain[f"probability_{place}"], abs=1e-5)
 
 
@@ -328,7 +329,7 @@ def test_either_map_of_class_names_decides_the_order(maps, kind, checkpoints, tm
         ({"id2label": {0: "a", 1: "b"}, "num_labels": 3}, "num_labels in config.json is 3, but 2 classes have names"),
     ],
 )
-def test_class_names_that_say_nothing_or_two_things_are_refused(maps, message, checkpoints, tmp_path, capsys):
+def test_invalid_or_contradictory_class_names_are_refused(maps, message, checkpoints, tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(checkpoints["mobilebert-2"], folder)
     values = json.loads((folder / "config.json").read_text())
@@ -363,8 +364,8 @@ def test_predict_reads_a_users_file_and_writes_every_format(ending, data, checkp
     ]
 
 
-def test_every_line_of_a_tsv_is_a_row_whatever_wrote_it(checkpoints, tmp_path, capsys):
-    """One text is empty, one has a lone carriage return and one a quote: none is another row, or none at all."""
+def test_every_line_of_a_tsv_is_a_row_whatever_its_line_end(checkpoints, tmp_path, capsys):
+    """One text is empty, one has a lone carriage return, one a quote: each is one row."""
     texts = ["red cat", "", "on\rmat", '"blue']
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
     given = ("predict", checkpoints["mobilebert-2"], "--task", "sst2", "--input")
@@ -440,7 +441,8 @@ def test_a_vocabulary_without_unk_is_refused(checkpoints, tmp_path, capsys):
 
 
 def onnx_file(path, rows, **outputs):
-    """An ONNX model that looks up `rows` vectors: each output is the sum of a row's, or one number a token, or two a token."""
+    """Write an ONNX model that looks up `rows` vectors and return its path. An output is one number
+    a row, one number a token, or two numbers a token."""
     path.parent.mkdir()
     helper, table = onnx.helper, np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["found"])]

@@ -1,4 +1,4 @@
-"""SQuAD scores against the published score of a released prediction file and against the definitions spelt out."""
+"""SQuAD scores against the published score of a released prediction file and the definitions."""
 
 import gzip
 import json
@@ -90,7 +90,7 @@ questions = st.lists(st.tuples(texts, st.lists(texts, max_size=3), st.integers(-
 
 
 def plain_score(rows, threshold, index):
-    """Mean exact (index 0) or F1 (1) of v2.0 where odds above the threshold mean unanswerable."""
+    """Return v2.0's mean exact (index 0) or F1 (1); odds above the threshold mean no answer."""
     total = 0.0
     for prediction, answers, odds in rows:
         text = "" if odds > threshold else prediction
@@ -111,7 +111,8 @@ def test_v2_against_its_definition_at_every_threshold(rows, threshold):
     without = squad.score_v2(squad.with_null(predictions, odds, threshold / 2), golds)
     for index, (name, best) in enumerate((("exact_match", "best_exact"), ("f1", "best_f1"))):
         assert scores[name] == without[name] == pytest.approx(plain_score(rows, threshold, index))
-        # Odds run over -4 .. 4, so these thresholds have every possible outcome among them, "answer nothing" included.
+        # Odds run from -4 to 4, so these thresholds cover every possible outcome, "answer nothing"
+        # included.
         sweep = [plain_score(rows, candidate, index) for candidate in range(-5, 5)]
         assert scores[best] == pytest.approx(max(sweep))
         assert plain_score(rows, 2 * scores[f"{best}_thresh"], index) == pytest.approx(scores[best])

@@ -1,4 +1,4 @@
-"""The zip for the GLUE server: its files, their format, and what is refused before any model runs."""
+"""The zip for the GLUE server: its files, their format, and refusals before any model runs."""
 
 import json
 import zipfile
@@ -25,7 +25,7 @@ def table(task, labels, order=None):
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A data folder whose whole test sets have six rows, in no order; the training majority of every task is its last class."""
+    """Return a data folder with unordered test sets of six rows; the last class is the majority."""
     rows = {name: dict.fromkeys(task.splits.values(), ROWS) for name, task in TASKS.items()}
     monkeypatch.setattr(submission, "OFFICIAL_ROWS", rows)
     for task in TASKS.values():
@@ -45,7 +45,7 @@ def data(tmp_path, monkeypatch):
 
 
 class Model:
-    """Predicts a class (or value) of the row's own number."""
+    """A stand-in for a model that predicts a class (or value) from the row's number."""
 
     def __init__(self, source, task):
         self.task = task
@@ -57,7 +57,7 @@ class Model:
 
 @pytest.fixture
 def models(monkeypatch):
-    """Stands in for checkpoints; says which were loaded."""
+    """Replace the loading of checkpoints; return the list of those that were loaded."""
     loaded = []
 
     def load(source, task, threads):
@@ -78,14 +78,14 @@ def contents(path):
         return {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
 
 
-def test_every_file_of_the_server(data, models, tmp_path, capsys):
+def test_the_zip_has_every_file_that_the_server_reads(data, models, tmp_path, capsys):
     pairs = {task: f"models/{task}" for task in LEADERBOARD}
     assert main(arguments(data, tmp_path / "out.zip", pairs)) == 0
     summary = json.loads(capsys.readouterr().out)
     found = contents(tmp_path / "out.zip")
     expected = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
     assert list(found) == list(summary) == [f"{name}.tsv" for name in expected]
-    assert models == [(f"models/{task}", task) for task in LEADERBOARD]  # MNLI's is loaded once, for three files
+    assert models == [(f"models/{task}", task) for task in LEADERBOARD]  # MNLI's model is loaded once for three files
     two, nli = ["0", "1"], ["entailment", "neutral", "contradiction"]
     names = dict.fromkeys(("CoLA", "SST-2", "MRPC", "QQP", "WNLI"), two) | dict.fromkeys(("MNLI-m", "MNLI-mm", "AX"), nli)
     names |= {name: ["entailment", "not_entailment"] for name in ("QNLI", "RTE")}
@@ -93,11 +93,11 @@ def test_every_file_of_the_server(data, models, tmp_path, capsys):
         assert found[f"{name}.tsv"] == [HEADER, *[f"{row}\t{classes[row % len(classes)]}" for row in range(ROWS)]]
     assert found["STS-B.tsv"] == [HEADER, *[f"{row}\t{row / 4:.6f}" for row in range(ROWS)]]
     assert summary["AX.tsv"] == {"rows": ROWS, "from": "models/mnli"}
-    with zipfile.ZipFile(tmp_path / "out.zip") as archive:  # no time of writing, so equal predictions give equal bytes
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:  # a fixed time, so that equal predictions give equal bytes
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_the_majority_stands_in_only_where_it_is_named_and_says_so(data, models, tmp_path, capsys):
+def test_the_majority_stands_in_only_for_named_tasks_and_says_so(data, models, tmp_path, capsys):
     pairs = dict.fromkeys(LEADERBOARD, "m") | dict.fromkeys(("wnli", "mnli", "stsb"), "majority")
     assert main(arguments(data, tmp_path / "out.zip", pairs)) == 0
     summary, found = json.loads(capsys.readouterr().out), contents(tmp_path / "out.zip")
@@ -165,7 +165,7 @@ def test_only_a_zip_is_written(data, models, tmp_path, capsys):
 
 
 def test_the_real_test_sets_are_the_servers(real_data):
-    """Those that the folder has; QQP's and MNLI's are not among them."""
+    """The folder has neither QQP's nor MNLI's."""
     whole = [name for name in LEADERBOARD if name not in ("qqp", "mnli")]
     for name, split, _ in submission.FILES.values():
         if name in (*whole, "ax"):

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of any architecture as a study's baseline row: loaded, fine-tuned and scored."""
+"""A Hugging Face folder of any architecture as a study's baseline row: loaded, tuned, scored."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
 
 VOCABULARY = 600
-TASKS = (None, "sst2", "squad_v1.1")  # None: the pre-training model
+TASKS = (None, "sst2", "squad_v1.1")  # None means the pre-training model
 
 
 def distilbert(folder, **fields):
@@ -102,7 +102,7 @@ def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
     ("kind", "task"), [(kind, task) for kind in ("bert", "mobilebert", "auto") for task in TASKS[kind == "auto" :]]
 )
 def test_weights_of_half_precision_are_loaded_as_float32(tmp_path, kind, task):
-    """transformers keeps the type of the file."""
+    """transformers would keep the type of the file."""
     if kind == "auto":
         model, architecture = transformers.DistilBertModel.from_pretrained(distilbert(tmp_path)), {"model_type": "auto"}
     else:
@@ -118,7 +118,7 @@ def test_weights_of_half_precision_are_loaded_as_float32(tmp_path, kind, task):
     assert float_types(read_tensors([tmp_path / "model.safetensors"], "model")) == "bfloat16"
 
 
-def test_a_half_precision_input_is_noted_and_said(tmp_path, capsys):
+def test_a_half_precision_input_is_recorded_and_printed(tmp_path, capsys):
     graph = {"checkpoint/half": Job("checkpoint", "half", {}, (), "a" * 64)}
     made = JobContext(graph["checkpoint/half"], "mine", tmp_path, graph)
     made.folder.mkdir(parents=True)
@@ -129,7 +129,7 @@ def test_a_half_precision_input_is_noted_and_said(tmp_path, capsys):
     made.artefacts.append("model/model.safetensors")
     made.write()
     run = JobContext(Job("finetune", "half/sst2", {}, ("checkpoint/half",), "b" * 64), "mine", tmp_path, graph)
-    capsys.readouterr()  # transformers' bars
+    capsys.readouterr()  # drop transformers' progress bars
     assert objective.weights_folder(run, "checkpoint/half") == made.folder / "model"
     assert run.weights_dtype == {"checkpoint/half": "bfloat16"}
     assert capsys.readouterr().err == f"mobilebert: {made.folder}/model: bfloat16 weights are loaded as float32\n"
@@ -165,14 +165,14 @@ def test_the_graph_holds_baselines_beside_the_papers_rows(tmp_path):
         ({"latency": {"length": 32, "models": ["distilbert"]}}, "latency.models: unknown model 'distilbert'"),
     ],
 )
-def test_names_are_checked(tmp_path, changes, message):
+def test_unknown_model_names_are_refused(tmp_path, changes, message):
     file = study(tmp_path, distilbert(tmp_path / "distilbert"), **changes)
     with pytest.raises(UserError) as refusal:
         load_study(file)
     assert message in str(refusal.value)
 
 
-def test_a_name_becomes_no_path(tmp_path):
+def test_a_name_that_is_a_path_is_refused(tmp_path):
     folder = distilbert(tmp_path / "distilbert")
     weights = {"../x": {"source": str(folder), "sha256": file_sha256(folder / "model.safetensors")}}
     with pytest.raises(UserError, match=r"'\.\./x': a baseline's name has at most"):
@@ -211,7 +211,7 @@ def test_a_source_is_a_folder_or_a_hub_name(entry, accepted):
             Checkpoint(**entry)
 
 
-def test_another_vocabulary_is_refused(tmp_path, capsys):
+def test_a_vocabulary_of_another_size_is_refused(tmp_path, capsys):
     file = study(tmp_path, distilbert(tmp_path / "distilbert", vocab_size=599))
     assert main(["checkpoint", "distilbert", "--study", str(file), "--results", str(tmp_path / "results")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -220,7 +220,7 @@ def test_another_vocabulary_is_refused(tmp_path, capsys):
 
 
 def brought(folder, tokens, name):
-    """A vocabulary beside the weights, in one of the two forms that the hub has."""
+    """Write a vocabulary beside the weights, in one of the two forms that the hub has."""
     if name == "vocab.txt":
         (folder / name).write_text("\r\n".join(tokens))
     elif name:
@@ -230,7 +230,7 @@ def brought(folder, tokens, name):
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", None])
 def test_a_checkpoint_with_another_vocabulary_than_the_datas_is_refused(tmp_path, name):
-    """The same number of tokens, the same size of the table: only the tokens tell."""
+    """The number of tokens and the size of the table are equal: only the tokens differ."""
     folder, tokens = distilbert(tmp_path / "distilbert"), [f"token{number}" for number in range(VOCABULARY)]
     loaded = load_study(study(tmp_path, folder))
     graph = build_graph(loaded)
@@ -253,7 +253,7 @@ def test_a_checkpoint_with_another_vocabulary_than_the_datas_is_refused(tmp_path
     if name:
         with pytest.raises(UserError, match=rf"^{key}: its vocabulary \(600 entries, .*\) is not the data's \(600 entries"):
             check_vocabulary(tuned)
-    else:  # nothing is known but the sizes
+    else:  # only the sizes are known
         check_vocabulary(tuned)
         data([*tokens, "more"])
         with pytest.raises(UserError, match=f"^{key}: the tokenizer has 601 entries, the model 600$"):
@@ -261,7 +261,7 @@ def test_a_checkpoint_with_another_vocabulary_than_the_datas_is_refused(tmp_path
 
 
 def taken(folder, tmp_path):
-    """What the stage `checkpoint` makes of a folder: its exit code."""
+    """Run the stage `checkpoint` on a folder; return its exit code and its result folder."""
     command = ["checkpoint", "distilbert", "--study", str(study(tmp_path, folder)), "--results", str(tmp_path / "results")]
     return main(command), tmp_path / "results/mine/checkpoint/distilbert"
 
@@ -288,7 +288,7 @@ def test_a_checkpoint_in_half_precision_is_taken_as_float32_and_recorded(tmp_pat
     assert record["artefacts"].keys() == files
 
 
-def test_files_that_the_stage_cannot_take_are_one_line(tmp_path, capsys):
+def test_files_that_the_stage_cannot_take_are_refused_in_one_line(tmp_path, capsys):
     folder = distilbert(tmp_path / "distilbert")
     shard = shutil.copytree(folder, tmp_path / "shards")
     transformers.DistilBertModel.from_pretrained(folder).save_pretrained(shard, max_shard_size="10KB")

@@ -1,4 +1,7 @@
-"""When a run has failed: each condition at its boundary, standard errors against simulation, summaries against statistics."""
+"""When a trial has failed: each condition at its boundary, standard errors, and summaries.
+
+Standard errors are compared with simulation, summaries with NumPy.
+"""
 
 import math
 
@@ -26,7 +29,7 @@ def test_predicting_one_class_is_a_failure_whatever_the_score():
 
 @pytest.mark.parametrize("task", ["sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"])
 def test_accuracy_must_exceed_the_majority_by_one_standard_error(task):
-    """Of 100 rows with a majority of 0.8 the standard error is sqrt(0.8 x 0.2 / 100) = 0.04."""
+    """With 100 rows and a majority of 0.8 the standard error is sqrt(0.8 x 0.2 / 100) = 0.04."""
     assert guess(task, {"majority": 0.8}, 100) == ("accuracy", 0.8, pytest.approx(0.04))
     limit = 0.8 + math.sqrt(0.8 * (1 - 0.8) / 100)
     assert "is not above guessing" in fails(task, {"accuracy": limit, "majority": 0.8, "f1": 0.9})
@@ -45,7 +48,7 @@ def test_correlations_must_exceed_one_standard_error(task, metric, rows, error):
 
 @pytest.mark.parametrize("task", ["cola", "stsb"])
 def test_the_standard_error_of_no_correlation_is_that_of_simulated_guesses(task):
-    """The deviation of scikit-learn's and scipy's scores over draws of 200 independent pairs."""
+    """The oracle is the deviation of library scores over draws of 200 independent pairs."""
     from scipy.stats import spearmanr
     from sklearn.metrics import matthews_corrcoef
 
@@ -55,11 +58,11 @@ def test_the_standard_error_of_no_correlation_is_that_of_simulated_guesses(task)
         found = [spearmanr(a, b).statistic for a, b in draws]
     else:
         found = [matthews_corrcoef(a > 0.3, b > 0.4) for a, b in draws]
-    assert np.std(found) == pytest.approx(guess(task, {}, 200)[2], rel=0.08)  # of 800 draws 2.5 % is one deviation
+    assert np.std(found) == pytest.approx(guess(task, {}, 200)[2], rel=0.08)  # 2.5 % is one deviation of 800 draws
 
 
 def test_squad_must_exceed_the_constant_answer():
-    shares = (1.0, 0.0)  # every question is answered: no class that a run collapsed to
+    shares = (1.0, 0.0)  # every question is answered, which is no collapse to one class
     assert fails("squad_v1.1", {"exact_match": 0.0, "constant_exact_match": 0.0}, shares=shares)
     assert fails("squad_v1.1", {"exact_match": 0.01, "constant_exact_match": 0.0}, shares=shares) is None
     assert fails("squad_v2.0", {"exact_match": 0.55, "constant_exact_match": 0.5}, shares=shares)
@@ -67,7 +70,7 @@ def test_squad_must_exceed_the_constant_answer():
 
 
 def test_the_training_loss_must_fall():
-    """The mean of the last tenth against that of the first: of 20 points two. Fewer points say nothing."""
+    """The last tenth's mean must be below the first's. Fewer than 20 points say nothing."""
     good = {"accuracy": 0.9, "majority": 0.5}
     assert fails("sst2", good, losses=[1, 1, *[0.1] * 16, 1, 1]) == "the training loss did not fall: 1.0000 to 1.0000"
     assert fails("sst2", good, losses=[1, 1, *[9.0] * 16, 1, 0.99]) is None
@@ -80,7 +83,7 @@ VALUES = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["ok", "failed", "d
 
 
 @given(VALUES)
-def test_summary_is_numpys(values):
+def test_summary_agrees_with_numpy(values):
     runs = [
         {"status": status, "metrics": {} if status == "diverged" else {"accuracy": value, "other": -value}}
         for value, status in values
@@ -97,4 +100,4 @@ def test_summary_is_numpys(values):
     assert figures["sd"] == (pytest.approx(np.std(ended, ddof=1), abs=1e-12) if len(ended) > 1 else None)
     assert (figures["best"], figures["n"], figures["n_ok"]) == (max(ended), len(ended), len(fine))
     assert figures["median_ok"] == (pytest.approx(np.median(fine)) if fine else None)
-    assert found["other"]["best"] == -max(ended)  # of the run that is best by the headline metric
+    assert found["other"]["best"] == -max(ended)  # of the trial that is best by the headline metric

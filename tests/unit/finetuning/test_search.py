@@ -1,4 +1,7 @@
-"""The search of fine-tuning settings: its grid against the paper's, its choice against brute force, and what a kill leaves."""
+"""The search of fine-tuning settings: its grid, its choice, and kills.
+
+The grid is compared with the paper's, the choice with brute force.
+"""
 
 import json
 import random
@@ -41,8 +44,9 @@ def config(**changes):
     return {**TASK, "halving": False, **changes}
 
 
-def test_the_papers_grid_is_printed_in_section_4_3():
-    """Three batch sizes, ten learning rates, nine numbers of epochs; with five seeds of the best, 275 runs a task."""
+def test_the_papers_grid_is_that_of_section_4_3():
+    """Three batch sizes, ten learning rates and nine numbers of epochs; with five seeds of the best
+    setting, 275 trials a task."""
     found = grid(config(search="paper"))
     assert len({tuple(setting.values()) for setting in found}) == len(found) == 270
     assert {setting["batch_size"] for setting in found} == {16, 32, 48}
@@ -52,7 +56,7 @@ def test_the_papers_grid_is_printed_in_section_4_3():
     assert passes(config(search="paper", seeds=[0, 1, 2, 3, 4])) == 275 * 6
 
 
-def test_quick_and_none_stand_around_the_tasks_own_setting():
+def test_quick_and_none_try_settings_around_the_tasks_own():
     own = {"batch_size": 4, "learning_rate": 0.02, "epochs": 4}
     assert grid(config(search="none")) == [own]
     assert rungs(config(search="none")) == []
@@ -70,7 +74,7 @@ def test_halving_runs_270_ninths_90_thirds_and_30_whole():
     assert passes(wanted) == pytest.approx((30 + 30 + 30 + 2) * 6)
 
 
-def test_names_of_runs_are_distinct():
+def test_names_of_trials_are_distinct():
     for kind in ("paper", "quick"):
         names = {Trial(**item, seed=0, part=part, role="search").name for item in grid(config(search=kind)) for part in (9, 3, 1)}
         assert len(names) == 3 * len(grid(config(search=kind)))
@@ -85,7 +89,7 @@ def test_the_plain_grid_chooses_the_best_and_of_equals_the_first(scores):
 
 @given(st.permutations(range(6)))
 def test_halving_keeps_the_best_third_of_each_rung(order):
-    """With one score a setting, whatever its rung, six settings become two and then one: the best."""
+    """A setting has one score in every rung: of six settings two stay, then one, the best."""
     value = dict(zip(map(str, grid(config())), order, strict=True))
     seen = []
 
@@ -98,8 +102,8 @@ def test_halving_keeps_the_best_third_of_each_rung(order):
     assert {value[name] for _, name in seen[1]} == {4, 5}
 
 
-def test_a_failed_run_is_chosen_only_where_none_learnt(tmp_path, monkeypatch):
-    """QQP's F1 of answering "duplicate" always is high; so is the score of the fifth run here, which failed."""
+def test_a_failed_trial_is_chosen_only_if_none_learnt(tmp_path, monkeypatch):
+    """The fifth trial has a high score yet failed, as "duplicate" always does for QQP's F1."""
 
     def chosen(statuses, scores):
         records = [
@@ -114,7 +118,7 @@ def test_a_failed_run_is_chosen_only_where_none_learnt(tmp_path, monkeypatch):
     assert chosen(["diverged"] * 5 + ["failed"], [None] * 5 + [-1.0]) == grid(config())[5]
 
 
-def test_how_the_setting_was_chosen_is_said():
+def test_labels_say_how_the_setting_was_chosen():
     kind = {"task": "rte", "halving": False, "learning_rate": 1e-4, "batch_size": 8, "epochs": 3}
 
     def said(others, study="paper", **changes):
@@ -141,10 +145,10 @@ def test_the_search_is_part_of_the_fingerprint():
     kinds = [prints(search=kind, halving=halving) for kind, halving in (("none", False), ("quick", False), ("quick", True))]
     kinds.append(prints())
     assert len({found["finetune/mobilebert/sst2"] for found in kinds}) == 4
-    assert len({found["finetune/bag-of-embeddings/sst2"] for found in kinds}) == 1  # its one setting is no search
+    assert len({found["finetune/bag-of-embeddings/sst2"] for found in kinds}) == 1  # it has one setting and no search
 
 
-def test_a_setting_that_the_papers_search_would_not_read_is_refused(tmp_path):
+def test_a_setting_that_the_papers_search_ignores_is_refused(tmp_path):
     file, head = tmp_path / "mine.yaml", "schema: 1\ndescription: d\nfinetune: "
     for text, key in (
         ("{epochs: 7}", "epochs"),
@@ -155,7 +159,7 @@ def test_a_setting_that_the_papers_search_would_not_read_is_refused(tmp_path):
         with pytest.raises(UserError, match=f"finetune: {key}: search: paper tries its own values"):
             load_study(file)
     file.write_text(head + "{serch: none, epochs: 7}")
-    with pytest.raises(UserError, match=r"finetune\.serch: unknown key"):  # and not that the paper's search reads no epochs
+    with pytest.raises(UserError, match=r"finetune\.serch: unknown key"):  # not that the paper's search ignores epochs
         load_study(file)
     file.write_text(head + "{length: 64, tasks: {rte: {length: 64}}}")
     assert load_study(file).finetune.setting("rte")["length"] == 64
@@ -179,8 +183,8 @@ def test_halving_without_a_search_is_refused(tmp_path):
         load_study(file)
 
 
-def test_the_plan_counts_the_searchs_runs():
-    """RTE: 2,490 training rows and 277 for validation at length 128; 275 runs of 6 epochs on average."""
+def test_the_plan_counts_the_trials_of_the_search():
+    """RTE: 2,490 rows, 277 for validation, length 128; 275 trials of 6 epochs on average."""
     from mobilebert.reporting.plan import plan
 
     study = Study(schema=1, description="d", run={"mobilebert": ("rte",)}, quantize={})
@@ -192,7 +196,7 @@ def test_the_plan_counts_the_searchs_runs():
 
 
 class Rows:
-    """A task of 36 rows that a bag of embeddings learns: a token of the first half of the vocabulary is class 0."""
+    """36 rows that a bag of embeddings learns: the vocabulary's first half is class 0."""
 
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
@@ -235,7 +239,7 @@ def whole_job(folder, train=train):
 
 
 def lasting(run):
-    """What of a job must not depend on kills: everything but times."""
+    """Return the output of a job that must not depend on kills: everything but times."""
     speed = ("_per_second", "_data_wait_share", "_first_step_seconds")
     lines = [json.loads(line) for line in (run.folder / "runs.jsonl").read_text().splitlines()]
     for line in lines:
@@ -247,7 +251,7 @@ def lasting(run):
 
 @pytest.fixture(scope="module")
 def passes_made():
-    """Forward passes of the whole job, as `whole` counted them."""
+    """Return a list with one item for each forward pass of the whole job; `whole` fills it."""
     return []
 
 
@@ -256,7 +260,7 @@ def whole(tmp_path_factory, passes_made):
     return whole_job(tmp_path_factory.mktemp("whole"), lambda *arguments: train(*arguments, lambda: passes_made.append(1)))
 
 
-def test_a_job_leaves_a_record_a_run_and_one_summary(whole):
+def test_a_job_writes_one_line_per_trial_and_one_summary(whole):
     lines, metrics, samples, curves, details = lasting(whole)
     assert [(line["role"], line["part"]) for line in lines] == (
         [("search", 9)] * 6 + [("search", 3)] * 2 + [("search", 1)] + [("seed", 1)] * 2
@@ -270,13 +274,13 @@ def test_a_job_leaves_a_record_a_run_and_one_summary(whole):
     assert (figures["mean"], figures["sd"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
     assert (figures["best"], figures["n"]) == (max(values), 2)
     assert details["search"]["runs"] == 9
-    assert set(curves) == {"seed0_loss", "seed1_loss"}  # not those of nine runs of the search
+    assert set(curves) == {"seed0_loss", "seed1_loss"}  # no curves of the nine trials of the search
     assert {"runs.jsonl", "predictions.txt", "runs/seed0/predictions.txt", "runs/seed1/predictions.txt"} == set(whole.artefacts)
     assert not list(whole.state.rglob("*.safetensors"))
 
 
 def test_the_kept_model_is_of_the_best_seed_that_learnt(tmp_path):
-    """A run of one class can score higher; its model is kept only where no run learnt."""
+    """A failed trial can score higher; its model is kept only if no trial learnt."""
     for failed, kept in ((("failed", "ok", "ok"), 2), (("failed", "failed", "failed"), 0)):
         run = new_run(tmp_path / str(kept))
         runs = []
@@ -297,8 +301,8 @@ def test_one_bar_counts_the_whole_search(tmp_path, capsys):
     assert "11/11" in shown
 
 
-def test_what_a_run_on_squad_must_beat(tmp_path):
-    """Of four questions one is answered by the context's first word, two by nothing: half."""
+def test_the_constant_answer_that_a_trial_on_squad_must_beat(tmp_path):
+    """One of four questions is answered by the context's first word, two by nothing: half."""
     frame = pd.DataFrame({
         "id": list("abcd"), "context": ["Rome fell.", "It is so.", "Sky.", "Sun."], "question": ["?"] * 4,
         "answers": [{"text": text, "answer_start": [0] * len(text)} for text in (["rome"], ["so"], [], [])],
@@ -309,7 +313,7 @@ def test_what_a_run_on_squad_must_beat(tmp_path):
     setting = {"task": "squad_v2.0", "eval_rows": None}
     assert constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}
     frame.iloc[[0, 1]].to_parquet(file)
-    assert constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}  # the first word: one of two
+    assert constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}  # the first word answers one of two
 
 
 class Stop(Exception):
@@ -317,8 +321,8 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7, 30, 61, 95])
-def test_a_job_stopped_inside_a_run_goes_on_there(tmp_path, whole, passes_made, steps, monkeypatch):
-    """Stopped after so many steps of the whole job, with a state at every second step."""
+def test_a_job_stopped_inside_a_trial_resumes_there(tmp_path, whole, passes_made, steps, monkeypatch):
+    """The job stops after `steps` steps; it saves a state at every second step."""
     left = [steps]
 
     def stop():
@@ -338,13 +342,13 @@ def test_a_job_stopped_inside_a_run_goes_on_there(tmp_path, whole, passes_made, 
 
     again = whole_job(tmp_path, counted)
     assert lasting(again) == lasting(whole)
-    assert not done & set(made)  # finished runs are not made again
+    assert not done & set(made)  # finished trials do not run again
     left_over = len(passes_made) - steps
-    assert left_over <= count[0] <= left_over + 2  # those since the last state, or the scoring after it, are made twice
+    assert left_over <= count[0] <= left_over + 2  # only steps since the last state, or the scoring, run twice
 
 
 @pytest.mark.parametrize("runs", [1, 6, 8, 9, 10])
-def test_a_job_stopped_between_runs_repeats_none(tmp_path, whole, runs):
+def test_a_job_stopped_between_trials_repeats_none(tmp_path, whole, runs):
     made = []
 
     def stopping(part, trial, out):
@@ -361,7 +365,7 @@ def test_a_job_stopped_between_runs_repeats_none(tmp_path, whole, runs):
 
 
 def test_a_killed_job_goes_on(tmp_path, whole):
-    """SIGKILL at a random moment after the first run's record, then the same job to its end."""
+    """SIGKILL at a random moment after the first trial's record, then the same job to its end."""
     process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE)
     try:
         while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
@@ -375,7 +379,7 @@ def test_a_killed_job_goes_on(tmp_path, whole):
     assert lasting(whole_job(tmp_path)) == lasting(whole), moment
 
 
-def test_one_diverged_run_is_counted_and_the_job_goes_on(tmp_path):
+def test_a_diverged_trial_is_counted_and_the_job_continues(tmp_path):
     def partly(part, trial, out):
         if trial.seed == 0 or trial.epochs == 4:
             raise Diverged("loss nan")
@@ -398,12 +402,12 @@ def test_a_job_whose_every_seed_diverged_has_diverged(tmp_path):
     assert len((new_run(tmp_path).folder / "runs.jsonl").read_text().splitlines()) == 11
 
 
-if __name__ == "__main__":  # what is killed
+if __name__ == "__main__":  # the process to kill
     whole_job(Path(sys.argv[1]), lambda *arguments: train(*arguments, stop=lambda: time.sleep(0.002)))
 
 
 @pytest.mark.parametrize(("rows", "used", "labels"), [(9, 9, []), (9, 4, ["subset (validation): 4 rows drawn at random"])])
-def test_a_whole_development_set_is_no_subset_however_many_rows_were_allowed(rows, used, labels):
+def test_a_whole_development_set_is_not_labelled_a_subset(rows, used, labels):
     data = SimpleNamespace(details={"labels": {}, "rows": {"rte": {"validation": rows}}})
     run = SimpleNamespace(record_of=lambda key: data, details={"rows": {"validation": used}})
     assert subset_labels(run, "rte", 5, 5, {"eval_rows": used}) == labels

@@ -1,4 +1,4 @@
-"""Runs trained as a stack against the same runs alone: weights, curves, ends, kills."""
+"""Trials trained as a stack against the same trials alone: weights, curves, ends, kills."""
 
 import json
 import math
@@ -47,7 +47,7 @@ DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
 def rows(task_name: str, count: int = 22) -> Examples:
-    """Rows of 3 to 16 tokens, the longest a whole number of eights, and a last batch that is short."""
+    """Return rows of 3 to 16 tokens, the longest a multiple of eight; the last batch is short."""
     rng, task = np.random.default_rng(0), TASKS[task_name]
     lengths = rng.integers(3, 17, count)
     lengths[:3] = 16, 8, 8
@@ -104,7 +104,7 @@ def new_models(make, task_name, seeds):
         torch.manual_seed(seed)
         found.append(make(task_name).train())
         with torch.no_grad():
-            for parameter in found[-1].parameters():  # biases and padding rows start at zero, and pre-training moves them
+            for parameter in found[-1].parameters():  # biases and padding rows start at zero, but pre-training moves them
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return found
 
@@ -135,7 +135,8 @@ def stacked(folder, make, task_name, seeds, rates, stop=None, every=500, **chang
     return run, models, stack, members
 
 
-# Of a softmax over positions: what is added to all of its inputs has no gradient but rounding noise, of which Adam makes steps.
+# A softmax over positions ignores a shift of all its inputs: the gradient of a shift is rounding
+# noise, which Adam turns into steps.
 SHIFTS = (
     "qa_outputs.bias",
     "layer.1.output.LayerNorm.bias",
@@ -145,7 +146,7 @@ SHIFTS = (
 
 
 def agree(found, wanted, task_name):
-    """Every weight, to 1e-5 of the largest number of its tensor."""
+    """Compare every weight to 1e-5 of the largest number of its tensor."""
     for mine, theirs in zip(found, wanted, strict=True):
         for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
             if not (TASKS[task_name].is_squad and name.endswith(SHIFTS)):
@@ -154,8 +155,8 @@ def agree(found, wanted, task_name):
 
 @pytest.mark.parametrize("task_name", ["cola", "stsb", "squad_v1.1"])
 @pytest.mark.parametrize("make", [ours, bert, bag])
-def test_runs_of_a_search_are_the_runs_alone(tmp_path, make, task_name):
-    """One seed, so one order of rows and one draw of dropout; three rates."""
+def test_trials_of_one_seed_learn_the_same_as_alone(tmp_path, make, task_name):
+    """One seed gives one order of rows and one draw of dropout, at three rates."""
     if make is bag and task_name == "squad_v1.1":
         pytest.skip("a bag has no order, so no span")
     seeds, rates = [5, 5, 5], [0.001, 0.002, 0.0005]
@@ -170,16 +171,16 @@ def test_runs_of_a_search_are_the_runs_alone(tmp_path, make, task_name):
 
 
 @pytest.mark.parametrize("task_name", ["cola", "stsb", "squad_v1.1"])
-def test_seeds_are_the_runs_alone(tmp_path, task_name):
-    """Each its own rows, lengths, short batch and dropout."""
+def test_trials_of_several_seeds_learn_the_same_as_alone(tmp_path, task_name):
+    """Each seed has other rows, lengths, short batches and dropout."""
     seeds, rates = [0, 1, 2], [0.001, 0.002, 0.0005]
     _, models, *_ = stacked(tmp_path / "stack", ours, task_name, seeds, rates)
     _, wanted = alone(tmp_path / "alone", ours, task_name, seeds, rates)
     agree(models, wanted, task_name)
 
 
-def test_dropout_is_drawn_and_no_other_than_alone(tmp_path):
-    """The agreement above would be empty were nothing dropped: without one of its dropouts a run ends elsewhere."""
+def test_dropout_is_drawn_as_alone(tmp_path):
+    """Dropout matters above: a trial without one of its dropouts ends elsewhere."""
     _, (model, _), *_ = stacked(tmp_path / "stack", ours, "cola", [5, 5], [0.001, 0.002])
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
         _, wanted = alone(tmp_path / name, lambda task, name=name: ours(task, **{name: 0.0}), "cola", [5], [0.001])
@@ -197,8 +198,8 @@ def test_bfloat16_agrees_to_its_rounding(tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [[5, 5, 5], [0, 1, 2]])
-def test_a_run_that_diverges_leaves_the_others_as_they_are(tmp_path, seeds):
-    """A rate of 1e30 ends a run at its second step; alone it says the same."""
+def test_a_trial_that_diverges_does_not_change_the_others(tmp_path, seeds):
+    """A rate of 1e30 ends a trial at its second step, with the same message as alone."""
     run, models, stack, members = stacked(tmp_path / "stack", ours, "cola", seeds, [0.001, 1e30, 0.002])
     _, wanted = alone(tmp_path / "alone", ours, "cola", seeds[::2], [0.001, 0.002])
     agree(models[::2], wanted, "cola")
@@ -214,7 +215,7 @@ def test_a_run_that_diverges_leaves_the_others_as_they_are(tmp_path, seeds):
     assert "run1_steps" not in run.details
 
 
-def test_a_stack_whose_every_run_diverged_ends(tmp_path):
+def test_a_stack_whose_trials_all_diverged_ends(tmp_path):
     run, _, stack, members = stacked(tmp_path, ours, "cola", [5, 5], [1e30, 1e31])
     assert all(together.reason(stack, members, index) for index in range(2))
     assert max(step for step, _ in run.curves["run0_loss"]) < 3
@@ -222,7 +223,7 @@ def test_a_stack_whose_every_run_diverged_ends(tmp_path):
 
 @pytest.mark.parametrize("stop", [0, 5, 11])
 @pytest.mark.parametrize("rates", [[0.001, 0.002], [1e30, 0.002]])
-def test_a_continued_stack_is_the_stack_that_never_stopped(tmp_path, stop, rates):
+def test_a_resumed_stack_gives_the_same_weights(tmp_path, stop, rates):
     whole, wanted, *_ = stacked(tmp_path / "whole", ours, "cola", [0, 1], rates, every=4)
     with pytest.raises(Stop):
         stacked(tmp_path / "broken", ours, "cola", [0, 1], rates, every=4, stop=stop)
@@ -231,7 +232,7 @@ def test_a_continued_stack_is_the_stack_that_never_stopped(tmp_path, stop, rates
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
     assert run.curves == whole.curves
     assert (together.reason(stack, members, 0) is None) == (rates[0] < 1)
-    again, *_ = stacked(tmp_path / "broken", ours, "cola", [0, 1], rates, every=4, stop=0)  # no step is made twice
+    again, *_ = stacked(tmp_path / "broken", ours, "cola", [0, 1], rates, every=4, stop=0)  # no step runs twice
     assert again.curves == whole.curves
 
 
@@ -247,8 +248,9 @@ def test_a_damaged_or_foreign_state_is_refused(tmp_path):
         stacked(tmp_path, ours, "cola", [0, 1, 2], [0.001, 0.002, 0.001])
 
 
-def test_a_model_that_looks_into_its_batch_is_not_stacked():
-    """So is another family's where each run has a batch of its own. An error of the model itself is not taken for that."""
+def test_a_model_with_data_dependent_control_flow_is_not_stacked():
+    """Nor is another family's model if each trial has a batch of its own. An error of the model
+    itself is raised, not taken for that."""
 
     class Looks(BagOfEmbeddings):
         def forward(self, input_ids, attention_mask, token_type_ids=None):
@@ -280,7 +282,7 @@ def test_a_model_that_looks_into_its_batch_is_not_stacked():
 
 
 def test_a_weight_that_gets_no_gradient_stays_as_it_is(tmp_path):
-    """The bottleneck that exists and that nobody reads: AdamW with a gradient of zeros would let it decay."""
+    """Nobody reads this bottleneck: AdamW with a gradient of zeros would let it decay."""
     layout = {"use_bottleneck_attention": True, "key_query_shared_bottleneck": True}
     _, models, stack, _ = stacked(tmp_path / "stack", lambda task: ours(task, **layout), "cola", [0, 1], [0.001, 0.002])
     before = new_models(lambda task: ours(task, **layout), "cola", [0, 1])
@@ -294,7 +296,7 @@ def test_a_weight_that_gets_no_gradient_stays_as_it_is(tmp_path):
 
 
 def several(part, trials, before=lambda model: None):
-    """What `test_search.train` is alone, of several runs."""
+    """Train several trials as `test_search.train` trains one."""
 
     def new(trial):
         torch.manual_seed(trial.seed)
@@ -331,7 +333,8 @@ def alone_job(tmp_path_factory):
 
 
 def sizes_of(run, alone):
-    """How many each run of the job was trained with, None alone; that is all that tells its lines from those of `alone`."""
+    """Return how many trials each trial was trained with, or None if alone. Apart from that, the
+    lines of the job must equal those of `alone`."""
     (mine, *figures), (theirs, *expected) = toy.lasting(run), toy.lasting(alone)
     sizes = [line["details"].pop("stacked_with", None) for line in mine]
     assert [line["run"] for line in mine] == [line["run"] for line in theirs]
@@ -345,8 +348,8 @@ def sizes_of(run, alone):
     return sizes
 
 
-def test_a_job_of_stacks_leaves_what_a_job_of_runs_leaves(whole, alone_job):
-    """The same lines in the same order, but for the stack that each was in: 2 x 3, 2 and 1 of the rungs, 2 seeds."""
+def test_a_job_of_stacks_writes_the_same_as_a_job_of_single_trials(whole, alone_job):
+    """Lines differ only in the size of the stack: 2 x 3, 2 and 1 in the rungs, 2 seeds."""
     sizes = sizes_of(whole, alone_job)
     assert sizes[:6] == [3] * 6
     assert sizes[8:] == [None, 2, 2]
@@ -354,8 +357,8 @@ def test_a_job_of_stacks_leaves_what_a_job_of_runs_leaves(whole, alone_job):
 
 
 @pytest.mark.parametrize("room", [1, 2])
-def test_a_stack_that_finds_no_memory_is_made_of_two(tmp_path, alone_job, room):
-    """Of three runs: the first alone and two at once, or each alone. The device is full at the third step."""
+def test_a_stack_that_runs_out_of_memory_is_split(tmp_path, alone_job, room):
+    """Three trials become 1 + 2, or each alone. The device is full at the third step."""
     passes = []
 
     def some(part, trials):
@@ -373,8 +376,8 @@ def test_a_stack_that_finds_no_memory_is_made_of_two(tmp_path, alone_job, room):
 
 
 @pytest.mark.parametrize("steps", [0, 7, 40])
-def test_a_job_of_stacks_stopped_anywhere_goes_on_there(tmp_path, whole, steps, monkeypatch):
-    """Stopped after so many passes of its models, with a state at every second step."""
+def test_a_stopped_job_of_stacks_resumes_there(tmp_path, whole, steps, monkeypatch):
+    """The job stops after `steps` passes of its models; it saves a state at every second step."""
     monkeypatch.setattr("mobilebert.finetuning.task.CHECKPOINT_EVERY", 2)
     left, made = [steps], []
 
@@ -396,7 +399,7 @@ def test_a_job_of_stacks_stopped_anywhere_goes_on_there(tmp_path, whole, steps, 
 
 
 @pytest.mark.parametrize("runs", [1, 4, 9])
-def test_a_job_stopped_between_the_runs_of_a_stack_trains_none_again(tmp_path, whole, runs):
+def test_a_job_stopped_between_the_trials_of_a_stack_repeats_none(tmp_path, whole, runs):
     scored, steps = [], []
 
     def count(model):
@@ -422,11 +425,11 @@ def test_a_job_stopped_between_the_runs_of_a_stack_trains_none_again(tmp_path, w
     made = len(steps)
     scored.clear()
     whole_job(tmp_path / "at once", counted)
-    assert made == len(steps) - made + 2  # the two passes before a stack's work: of one model, and of the stack
+    assert made == len(steps) - made + 2  # two passes before the stack works: one of a model, one of the stack
 
 
-def test_a_run_that_trains_alone_after_a_kill_leaves_the_curves_of_those_that_ended_in_its_stack(tmp_path, whole):
-    """Stopped when one seed of the last stack has its record; then each run by itself."""
+def test_a_trial_alone_after_a_kill_keeps_the_curves_of_its_stack(tmp_path, whole):
+    """The job stops when one seed of the last stack has its record; then each trial runs alone."""
 
     def broken(part, trials):
         one = several(part, trials)
@@ -447,7 +450,7 @@ def test_a_run_that_trains_alone_after_a_kill_leaves_the_curves_of_those_that_en
 
 
 def test_a_killed_job_of_stacks_goes_on(tmp_path, whole):
-    """SIGKILL at a random moment after the first run's record, then the same job to its end."""
+    """SIGKILL at a random moment after the first trial's record, then the same job to its end."""
     process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE)
     try:
         while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
@@ -466,7 +469,7 @@ def test_a_model_that_cannot_be_stacked_is_trained_alone(tmp_path):
     assert toy.lasting(run) == toy.lasting(toy.whole_job(tmp_path / "alone"))
 
 
-def test_the_program_trains_together_what_a_study_says(tmp_path):
+def test_the_program_trains_as_many_trials_together_as_the_study_says(tmp_path):
     content = {
         "schema": 1, "description": "d", "device": "cpu", "data": {"source": "synthetic", "vocab_size": 600, "documents": 100},
         "scale": {"width_divisor": 8, "layer_divisor": 12, "max_position_embeddings": 80}, "pretrain": {"length": 32},
@@ -495,8 +498,8 @@ def test_the_program_trains_together_what_a_study_says(tmp_path):
 # --- how many
 
 
-def test_memory_by_hand():
-    """BERT of two layers of width 4 and a 10-word vocabulary: 20 bytes a weight, and what `cost` counts of a token."""
+def test_memory_of_a_stack_by_hand():
+    """BERT of two layers of width 4, 10 words: 20 bytes a weight, a token as `cost` counts it."""
     config = {
         "model_type": "bert", "num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 16, "num_attention_heads": 2,
         "vocab_size": 10, "max_position_embeddings": 8, "type_vocab_size": 2, "hidden_act": "gelu",
@@ -511,7 +514,7 @@ def test_memory_by_hand():
 
 
 def test_a_gpu_takes_no_more_than_its_memory_holds(monkeypatch):
-    """The search's largest batch counts; a study's own number is an upper bound, and one asks no GPU."""
+    """The search's largest batch counts; a study's number is an upper bound; 1 asks no GPU."""
     graph = build_graph(load_study("paper"))
     setting = graph["finetune/mobilebert/mnli"].config
     study = load_study("paper").model_copy(update={"finetune": Finetune(together=100)})
@@ -526,7 +529,7 @@ def test_a_gpu_takes_no_more_than_its_memory_holds(monkeypatch):
     assert runs_at_once(load_study("paper"), setting, "cuda") == 1
 
 
-def test_how_many_is_no_part_of_the_fingerprint():
+def test_the_size_of_stacks_is_not_part_of_the_fingerprint():
     def prints(**changes):
         study = load_study("paper").model_copy(update={"finetune": Finetune(**changes)})
         return {key: job.fingerprint for key, job in build_graph(study).items()}
@@ -559,5 +562,5 @@ def test_stacks_hold_every_trial_once_and_are_even(values, most):
         assert len(own) == math.ceil(sum(own) / most)
 
 
-if __name__ == "__main__":  # what is killed
+if __name__ == "__main__":  # the process to kill
     whole_job(Path(sys.argv[1]), lambda part, trials: several(part, trials, lambda model: time.sleep(0.004)))

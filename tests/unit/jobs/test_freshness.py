@@ -1,4 +1,4 @@
-"""Why a record is stale: the key, input or module that is another one, in a line that fits."""
+"""Why a record is stale: the key, input or module that changed, in one bounded line."""
 
 import json
 
@@ -23,7 +23,7 @@ def graph():
 
 
 def write(folder, job=TUNED, **changes):
-    """A record that is the job's own but for `changes`; read back."""
+    """Write a record of the job with `changes`, and read it back."""
     content = {
         "schema": 1, "study": "s", "stage": job.stage, "name": job.name, "status": "ok", "fingerprint": "0" * 64,
         "config": job.config, "inputs": {"data": DATA.fingerprint}, "modules": module_hashes(job.stage), **changes,
@@ -57,11 +57,11 @@ LOOP = "mobilebert.training.loop"
         ({"fingerprint": TUNED.fingerprint, "status": "refused", "reason": "no data"}, ["refused before: no data"]),
     ],
 )
-def test_what_differs_is_named(graph, tmp_path, changes, reasons):
+def test_differences_from_the_record_are_named(graph, tmp_path, changes, reasons):
     assert why(write(tmp_path, **changes), TUNED, graph) == reasons
 
 
-def test_missing_and_edited(graph, tmp_path):
+def test_a_missing_and_an_edited_record_are_named(graph, tmp_path):
     assert why(None, TUNED, graph) == ["missing"]
     write(tmp_path)
     file = record_file(tmp_path, "s", TUNED)
@@ -69,8 +69,8 @@ def test_missing_and_edited(graph, tmp_path):
     assert why(read_record(file), TUNED, graph) == ["edited"]
 
 
-def test_a_stale_record_is_one_short_line_and_others_none(graph, tmp_path):
-    assert lines(tmp_path, "s", graph) == []  # what is missing is no stale record
+def test_only_stale_records_are_printed_each_in_one_short_line(graph, tmp_path):
+    assert lines(tmp_path, "s", graph) == []  # a missing record is not stale
     write(tmp_path, DATA, fingerprint=DATA.fingerprint, inputs={})
     write(tmp_path, config={f"key{number}": "x" * 100 for number in range(50)})
     (line,) = lines(tmp_path, "s", graph)

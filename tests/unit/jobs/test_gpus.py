@@ -1,4 +1,4 @@
-"""Real processes and real locks; the GPUs are a faked nvidia-smi."""
+"""Bind jobs to GPUs with real processes and real locks, and a fake nvidia-smi."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ HOLD = "from mobilebert.jobs import gpus; print(gpus.bind(), flush=True); input(
 
 
 class Machine:
-    """Processes that each take a GPU of a machine with so many, and hold it until they end."""
+    """Processes that each take a GPU of a machine with `gpus` GPUs, and hold it until they end."""
 
     def __init__(self, folder, gpus, first=0, **environment):
         lines = "".join(f"echo 'GPU {index}: NVIDIA H100 (UUID: GPU-{index + first})'\n" for index in range(gpus))
@@ -70,7 +70,7 @@ def test_jobs_take_different_devices_and_a_third_is_refused(machine):
 
 
 def test_the_locks_do_not_depend_on_where_a_job_keeps_its_files(machine, tmp_path):
-    """Slurm names a runtime folder that is not there, and a folder for temporary files of each job's own."""
+    """Slurm names a missing runtime folder, and a temporary folder for each job."""
     one = machine(1, XDG_RUNTIME_DIR=str(tmp_path / "none"))
     assert one.bound(TMPDIR=str(tmp_path))[1] == "0"
     _, error = one.start(XDG_RUNTIME_DIR="/", TMPDIR="/").communicate("")
@@ -78,7 +78,7 @@ def test_the_locks_do_not_depend_on_where_a_job_keeps_its_files(machine, tmp_pat
     assert gpus.FOLDER.parent.is_dir()
 
 
-def test_a_folder_that_is_not_ones_own_is_refused(tmp_path, monkeypatch):
+def test_a_lock_folder_that_is_a_link_is_refused(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     monkeypatch.setattr(gpus, "FOLDER", tmp_path / "link")
@@ -98,7 +98,7 @@ def test_a_child_does_not_keep_its_parents_device(machine):
     assert one.bound()[1] == "0"
 
 
-def test_the_device_alone_is_visible_before_torch_is_imported(machine):
+def test_only_the_bound_device_is_visible_before_torch_is_imported(machine):
     program = (
         "import os, sys; from mobilebert.jobs import gpus; gpus.bind();"
         "print(os.environ['CUDA_VISIBLE_DEVICES'], 'torch' in sys.modules)"
@@ -106,8 +106,8 @@ def test_the_device_alone_is_visible_before_torch_is_imported(machine):
     assert machine(4).start(program).communicate("")[0] == "0 False\n"
 
 
-def test_jobs_that_each_see_another_gpu_as_number_0(machine):
-    """As under Slurm where it hides the devices of other jobs."""
+def test_jobs_may_each_see_a_different_gpu_as_number_0(machine):
+    """Slurm does this if it hides the devices of other jobs."""
     assert machine(1, first=0).bound(CUDA_VISIBLE_DEVICES="0")[1] == "0"
     assert machine(1, first=1).bound(CUDA_VISIBLE_DEVICES="0")[1] == "0"
     _, error = machine(1, first=1).start(CUDA_VISIBLE_DEVICES="GPU-1").communicate("")
@@ -118,7 +118,7 @@ def test_jobs_that_each_see_another_gpu_as_number_0(machine):
     ("listed", "bound"),
     [("3,1", "3"), ("GPU-1", "GPU-1"), ("MIG-GPU-5/1/0", "MIG-GPU-5/1/0"), ("", "None"), ("-1", "None"), ("NoDevFiles", "None")],
 )
-def test_a_list_that_is_set_is_the_choice(machine, listed, bound):
+def test_cuda_visible_devices_decides_the_device(machine, listed, bound):
     assert machine(2).bound(CUDA_VISIBLE_DEVICES=listed)[1] == bound
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, however it ends."""
+"""The record and files that a job leaves, however it ends."""
 
 import errno
 import json
@@ -29,14 +29,14 @@ def execute(graph, results, stage, key=JOB):
 
 
 def give(run):
-    """A stage that makes one artefact."""
+    """Write one artefact, a metric and a curve: a stage."""
     (run.folder / "thing.txt").write_text("thing")
     run.artefacts.append("thing.txt")
     run.metrics["accuracy"] = 0.5
     run.log(0, train_loss=2.0)
 
 
-def test_a_record_says_what_ran_on_what(graph, tmp_path):
+def test_a_record_names_metrics_artefacts_versions_and_machine(graph, tmp_path):
     record = execute(graph, tmp_path, give)
     assert (record.status, record.metrics, record.curves) == ("ok", {"accuracy": 0.5}, {"train_loss": [(0, 2.0)]})
     assert record.fingerprint == graph[JOB].fingerprint
@@ -47,7 +47,7 @@ def test_a_record_says_what_ran_on_what(graph, tmp_path):
     assert not list((tmp_path / "smoke/.state").glob("*/"))
 
 
-def test_a_diverged_run_is_a_result_and_refuses_what_follows(graph, tmp_path):
+def test_a_diverged_job_is_recorded_and_refuses_jobs_that_need_it(graph, tmp_path):
     def diverge(run):
         run.log(3, train_loss=float("nan"))
         raise Diverged("loss nan at step 3")
@@ -70,7 +70,7 @@ def test_a_refusal_leaves_a_record_and_is_tried_again(graph, tmp_path):
     assert freshness_of(tmp_path, "smoke", graph[JOB], graph) == "stale"
 
 
-def test_what_an_input_refused_is_tried_again_when_the_input_is_there(graph, tmp_path):
+def test_a_job_refused_for_its_input_runs_once_the_input_is_ok(graph, tmp_path):
     teacher = "pretrain/ib-bert-large"
 
     def diverge(run):
@@ -156,7 +156,7 @@ def test_an_input_is_checked_before_it_is_used(graph, tmp_path):
         run.record_of(JOB)
 
 
-def test_two_processes_do_not_make_one_result(graph, tmp_path):
+def test_two_processes_cannot_run_one_job(graph, tmp_path):
     def inner(run):
         with pytest.raises(UserError, match="another process is making this result"):
             execute(graph, tmp_path, give)
@@ -164,7 +164,7 @@ def test_two_processes_do_not_make_one_result(graph, tmp_path):
     assert execute(graph, tmp_path, inner).status == "ok"
 
 
-def test_what_is_done_is_not_done_again(graph, tmp_path):
+def test_a_current_job_does_not_run_again(graph, tmp_path):
     first = execute(graph, tmp_path, give)
     assert execute(graph, tmp_path, lambda run: pytest.fail("done before")) == first
     (tmp_path / "smoke/data/thing.txt").unlink()
@@ -185,7 +185,7 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
 
 
 def test_a_full_disk_is_one_error_and_leaves_no_part(graph, tmp_path, monkeypatch):
-    """No room for the stage's file, and none for the record that would say so."""
+    """There is no room for the stage's file, nor for the record that would say so."""
 
     def full(path, content):
         path.touch()
@@ -219,7 +219,7 @@ def test_a_changed_metric_makes_a_record_edited_and_stale(graph, tmp_path):
     path = tmp_path / "smoke/data/result.json"
     assert read_record(path).seal == "sealed"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(dict(reversed(content.items()))))  # other spaces, another order: the same content
+    path.write_text(json.dumps(dict(reversed(content.items()))))  # other spaces and order, the same content
     assert read_record(path).seal == "sealed"
     path.write_text(json.dumps(content | {"metrics": {"accuracy": 0.999}}))
     assert read_record(path).seal == "edited"

@@ -1,4 +1,7 @@
-"""The schemas of version 1 are extended, never replaced: what the golden file names is still there, with its type and default."""
+"""The schemas of version 1 are extended, never replaced.
+
+Every key in the golden file still exists, with its type and default.
+"""
 
 import json
 import re
@@ -36,7 +39,7 @@ MODELS: list[type[BaseModel]] = [
 
 
 def named(annotation) -> str:
-    """Name a type without the modules of this package: a class may move, its name and fields may not change."""
+    """Return a type's name without this package's modules: a class may move, but not be renamed."""
     return re.sub(r"\bmobilebert\.[\w.]*\.", "", str(annotation))
 
 
@@ -62,5 +65,5 @@ def test_a_new_key_has_a_default():
                 assert not field.is_required(), f"{model.__qualname__}.{name}"
 
 
-def test_the_versions_are_one():
+def test_all_schema_versions_are_1():
     assert SCHEMA == RECORD_SCHEMA == paper.SCHEMA == 1

@@ -1,4 +1,7 @@
-"""`mobilebert state list|prune`: what was saved is named, what nothing reads is removed, what is live or resumable stays."""
+"""`mobilebert state list|prune` names saved states and removes those that no job reads.
+
+Live and resumable states are kept.
+"""
 
 import json
 import shutil
@@ -24,14 +27,14 @@ MINI = Path(__file__).parents[2] / "workflow" / "mini.yaml"
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A folder with a study of its own; of the study `elsewhere` there is no file."""
+    """Return a results folder with the mini study's file; the study `elsewhere` has no file."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(MINI, tmp_path / "mini.yaml")
     return tmp_path / "results"
 
 
 def saved(results, key="pretrain/ib-bert-large", fingerprint=None, study="mini", step=5, name="train", file=None):
-    """The state of a run of the mini study, or of one with another fingerprint."""
+    """Write the saved state of a job of the mini study, or of one with another fingerprint."""
     known = build_graph(load_study(MINI))[key]
     job = Job(known.stage, known.name, {}, (), fingerprint or known.fingerprint)
     folder = JobContext(job, study, results, {}).state
@@ -71,21 +74,21 @@ def test_list_names_each_state(results, capsys):
     assert f"{fingerprint[:12]}: step 5 of 40, " in found["pretrain/ib-bert-large resumable"]
 
 
-def test_a_job_of_several_runs_says_how_many_have_ended(results, capsys):
+def test_a_job_of_several_trials_says_how_many_have_ended(results, capsys):
     folder = saved(results)
     (folder / "runs").mkdir()
     (folder / "runs/a.json").write_text("{}")
     assert ": 1 run ended, step 5 of 40, " in printed(capsys, "list")[0]
     (folder / "runs/b.json").write_text("{}")
     (folder / "c").mkdir()
-    (folder / "train.safetensors").rename(folder / "c/c.safetensors")  # a run of a search has a folder of its own
-    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")  # newer, and no state
+    (folder / "train.safetensors").rename(folder / "c/c.safetensors")  # a trial has a folder of its own
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")  # newer, but not a saved state
     assert ": 2 runs ended, step 5 of 40, " in printed(capsys, "list")[0]
     (folder / "c/c.safetensors").unlink()
     assert ": 2 runs ended, 0.0 MiB, " in printed(capsys, "list")[0]
 
 
-def test_prune_removes_what_no_job_reads_and_says_so(results, capsys):
+def test_prune_removes_and_prints_states_that_no_job_reads(results, capsys):
     kept = [saved(results), saved(results, key="distill/mobilebert", study="elsewhere")]
     live, stale = saved(results, fingerprint="1" * 64), saved(results, fingerprint="2" * 64)
     size = sum(path.stat().st_size for path in stale.iterdir())
@@ -99,7 +102,7 @@ def test_prune_removes_what_no_job_reads_and_says_so(results, capsys):
     assert "222222222222" in lines[1]
     assert lines[0].endswith("unknown: the study that it belongs to cannot be read")
     assert lines[-1] == f"{size:,} bytes freed"
-    again = printed(capsys, "prune")  # what was live has ended
+    again = printed(capsys, "prune")  # the live job has ended
     assert not live.exists()
     assert [line.split(" ")[0] for line in again[:2]] == ["kept", "removed"]
     assert printed(capsys, "prune") == [lines[0], "0 bytes freed"]
@@ -109,7 +112,7 @@ def test_a_state_that_is_damaged_is_listed_still(results, capsys):
     folder = saved(results)
     (folder / "train.safetensors").write_bytes(b"\xff" * 20)
     assert "no step saved" in printed(capsys, "list")[0]
-    for break_it in (lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink):  # killed at once
+    for break_it in (lambda path: path.write_text("{"), lambda path: path.write_text("[]"), Path.unlink):  # killed at its start
         break_it(folder / "run.json")
         line = printed(capsys, "list")[0]
         assert line.startswith(f"mini: pretrain-ib-bert-large {folder.name[-16:][:12]}: no step saved")
@@ -132,7 +135,7 @@ def test_a_state_is_judged_by_the_file_of_its_own_study(results, capsys, tmp_pat
     assert "kept " in printed(capsys, "prune")[0]
 
 
-def test_a_run_says_which_file_its_study_is(results):
+def test_a_state_names_the_file_of_its_study(results):
     graph = build_graph(load_study(results.parent / "mini.yaml"))
     seen = []
 
@@ -160,7 +163,7 @@ def test_a_state_whose_record_says_diverged_is_not_resumable(results, capsys):
     assert not folder.exists()
 
 
-def test_one_that_is_taken_up_meanwhile_does_not_stop_the_others(results, capsys, monkeypatch):
+def test_a_state_that_was_locked_meanwhile_does_not_stop_prune(results, capsys, monkeypatch):
     taken, stale = saved(results, fingerprint="1" * 64), saved(results, fingerprint="2" * 64)
     monkeypatch.setattr(locks, "is_live", lambda folder: False)
     with locks.lock(locks.lock_of(taken), "held"):
@@ -183,8 +186,8 @@ def test_no_results_folder_is_an_error(results, capsys):
     assert capsys.readouterr().err == "mobilebert: --results: no folder results\n"
 
 
-def test_a_state_left_behind_by_a_finished_run_goes_with_the_next_call(results):
-    """A kill between the record and the removal of the state."""
+def test_a_state_left_by_a_finished_job_is_removed_by_the_next_call(results):
+    """The process was killed between writing the record and removing the state."""
     fingerprint = build_graph(load_study(MINI))["pretrain/ib-bert-large"].fingerprint
     alone = Job("pretrain", "ib-bert-large", {}, (), fingerprint)
     assert execute_job(alone, "mini", results, {}, lambda run: None).status == "ok"

@@ -1,4 +1,4 @@
-"""What transformers' classes take, ours take: arguments, their order, and a vocabulary of another size."""
+"""Our classes take what transformers' take: arguments, their order, another vocabulary size."""
 
 import copy
 import inspect
@@ -76,7 +76,7 @@ def test_arguments_may_stand_in_the_configuration(head, name):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", ["input_ids", "inputs_embeds"])
-def test_input_of_another_shape_is_refused_in_one_line_that_says_both(head, name):
+def test_input_of_another_shape_is_refused_in_one_line_with_both_shapes(head, name):
     model = getattr(mobilebert, f"MobileBert{head}")(mobilebert.MobileBertConfig(**SMALL))
     wanted = ["batch", *(["choices"] if head == "ForMultipleChoice" else []), "tokens"]
     last = [] if name == "input_ids" else [SMALL["embedding_size"]]
@@ -119,14 +119,14 @@ def test_a_causal_encoder_is_refused():
     ],
 )
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForPreTraining"])
-def test_a_resized_model_is_the_model_on_the_tokens_that_it_had(head, size, options, expected, tied, tmp_path):
+def test_a_resized_model_agrees_on_the_tokens_that_it_had(head, size, options, expected, tied, tmp_path):
     ours, theirs = pair(head, tie_word_embeddings=tied)
     if not options:
-        theirs.resize_token_embeddings(size)  # theirs takes no options
+        theirs.resize_token_embeddings(size)  # transformers' takes no options
     ids = torch.arange(33).view(3, 11)
     key = "logits" if head == "ForMaskedLM" else "prediction_logits"
     wanted = theirs(ids)[key]
-    for _ in range(2):  # the second time it has the size already
+    for _ in range(2):  # the second time the size is the same
         returned = ours.resize_token_embeddings(size, **options)
         found = ours(ids)[key]
         both = min(expected, 50)
@@ -152,7 +152,7 @@ def test_a_resize_keeps_frozen_what_is_frozen():
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_embeddings_of_ones_own_and_copies_are_those_of_transformers(head):
+def test_replaced_embeddings_and_copies_agree_with_transformers(head):
     models = pair(head, num_labels=2 if head == "ForQuestionAnswering" else LABELS)
     inputs = batch(head, False)
     table, decoder = torch.nn.Embedding(50, SMALL["embedding_size"]), torch.nn.Linear(SMALL["embedding_size"], 50)
@@ -171,7 +171,7 @@ def test_embeddings_of_ones_own_and_copies_are_those_of_transformers(head):
     assert (models[0].get_output_embeddings() is None) == (models[1].get_output_embeddings() is None)
 
 
-def test_one_step_of_transformers_trainer_is_that_of_transformers_model(tmp_path):
+def test_one_trainer_step_gives_the_weights_of_transformers_model(tmp_path):
     weights = []
     for index, model in enumerate(pair("ForSequenceClassification", num_labels=LABELS)):
         rows = [{key: value[row] for key, value in batch("ForSequenceClassification", True).items()} for row in range(3)]

@@ -1,4 +1,4 @@
-"""Auto classes and pipelines give this package's models once, and only once, they are told to."""
+"""Auto classes and pipelines give this package's models only after registration."""
 
 import subprocess
 import sys
@@ -46,14 +46,14 @@ print("done")
 
 
 def test_auto_classes_and_pipelines_after_registration(tmp_path):
-    """In a process of its own, as registering is for good."""
+    """Run in a process of its own, since registering cannot be undone."""
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS) + "\n")
     tokenizer = mobilebert.MobileBertTokenizerFast(str(vocabulary))
     folders = []
     for head in ("ForMaskedLM", "ForSequenceClassification"):
         torch.manual_seed(0)
-        # Without the trigram a padded sentence gives exactly what it gives alone.
+        # Without the trigram a padded sentence gives exactly the same as alone.
         config = MobileBertConfig(**SMALL | {"vocab_size": len(WORDS), "trigram_input": False}, num_labels=3)
         folders.append(str(tmp_path / head))
         getattr(mobilebert, f"MobileBert{head}")(config).save_pretrained(folders[-1])

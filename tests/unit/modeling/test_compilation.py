@@ -1,4 +1,4 @@
-"""torch.export and torch.compile take every model whole, and one compiled block serves all layers."""
+"""torch.export and torch.compile take every model whole; one compiled block serves all layers."""
 
 import pytest
 import torch
@@ -27,7 +27,8 @@ def nothing_compiled_before():
     torch._dynamo.reset()
 
 
-# One head each with what changes the graph: another norm and activation, replaced scores, no mask.
+# Options that change the graph, one set a head: another norm and activation, replaced scores, no
+# mask.
 VARIANTS = {
     "ForNextSentencePrediction": {"normalization_type": "layer_norm", "hidden_act": "gelu_new", "classifier_activation": True},
     "ForMaskedLM": {"mask_value": "-6"},
@@ -37,7 +38,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("head", HEADS)
 def test_export(head):
-    """Strict, with the batch and the length free: other sizes than the traced ones, in eager's numbers."""
+    """Strict, with free batch and length: sizes that were not traced give eager's numbers."""
     model = build(head, **SHORT, **VARIANTS.get(head, {}))
     inputs = {key: value for key, value in batch(head, padded=head != "ForSequenceClassification").items() if key in INPUTS}
     tokens = 2 if head == "ForMultipleChoice" else 1
@@ -67,7 +68,7 @@ def test_a_whole_model_compiles_without_a_graph_break(head, padded):
 def test_one_compiled_block_serves_all_layers(layout, padded):
     # More layers than torch recompiles a function for (8), each with weights of its own.
     model = build("ForPreTraining", num_hidden_layers=10, **layout).train()
-    counter = CompileCounterWithBackend("aot_eager")  # which makes the backward graph itself
+    counter = CompileCounterWithBackend("aot_eager")  # this backend also compiles the backward graph
     inputs = batch("ForPreTraining", padded)
     output = model(**inputs)
     expected, loss = gradients(model, output), output.loss

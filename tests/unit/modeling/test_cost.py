@@ -1,4 +1,4 @@
-"""The arithmetic of modeling.cost against built torch modules and against the paper's figures."""
+"""The arithmetic of modeling.cost against built torch modules and the paper's figures."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def test_parameters_equal_those_of_the_built_model(fields):
     assert figures.mlm_head == parameters(heads.predictions) - heads.predictions.decoder.weight.numel()
     assert figures.encoder + figures.pooler + figures.mlm_head + figures.nsp_head == parameters(model)
 
-    # The parts, by the names of the state dict.
+    # Components by their names in the state dict.
     def total(*words, without=("LayerNorm", "bias")):
         return sum(
             p.numel()
@@ -80,7 +80,7 @@ def test_flops_equal_those_torch_counts(fields, seq):
         model = MobileBertModel(config, add_pooling_layer=False).eval()
         ids = torch.zeros(1, seq, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        # Explicit attention: the counter sees the two products of a fused kernel only on some devices.
+        # Explicit attention: on some devices the counter misses the two products of a fused kernel.
         model(ids, output_attentions=True)
     assert counter.get_total_flops() == cost(config.to_dict(), seq).encoder_flops
 
@@ -124,7 +124,8 @@ def test_heads_of_the_released_model():
 
 # paper.md's recomputation of Table 2, in M; the printed column agrees with it within 2.5 M.
 TABLE_2 = dict(zip("abcdefghi", (357.6, 325.9, 294.2, 278.4, 262.5, 294.2, 92.7, 34.4, 15.9)))
-# Of Table 3, M of multi-head attention and of the feed-forward networks; the printed ones are rounded to half millions.
+# Table 3's multi-head attention and feed-forward networks, in M; the printed ones are rounded to
+# half millions.
 TABLE_3 = {192: (7.96, 7.08), 160: (6.51, 9.83), 128: (5.11, 12.58), 96: (3.76, 14.16)}
 
 
@@ -163,9 +164,9 @@ def test_rows_of_table_3(row):
 
 
 def test_training_flops():
-    # IB-BERT_LARGE, one token at length 128: multiply-accumulates of the blocks (q, k, v and both bottlenecks;
-    # attention output; FFN; scores and context) and of the trigram, and the MLM head for 15 % of the tokens; times 2
-    # for FLOPs, times 3 for the backward pass.
+    # IB-BERT_LARGE, one token at length 128: multiply-accumulates of the blocks (q, k, v and both
+    # bottlenecks; attention output; FFN; scores and context) and of the trigram, and the MLM head
+    # for 15 % of the tokens; times 2 for FLOPs, times 3 for the backward pass.
     encoder = 24 * (5 * 512 * 1024 + 1024**2 + 2 * 1024 * 4096 + 2 * 128 * 1024) + 384 * 512
     expected = 6 * (encoder + 0.15 * 512 * (512 + 30522))
     assert cost(preset("ib-bert-large"), 128).training_flops_per_token == pytest.approx(expected, rel=1e-12)
@@ -209,7 +210,7 @@ def test_neither_torch_nor_transformers_is_imported():
 
 
 def test_describe_knows_every_row_of_the_papers_tables():
-    """Table 2 prints parameters of its own rows; a row whose name a preset has is that preset."""
+    """Table 2 prints parameters of its own rows; a row with a preset's name is that preset."""
     rows = {name: row for name, row in paper.models().items() if name != "bag-of-embeddings"}
     for name, row in rows.items():
         record = json.loads(describe(name, 128, as_json=True))

@@ -1,4 +1,7 @@
-"""Every model of the paper against an independent float64 NumPy forward, written from the paper's equations and figure 1."""
+"""Every model of the paper against a float64 NumPy forward pass.
+
+The forward pass is written from the paper's equations and figure 1.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertMod
 from mobilebert.modeling.layers import ACTIVATIONS, MobileBertSelfAttention
 from mobilebert.modeling.presets import MASK_VALUES
 
-EMBEDDING_EPS = LAST_FFN_EPS = 1e-5  # as transformers, which leaves torch's there
+EMBEDDING_EPS = LAST_FFN_EPS = 1e-5  # transformers also keeps torch's default here
 EPS = 1e-12
 FUNCTIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -21,7 +24,7 @@ FUNCTIONS = {
 
 
 class NumpyModel:
-    """One sequence through a model's weights. `keep` (tokens,) is 1 for a token and 0 for padding."""
+    """A forward pass of one sequence. `keep` (tokens,) is 1 for a token and 0 for padding."""
 
     def __init__(self, model: torch.nn.Module):
         self.config = model.config
@@ -37,7 +40,7 @@ class NumpyModel:
         return self.scale(name, (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps))
 
     def norm(self, name, x, eps=EPS):
-        """Equation 2, or layer normalization."""
+        """Return equation 2, or layer normalization."""
         if self.config.normalization_type == "no_norm":
             return self.scale(name, x)
         return self.layer_norm(name, x, eps)
@@ -66,7 +69,7 @@ class NumpyModel:
         return (probabilities @ value).swapaxes(0, 1).reshape(value.shape[1], -1), probabilities
 
     def block(self, index, x, keep):
-        """(tokens, hidden_size) -> the same, and the attention probabilities (heads, tokens, tokens)."""
+        """Return block `index` of x (tokens, hidden_size), and its attention probabilities."""
         name, config = f"mobilebert.encoder.layer.{index}", self.config
         activation = FUNCTIONS[config.hidden_act]
 
@@ -94,7 +97,7 @@ class NumpyModel:
         return y, probabilities
 
     def predict(self, x):
-        """Vocabulary logits: the transform always ends in a true layer normalization."""
+        """Return vocabulary logits: the transform always ends in a true layer normalization."""
         name = "cls.predictions."
         x = FUNCTIONS[self.config.hidden_act](self.linear(f"{name}transform.dense", x))
         x = self.layer_norm(f"{name}transform.LayerNorm", x, EPS)
@@ -109,7 +112,7 @@ class NumpyModel:
 
 
 def narrow(preset: str, **fields) -> MobileBertForPreTraining:
-    """A preset's layout, its counts of layers, heads and feed-forward networks kept, with widths that a test can afford."""
+    """Return a preset's model with narrow widths, but its counts of layers, heads and networks."""
     kept = ("num_attention_heads", "num_hidden_layers", "num_feedforward_networks")
     small = {key: value for key, value in SMALL.items() if key not in kept}
     config = MobileBertConfig.from_preset(preset, **small | {"num_hidden_layers": 3} | fields)
@@ -122,7 +125,7 @@ def narrow(preset: str, **fields) -> MobileBertForPreTraining:
 
 
 def compare(model: MobileBertForPreTraining, tolerance: float) -> None:
-    """Embeddings, each block on its own and in turn, both heads; the last row is padded."""
+    """Compare embeddings, each block alone and in turn, and both heads; the last row is padded."""
     inputs = batch("Model", True)
     wanted = {"output_hidden_states": True, "output_attentions": True}
     output = model(**inputs, **wanted)
@@ -156,8 +159,8 @@ def test_models_against_numpy(preset, norm, act):
 
 @pytest.mark.parametrize("preset", ["ib-bert-large", "mobilebert-table1"])
 def test_all_24_layers_against_numpy(preset):
-    # In float64: the scores of so deep a NoNorm model with wild weights run to hundreds, and softmax turns what float32 rounds
-    # off them into a relative error.
+    # In float64: the scores of so deep a NoNorm model with wild weights reach hundreds, and softmax
+    # turns their float32 rounding into a relative error.
     compare(narrow(preset, num_hidden_layers=24).double(), 1e-10)
 
 
@@ -193,7 +196,7 @@ def test_padded_keys_keep_weight_only_where_their_score_is_replaced():
 
 @pytest.mark.parametrize("with_probabilities", [False, True])
 def test_gradients_of_replaced_scores(with_probabilities):
-    """Query and key learn nothing from a padded key, the value at it does: as of scores * mask + (1 - mask) * -6."""
+    """Padded keys teach only values: scores are scores * mask + (1 - mask) * -6."""
     torch.manual_seed(0)
     attention = MobileBertSelfAttention(MobileBertConfig(**SMALL, mask_value="-6")).double()
     query_key = torch.randn(1, TOKENS, 16, dtype=torch.double, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The folded model against the model it was folded from, in float64, so that what differs is the algebra and not rounding."""
+"""The folded model against its original, in float64: differences are algebra, not rounding."""
 
 import copy
 
@@ -32,11 +32,11 @@ HEADS = {
     "ForTokenClassification": ("logits",),
     "ForQuestionAnswering": ("start_logits", "end_logits"),
 }
-EXACT = 1e-11  # of the largest magnitude, in float64: 5 orders of magnitude above its rounding, 8 below a wrong term
+EXACT = 1e-11  # relative to the largest value; 5 orders above float64's rounding, 8 below a wrong term
 
 
 def build(head: str = "Model", seed: int = 0, spread: float = 1.0, **fields):
-    """A model whose every weight matters; NoNorm scales and biases drawn wide, of either sign."""
+    """Return a model whose every weight matters; scales and biases are wide, of either sign."""
     torch.manual_seed(seed)
     model = getattr(mobilebert, f"MobileBert{head}")(MobileBertConfig(**SMALL | fields)).double().eval()
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_scales_near_zero_are_multiplied_by_and_never_divided_by(odd):
     assert all(torch.isfinite(buffer).all() for buffer in buffers)
     with torch.no_grad():
         expected, found = model(**inputs()).last_hidden_state, folded(**inputs()).last_hidden_state
-    # Channel by channel: those of tiny scale count as much as the others.
+    # Compare by channel: channels of tiny scale count as much as the others.
     error = (found - expected).abs().amax((0, 1)) / expected.abs().amax((0, 1)).clamp(min=1e-300)
     assert error.max() <= 1e-9
 
@@ -136,7 +136,7 @@ def test_float32_is_as_near_to_the_truth_as_the_unfolded_model():
 
 
 class Kernels(TorchDispatchMode):
-    """Counts what computes or copies; views are free."""
+    """Count operations that compute or copy; views are free."""
 
     def __init__(self):
         super().__init__()
@@ -151,10 +151,8 @@ class Kernels(TorchDispatchMode):
     ("layout", "kernels", "before"), [((False, True), 17, 34), ((False, False), 17, 32), ((True, False), 18, 32)]
 )
 def test_a_block_of_four_ffns_takes_seventeen_kernels(layout, kernels, before):
-    """Product, attention, its projection; 4 x (up, activation, down); way out, NoNorm: 3 + 12 + 2.
-
-    TINY's input bottleneck is a product of its own.
-    """
+    """Product, attention, projection: 3; 4 x (up, activation, down): 12; way out, NoNorm: 2. TINY's
+    input bottleneck is one more product."""
     inside, shared = layout
     model = build(use_bottleneck_attention=inside, key_query_shared_bottleneck=shared, num_feedforward_networks=4)
     layer, x = fold(model).encoder.layer[0], torch.randn(1, 7, 24, dtype=torch.float64)
@@ -166,7 +164,7 @@ def test_a_block_of_four_ffns_takes_seventeen_kernels(layout, kernels, before):
     assert unfolded.count == before
 
 
-def test_the_model_itself_stays_as_it_was():
+def test_folding_does_not_change_the_model():
     model = build("ForSequenceClassification").train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold(model)
@@ -182,7 +180,7 @@ def test_the_model_itself_stays_as_it_was():
     assert not torch.equal(fold(model)(**inputs()).logits, folded(**inputs()).logits)
 
 
-def test_what_cannot_be_folded_is_refused(tmp_path):
+def test_models_that_cannot_be_folded_are_refused(tmp_path):
     folded = fold(build())
     for model in (build(normalization_type="layer_norm"), folded, torch.nn.Linear(2, 2)):
         with pytest.raises(UserError, match="not a MobileBERT model with no_norm, or is folded already"):

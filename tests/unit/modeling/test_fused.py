@@ -1,4 +1,7 @@
-"""The fused stack of feed-forward networks without its kernels: who may have it, when it stands aside, and what a tracer sees."""
+"""The fused feed-forward stack without its kernels.
+
+The tests cover which models may use it, when it is not used, and what a tracer sees.
+"""
 
 import importlib.util
 from types import SimpleNamespace
@@ -30,7 +33,7 @@ def build(dtype: torch.dtype = torch.float32, **fields) -> nn.Module:
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """A machine that shows a Hopper GPU and has Triton."""
+    """Imitate a machine with a Hopper GPU and Triton."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(fused, "find_spec", lambda name: importlib.util.find_spec("torch"))
@@ -48,7 +51,7 @@ def refusal(model: nn.Module) -> str:
     return str(caught.value)
 
 
-def test_every_block_of_a_model_it_takes(hopper):
+def test_enable_fuses_every_block_of_a_supported_model(hopper):
     for fields in ({}, {"hidden_act": "relu6"}, {"num_feedforward_networks": 1}, {"intermediate_size": 384}):
         model = build(**fields)
         fused.enable(model)
@@ -83,7 +86,7 @@ def test_other_models_are_refused(hopper):
     assert "has no feed-forward networks that the kernel takes" in refusal(fold(build()))
 
 
-def test_a_machine_that_cannot_is_refused(hopper, monkeypatch):
+def test_a_machine_without_hopper_or_triton_is_refused(hopper, monkeypatch):
     monkeypatch.setattr(fused, "find_spec", lambda name: None)
     assert "triton is not installed" in refusal(build())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
@@ -92,7 +95,7 @@ def test_a_machine_that_cannot_is_refused(hopper, monkeypatch):
     assert "Hopper" in refusal(build())
 
 
-def test_it_stands_aside_for_whatever_is_not_the_plain_stack(cpu_in_its_place):
+def test_the_kernel_is_not_used_for_hooked_or_replaced_modules(cpu_in_its_place):
     block, x = build(torch.bfloat16).mobilebert.encoder.layer[0], torch.zeros(1, 3, 16, dtype=torch.bfloat16)
     assert fused.serves(block, x)
     assert not fused.serves(block, x[:0])
@@ -113,7 +116,7 @@ def test_it_stands_aside_for_whatever_is_not_the_plain_stack(cpu_in_its_place):
             assert fused.serves(block, x)
 
     for module in set(heard) - outside:
-        module.forward = module.forward  # as accelerate does, whose hooks move weights to the device and back
+        module.forward = module.forward  # as accelerate's hooks do, which move weights to the device and back
         assert not fused.serves(block, x)
         del module.forward
 
@@ -127,14 +130,14 @@ def test_it_stands_aside_for_whatever_is_not_the_plain_stack(cpu_in_its_place):
     assert fused.serves(block, x)
 
 
-def test_only_products_in_bfloat16(cpu_in_its_place):
+def test_the_kernel_is_used_only_for_products_in_bfloat16(cpu_in_its_place):
     block, x = build().mobilebert.encoder.layer[0], torch.zeros(1, 3, 16)
     assert not fused.serves(block, x)
     with torch.autocast("cpu", torch.bfloat16):
         assert fused.serves(block, x)
 
 
-def test_a_listener_is_heard_and_the_numbers_are_the_modules(cpu_in_its_place):
+def test_a_hook_is_called_and_the_loss_is_that_of_the_modules(cpu_in_its_place):
     model, inputs = build(torch.bfloat16), batch("ForPreTraining", True)
     expected, heard = model(**inputs).loss, []
     for block in model.mobilebert.encoder.layer:
@@ -176,14 +179,14 @@ def test_a_tracer_sees_one_operator_a_block(cpu_in_its_place, gradients):
     assert len(calls) == len(model.mobilebert.encoder.layer)
 
 
-def test_a_training_program_switches_it_on_before_it_begins(monkeypatch):
+def test_a_training_program_enables_the_kernel_before_it_begins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = SimpleNamespace(job=SimpleNamespace(config={}, stage="distill", name="mobilebert"))
     with pytest.raises(UserError, match="Hopper"):
         make_task(run, SimpleNamespace(distill=Distill(fused=True, precision="bf16")), build(), None)
 
 
-def test_the_setting_is_how_a_run_is_computed_and_needs_bf16():
+def test_the_fused_setting_is_not_in_the_fingerprint_and_needs_bf16():
     study = load_study("smoke")
     on = study.distill.model_copy(update={"fused": True})
     before, after = build_graph(study), build_graph(study.model_copy(update={"distill": on}))

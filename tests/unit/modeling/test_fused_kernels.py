@@ -1,7 +1,8 @@
-"""The Triton kernels of the fused stack: compiled for a Hopper GPU, which needs none, and run by Triton's interpreter on the CPU.
+"""The Triton kernels of the fused stack, compiled for a Hopper GPU and interpreted on the CPU.
 
-Triton is compiled or interpreted for the whole of a process, as TRITON_INTERPRET says when it is imported; so a test here starts
-the interpreted ones in a process of their own.
+Compiling for the GPU needs none. Triton compiles or interprets for the whole process, as
+TRITON_INTERPRET says when it is imported; so one test here starts the interpreted ones in a process
+of their own.
 """
 
 import inspect
@@ -28,8 +29,8 @@ from mobilebert.modeling.kernels import fused_kernels  # noqa: E402
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 compiled = pytest.mark.skipif(INTERPRETED, reason="Triton interprets in this process (TRITON_INTERPRET=1)")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="in a process of its own, with TRITON_INTERPRET=1")
-EXACT = 1e-5  # of the largest magnitude, in float32
-DRAWN = {"deadline": None, "phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # what fails takes minutes to shrink
+EXACT = 1e-5  # relative to the largest value, in float32
+DRAWN = {"deadline": None, "phases": (Phase.explicit, Phase.reuse, Phase.generate)}  # a failure would take minutes to shrink
 
 
 # --- compiled for sm_90
@@ -39,7 +40,8 @@ SHARED_MEMORY = 227 * 1024  # bytes that a block of threads may have on compute 
 
 
 def compile_for_hopper(name: str, networks: int, width: int, inner: int, ceiling: float, stream: str, keep: bool):
-    """The kernel as `fused` would launch it, `stream` the dtype of what flows between blocks; its PTX and its machine code."""
+    """Compile the kernel as `fused` would launch it; `stream` is the dtype between blocks. The
+    result has its PTX and its machine code."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -69,13 +71,13 @@ def compile_for_hopper(name: str, networks: int, width: int, inner: int, ceiling
 @pytest.mark.parametrize("stream", ["fp32", "bf16"])
 @pytest.mark.parametrize(("name", "keep"), [(name, True) for name in TILES] + [("forward", False), ("backward_of_input", False)])
 def test_the_papers_stack_fits_a_hopper_processor(name, keep, stream, tmp_path):
-    """Nothing spilled, the tile in shared memory, products on the tensor cores with sums in float32, no atomic addition."""
+    """No spills, the tile in shared memory, tensor cores with float32 sums, no atomic addition."""
     kernel = compile_for_hopper(name, 4, 128, 512, 0.0, stream, keep)
     assert kernel.metadata.shared <= SHARED_MEMORY
     ptx = kernel.asm["ptx"]
     assert "wgmma.mma_async.sync.aligned.m64n" in ptx
     assert "f32.bf16.bf16" in ptx
-    assert "cp.async" in ptx  # weights come while the tensor cores work
+    assert "cp.async" in ptx  # weights are loaded while the tensor cores work
     for other in ("mma.sync.aligned", "atom.", "red."):
         assert other not in ptx.replace("shared.", "")
     cubin = tmp_path / "kernel.cubin"
@@ -95,8 +97,8 @@ def test_other_stacks_that_are_served_compile(name, networks, width, inner, ceil
 
 
 @compiled
-def test_in_the_interpreter():
-    """The tests below this one."""
+def test_the_interpreted_tests_pass_in_a_process_of_their_own():
+    """Run the tests below this one."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -107,8 +109,9 @@ def test_in_the_interpreter():
 
 @pytest.fixture(scope="module", autouse=True)
 def as_the_device_computes():
-    """The interpreter cuts bfloat16 off where the device rounds to nearest, and multiplies its bits as integers; in Triton 3.6
-    it loops to no bound that is an array of NumPy 2.4."""
+    """Make the interpreter compute as the device. It truncates bfloat16, which the device rounds to
+    nearest, and multiplies its bits as integers. In Triton 3.6 a loop bound must not be an array of
+    NumPy 2.4."""
     if not INTERPRETED:
         yield
         return
@@ -139,12 +142,13 @@ def as_the_device_computes():
             interpreter.InterpreterBuilder, "create_dot", lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
         )
         patch.setattr(fused, "DEVICE", "cpu")
-        patch.setattr(fused, "PROGRAMS", 12)  # a program takes the interpreter longer than its tokens
+        patch.setattr(fused, "PROGRAMS", 12)  # the number of programs, not of tokens, costs the interpreter time
         yield
 
 
 def reference(x, up, up_bias, down, down_bias, scale, shift, ceiling):
-    """The stack, in plain PyTorch and in the dtype of its arguments or of autocast; how near a kink each token's units come."""
+    """Return the stack in plain PyTorch, and how near to a kink each token's units come. It
+    computes in the dtype of its arguments or of autocast."""
     nearest = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for index in range(len(up)):
         hidden = F.linear(x, up[index], up_bias[index])
@@ -156,14 +160,14 @@ def reference(x, up, up_bias, down, down_bias, scale, shift, ceiling):
 
 
 def with_gradients(function, arguments, weights):
-    """Output and gradients of sum(output * weights)."""
+    """Return the output and the gradients of sum(output * weights)."""
     arguments = [argument.detach().requires_grad_() for argument in arguments]
     y, _ = function(*arguments)
     return [y.detach(), *torch.autograd.grad((y * weights.to(y.dtype)).sum(), arguments)]
 
 
 def draw_stack(seed, tokens, networks, width, inner, deviation=1.0):
-    """x (tokens, width), the six parameters of a stack, and weights (tokens, width) of its output."""
+    """Return [x (tokens, width), six parameters of a stack], and weights (tokens, width) of y."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -193,18 +197,18 @@ def draw_stack(seed, tokens, networks, width, inner, deviation=1.0):
 def test_in_float32_output_and_gradients_are_pytorchs(seed, tokens, networks, width, inner, ceiling):
     arguments, weights = draw_stack(seed, tokens, networks, width, inner)
     exact = [argument.double() for argument in arguments]
-    # A unit on a kink has either slope: such a token's output has no weight.
+    # A unit on a kink has either slope, so the output of its token gets no weight.
     weights *= (reference(*exact, ceiling)[1] > 1e-4)[:, None]
     expected = with_gradients(lambda *a: reference(*a, ceiling), exact, weights.double())
     found = with_gradients(lambda *a: fused.stack(*a, torch.float32, ceiling, True), arguments, weights)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == torch.float32
         close(ours, theirs, EXACT)
-    with torch.no_grad():  # keeps nothing, and gives the same bits
+    with torch.no_grad():  # keeps nothing for the backward pass, and gives the same bits
         y, kept = fused.stack(*arguments, torch.float32, ceiling, False)
     assert torch.equal(y, found[0])
     assert kept.numel() == 0
-    x = arguments[0].requires_grad_()  # alone: the weights are frozen
+    x = arguments[0].requires_grad_()  # x alone: the weights are frozen
     y, _ = fused.stack(x, *arguments[1:], torch.float32, ceiling, True)
     assert torch.equal(torch.autograd.grad((y * weights).sum(), x)[0], found[1])
 
@@ -225,15 +229,15 @@ def test_in_bfloat16_the_error_is_no_larger_than_the_modules(seed, tokens, netwo
 
 
 def draw_off_the_kinks(seed, tokens, networks, width, inner, deviation, autocast):
-    """As `draw_stack`, with biases that keep every unit off its kink: else a few units that rounding flips, here or there, are
-    all of the error; in bfloat16 unless autocast is to round."""
+    """Draw a stack as `draw_stack`, with biases that keep every unit off its kink. Otherwise the
+    error is that of the few units that rounding flips. In bfloat16 unless autocast rounds."""
     arguments, weights = draw_stack(seed, tokens, networks, width, inner, deviation)
     arguments[2] += 8 * torch.where(arguments[2] < 0, -1, 1)
     return (arguments if autocast else [argument.bfloat16() for argument in arguments]), weights
 
 
 def no_less_exact_than_the_modules(arguments, weights, autocast):
-    """Against float64, as the norm of the error. Returns output and gradients."""
+    """Compare the norm of the error with that of the modules; return output and gradients."""
     expected = with_gradients(lambda *a: reference(*a, 0.0), [a.double() for a in arguments], weights.double())
     with torch.autocast(weights.device.type, torch.bfloat16, enabled=autocast):
         modules = with_gradients(lambda *a: reference(*a, 0.0), arguments, weights)
@@ -242,8 +246,8 @@ def no_less_exact_than_the_modules(arguments, weights, autocast):
     for name, ours, theirs, exact in zip(names, found, modules, expected, strict=True):
         assert ours.dtype == theirs.dtype
         error, allowed = ((value.double() - exact).norm() / exact.norm() for value in (ours, theirs))
-        # Autocast hands the norm's product its x in float32; here it is the one rounded to bfloat16, by 2**-9 of itself at most,
-        # that every weight's gradient is made from, here and there.
+        # Autocast gives the norm's product its x in float32. Ours uses x rounded to bfloat16 (by at
+        # most 2**-9 of itself), from which both compute the gradients of all weights.
         least = 2**-8 if name == "scale" else EXACT
         assert error <= max(1.5 * allowed, least), name
     return found
@@ -272,7 +276,7 @@ def test_on_a_gpu_it_is_exact_gives_equal_bits_and_is_captured(autocast):
 @interpreted
 @pytest.mark.parametrize("ceiling", [0.0, 6.0])
 @pytest.mark.parametrize("index", range(7))
-def test_what_is_not_a_number_is_not_lost(index, ceiling):
+def test_nan_in_any_argument_reaches_the_output(index, ceiling):
     arguments, _ = draw_stack(0, 3, 2, 16, 16)
     arguments[index].view(-1)[0] = torch.nan
     assert fused.stack(*arguments, torch.float32, ceiling, False)[0].isnan().any()
@@ -310,7 +314,7 @@ def test_a_blocks_stack_is_its_modules_one_after_the_other(hidden_act, networks)
 
 @interpreted
 def test_a_model_trains_with_it_compiled_or_checkpointed_to_the_same_bits():
-    """`fullgraph`: no graph break."""
+    """`fullgraph` allows no graph break."""
     inputs, results = batch("ForPreTraining", True), []
     for way in ("modules", "fused", "compiled", "checkpointed"):
         model = build().train()
@@ -327,7 +331,7 @@ def test_a_model_trains_with_it_compiled_or_checkpointed_to_the_same_bits():
     modules, fused_once, *others = results
     assert len(modules) == len(fused_once)
     close(fused_once[0], modules[0], 2**-8)
-    assert not torch.equal(fused_once[0], modules[0])  # which would be the modules twice
+    assert not torch.equal(fused_once[0], modules[0])  # equal bits would mean the modules ran twice
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(fused_once, other, strict=True))
 

@@ -1,4 +1,4 @@
-"""Checkpoints from anywhere: none runs code, reads a file outside its folder, hangs or ends in a traceback."""
+"""Hostile checkpoints: none runs code, reads files elsewhere, hangs or ends in a traceback."""
 
 import json
 import math
@@ -34,7 +34,7 @@ DISTIL = {"vocab_size": len(WORDS), "dim": 8, "hidden_dim": 8, "n_layers": 2, "n
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """name -> a folder with a fine-tuned model of two classes."""
+    """Return name -> a folder with a fine-tuned model of two classes."""
     root = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     small = transformers.BertConfig(**SIZES, hidden_size=8, intermediate_size=8)
@@ -82,7 +82,7 @@ def refusal(work) -> str:
 
 
 class Evil:
-    """A pickle that leaves a file when it is read."""
+    """A pickle that writes a file when it is read."""
 
     def __init__(self, canary):
         self.canary = str(canary)
@@ -186,7 +186,7 @@ def test_a_tokenizers_code_is_refused(folder, tmp_path, monkeypatch):
         (folder / "tokenizer_config.json").write_text(json.dumps(values | {"tokenizer_class": "Evil"}))
         assert "auto_map in tokenizer_config.json" in refusal(lambda: load_checkpoint(str(folder), TASKS["sst2"]))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "evil.Evil"}))
-    load_checkpoint(str(folder), TASKS["sst2"])  # a class that transformers does not have is not looked for in the folder
+    load_checkpoint(str(folder), TASKS["sst2"])  # a class unknown to transformers is not looked up in the folder
     assert not canary.exists()
 
 
@@ -317,7 +317,7 @@ def test_a_wrappers_prefix_is_taken_off_and_said(name, prefix, made, tmp_path, c
 
 @pytest.mark.parametrize("name", ["mobilebert", "bert", "distilbert"])
 @pytest.mark.parametrize("layers", [1, 3, 1_000_000])
-def test_a_depth_that_is_not_the_files_is_refused(name, layers, made, tmp_path):
+def test_a_depth_other_than_the_files_is_refused(name, layers, made, tmp_path):
     shutil.copytree(made[name], tmp_path / "model")
     change(tmp_path / "model/config.json", **{"n_layers" if name == "distilbert" else "num_hidden_layers": layers})
     loaders = list(LOADERS.values()) if name == "mobilebert" else list(LOADERS.values())[:2]
@@ -329,8 +329,8 @@ def test_a_depth_that_is_not_the_files_is_refused(name, layers, made, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mobilebert", "bert", "distilbert"])
-def test_sizes_that_are_not_the_weights_are_said_in_words_of_a_file(name, made, tmp_path):
-    """The tensor, its shape and the model's, the folder; no argument of a Python function, which a command does not have."""
+def test_sizes_other_than_the_weights_are_named_by_tensor_and_folder(name, made, tmp_path):
+    """The line names tensor, shapes and folder, but no Python argument: a command has none."""
     key = "hidden_dim" if name == "distilbert" else "intermediate_size"
     shutil.copytree(made[name], tmp_path / "model")
     change(tmp_path / "model/config.json", **{key: 12})
@@ -364,7 +364,7 @@ VALUES = [
 
 @pytest.mark.parametrize("name", ["mobilebert", "bert", "distilbert"])
 def test_no_value_of_a_configuration_is_a_traceback_or_a_hang(name, made, tmp_path):
-    """Each key with values drawn by a seed: loaded, or refused in one line, within seconds."""
+    """Keys get values drawn with a seed: loaded, or refused in one line, within seconds."""
     draw, copy = random.Random(5), tmp_path / "model"
     shutil.copytree(made[name], copy)
     values = json.loads((copy / "config.json").read_text())
@@ -402,7 +402,7 @@ def test_no_value_of_a_configuration_is_a_traceback_or_a_hang(name, made, tmp_pa
     ],
 )
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_configuration_that_is_none_is_refused(content, message, loader, folder):
+def test_an_invalid_configuration_is_refused(content, message, loader, folder):
     (folder / "config.json").write_bytes(content)
     assert message in refusal(lambda: LOADERS[loader](folder))
 

@@ -15,13 +15,14 @@ from mobilebert.modeling.cost import MASK_RATE, cost
 from mobilebert.modeling.presets import preset
 from mobilebert.pretraining import objective
 
-# In inference nothing decomposes these further: what is a view, or gives its input back, launches no kernel.
+# Inference decomposes these no further. A view, or an operation that returns its input, launches no
+# kernel.
 IDLE = ("dropout", "detach", "_unsafe_view")
 BATCH = 2
 
 
 class Meter(TorchDispatchMode):
-    """Counts the operations that compute, and the bytes that live at once beside the tensors `known` before."""
+    """Count operations that compute, and bytes that live at once beside `known` tensors."""
 
     def __init__(self, known):
         super().__init__()
@@ -50,7 +51,7 @@ class Meter(TorchDispatchMode):
 
 
 def run(model: torch.nn.Module, seq: int) -> Meter:
-    """Of the path that every device takes: on a CPU biases are added in place, kernels more and memory less."""
+    """Measure without the CPU's path, which adds biases in place: more kernels, less memory."""
     model.eval()
     ids = torch.ones(1, seq, dtype=torch.long)
     with (
@@ -63,14 +64,15 @@ def run(model: torch.nn.Module, seq: int) -> Meter:
 
 
 def saved(model: torch.nn.Module, **inputs) -> int:
-    """Bytes of floating-point tensors that the backward pass will read, weights left out, each storage once."""
+    """Return the bytes of floating-point tensors that the backward pass will read. Weights are left
+    out, and each storage counts once."""
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if tensor.is_floating_point() and storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too, or its address would be used again
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # keep the tensor, or its address would be reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -118,13 +120,14 @@ def test_drawn_configurations(fields):
     figures = cost(model.config.to_dict(), 8)
     meter = run(model, 8)
     assert figures.kernels == meter.kernels
-    # Where so narrow a model holds most in its embeddings, their padding by two tokens of eight shows.
+    # If so narrow a model holds most in its embeddings, their padding by two tokens of eight shows.
     assert figures.activation_bytes == pytest.approx(meter.peak, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["mobilebert", "mobilebert-no-opt", "bert-base"])
-def test_what_pre_training_saves(name):
-    """Encoder and MLM head, logits for a share of the tokens that the formula names; the NSP head saves a row a sequence."""
+def test_bytes_that_pre_training_saves(name):
+    """Encoder and MLM head, with logits for a share of the tokens that the formula names; the NSP
+    head saves one row a sequence."""
     tokens = BATCH * 40
     count = round(MASK_RATE * tokens)
     fields = preset(name, num_hidden_layers=1, vocab_size=500, **NO_DROPOUT)
@@ -163,7 +166,7 @@ def test_bytes_of_weights_and_training_state():
     assert figures.training_state_bytes == 4 * sum(parameter.nbytes for parameter in model.parameters())
 
 
-def test_states_nobody_asks_for_are_freed():
+def test_hidden_states_are_freed_unless_they_are_requested():
     """Inference holds as much with 24 layers as with two."""
     small = {"vocab_size": 50, "hidden_size": 24, "intra_bottleneck_size": 16, "embedding_size": 8, "intermediate_size": 16}
     peaks = [run(body({**small, "num_hidden_layers": layers}), 32).peak for layers in (2, 24)]

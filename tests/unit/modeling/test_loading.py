@@ -1,4 +1,4 @@
-"""Saved models: exchanged with transformers, and refused in one line where they are not what they are read as."""
+"""Saved models: exchanged with transformers, or refused in one line if of another kind."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_a_saved_model_is_loaded_unchanged_by_both_libraries(tmp_path):
     assert again.config.residual_init_scale == 0.1
     close(again(**inputs).prediction_logits, expected.prediction_logits, 0)
     close(transformers.MobileBertForPreTraining.from_pretrained(tmp_path)(**inputs).loss, expected.loss)
-    # And a head on top of a pre-trained body, as fine-tuning starts.
+    # Also load a head on top of a pre-trained body, as fine-tuning does.
     tuned = mobilebert.MobileBertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert torch.equal(
         tuned.mobilebert.encoder.layer[1].output.dense.weight, saved.mobilebert.encoder.layer[1].output.dense.weight
@@ -47,7 +47,7 @@ def test_a_transformers_checkpoint_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForPreTraining"])
 def test_a_head_that_the_checkpoint_lacks_starts_with_a_zero_bias(tmp_path, monkeypatch, head):
-    """transformers makes what it did not read of bare memory."""
+    """transformers creates weights that it did not read from uninitialised memory."""
     MobileBertModel(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
     monkeypatch.setattr(torch, "empty_like", lambda like, **kwargs: torch.full_like(like, 7, **kwargs))
     model = getattr(mobilebert, f"MobileBert{head}").from_pretrained(tmp_path)
@@ -98,7 +98,7 @@ def test_a_pooler_may_be_new(tmp_path):
 @pytest.mark.parametrize("head", ["Model", "ForPreTraining", "ForQuestionAnswering"])
 @pytest.mark.parametrize(("layers", "names"), [(1, "layers 1 to 2 are"), (2, "layer 2 is")])
 def test_a_smaller_depth_asked_for_by_name_leaves_the_last_layers_out(tmp_path, caplog, head, layers, names):
-    """What transformers' own class makes of the same arguments; our other runs `layers` blocks of the whole model."""
+    """transformers' class gives the same; so do the first `layers` blocks of the whole model."""
     whole = MobileBertForPreTraining(MobileBertConfig(**{**SMALL, "num_hidden_layers": 3})).eval()
     whole.save_pretrained(tmp_path)
     caplog.clear()
@@ -131,7 +131,7 @@ def test_another_model_is_refused(tmp_path):
     line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path))
     assert line == f"{tmp_path}: model_type is 'bert' in config.json, not 'mobilebert'"
     assert "model_type is 'bert'" in refusal(lambda: MobileBertConfig.from_pretrained(tmp_path))
-    # The same weights under a configuration of ours.
+    # The same weights under our configuration.
     config = MobileBertConfig(**SMALL)
     assert "shape" in refusal(lambda: MobileBertModel.from_pretrained(tmp_path, config=config))
 
@@ -158,7 +158,8 @@ def test_weights_of_another_architecture_are_refused(tmp_path, saved, read, mess
 
 
 def test_no_other_override_cuts_a_checkpoint(tmp_path, caplog):
-    """A depth that is the configuration's own or larger, or another key; and what is left out is whole layers alone."""
+    """Refused: a depth that is the configuration's own or larger, another key, or anything but
+    whole layers left out."""
     MobileBertForPreTraining(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
 
     def said(**overrides):
@@ -203,11 +204,11 @@ def test_lost_encoder_weights_are_refused(tmp_path, caplog):
     save_file(weights, file, {"format": "pt"})
     line = refusal(lambda: mobilebert.MobileBertForQuestionAnswering.from_pretrained(tmp_path))
     assert line.endswith("it has no mobilebert.encoder.layer.1.output.dense.weight")
-    assert not caplog.records  # transformers' own report of it, a table
+    assert not caplog.records  # transformers would log a table
 
 
 @pytest.mark.parametrize("layers", [0, -1, "1", 1.0, True, None])
-def test_a_number_of_layers_that_is_none_is_refused(tmp_path, layers):
+def test_an_invalid_number_of_layers_is_refused(tmp_path, layers):
     MobileBertModel(MobileBertConfig(**SMALL)).save_pretrained(tmp_path)
     line = refusal(lambda: MobileBertModel.from_pretrained(tmp_path, num_hidden_layers=layers))
     assert line == f"{tmp_path}: num_hidden_layers: {layers!r} is not a positive integer"
@@ -246,7 +247,7 @@ def test_a_bert_row_is_loaded_as_strictly(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["mobilebert", "bert"])
-def test_a_pretrained_folder_stands_alone(tmp_path, model_type):
+def test_a_pretrained_folder_loads_without_the_study(tmp_path, model_type):
     words = [*SPECIAL_TOKENS, *(f"word{number}" for number in range(SMALL["vocab_size"] - 5))]
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     source = SimpleNamespace(vocab=lambda: tmp_path / "vocab.txt")

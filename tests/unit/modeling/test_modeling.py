@@ -1,4 +1,4 @@
-"""The model family against transformers' MobileBERT on copied weights, and what it gives beside that."""
+"""The model family against transformers' MobileBERT on copied weights, and its additions."""
 
 import numpy as np
 import pytest
@@ -94,13 +94,13 @@ def test_the_other_inputs_agree_with_transformers():
 
 
 def test_a_mask_of_integers_for_each_query_is_refused():
-    """To be added to scores is what it would be taken for: nothing masked, and no word of it."""
+    """It would be added to the scores: nothing would be masked, and nobody would notice."""
     ours, _ = pair("Model")
     with pytest.raises(ValueError, match=r"4 dimensions of torch.int64; allowed are bool, or floats to add"):
         ours(torch.ones(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 1, 2, 2, dtype=torch.long).tril())
 
 
-# ---- what knowledge transfer and pre-training ask beside transformers' interface
+# ---- additions to transformers' interface for knowledge transfer and pre-training
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -205,7 +205,7 @@ def test_the_vocabulary_grows():
     assert ours.cls.predictions.decoder.weight is ours.mobilebert.embeddings.word_embeddings.weight
 
 
-def test_masked_positions_alone_are_the_masked_lms_logits_and_loss():
+def test_masked_positions_give_the_masked_lms_logits_and_loss():
     ours, _ = pair("ForMaskedLM")
     inputs = batch("ForMaskedLM", True)
     whole = ours(**inputs)
@@ -240,7 +240,8 @@ def test_a_row_of_padding_stays_finite(autocast):
     ours.encoder.register_forward_pre_hook(lambda module, args: masks.append(args[1]))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         output = ours(**inputs).last_hidden_state
-    # Finite once it meets bfloat16 scores: some attention kernels turn a row of infinities into NaN.
+    # A value that bfloat16 scores keep finite: some attention kernels turn a row of infinities into
+    # NaN.
     assert masks[0].to(torch.bfloat16 if autocast else torch.float32).isfinite().all()
     assert output.isfinite().all()
     output.float().square().mean().backward()
@@ -248,7 +249,7 @@ def test_a_row_of_padding_stays_finite(autocast):
 
 
 def test_padding_changes_nothing_but_the_neighbour_of_the_last_token():
-    """Without the trigram, a padded row gives what the row alone gives."""
+    """Without the trigram, a padded row gives the same as the row alone."""
     ours, _ = pair("Model", trigram_input=False)
     inputs = batch("Model", True)
     padded = ours(**inputs).last_hidden_state[1, :4]
@@ -264,8 +265,8 @@ def test_classifier_dropout():
 # ---- inference in place
 
 
-def test_what_hears_a_layer_gets_its_output_and_keeps_it():
-    """A hook's tensor is that of training, and nobody writes into it; a layer of another type is called."""
+def test_a_hook_keeps_the_output_of_its_layer():
+    """A hook gets training's tensor, never overwritten; a layer of another type is called."""
     model, _ = pair("Model")
     inputs = batch("Model", True)
     dense = model.encoder.layer[0].output.dense
@@ -293,7 +294,7 @@ def test_what_hears_a_layer_gets_its_output_and_keeps_it():
         close(model(**inputs).last_hidden_state, other)
 
 
-def test_dropout_without_gradients_and_autocast_are_those_of_training():
+def test_dropout_and_autocast_agree_with_and_without_gradients():
     model, _ = pair("Model", use_bottleneck=False, key_query_shared_bottleneck=False, hidden_dropout_prob=0.5)
     inputs, found = batch("Model", False), {}
     for training in (False, True):

@@ -1,4 +1,4 @@
-"""Presets and configurations: what they hold, and what they refuse in one line."""
+"""Presets and configurations: their values, and refusals in one line."""
 
 import pytest
 import transformers
@@ -82,6 +82,6 @@ def test_rows_become_configurations():
         MobileBertConfig.from_row("bert-base")
 
 
-def test_the_configuration_refuses_too():
+def test_the_configuration_refuses_wrong_values():
     with pytest.raises(UserError, match="does not divide"):
         MobileBertConfig(num_attention_heads=3)

@@ -1,4 +1,4 @@
-"""The paper's tables as data: spot checks typed by hand from the paper, counts, and that every name means something."""
+"""The paper's tables as data: cells typed by hand from the paper, counts, and known names."""
 
 import pytest
 
@@ -12,7 +12,8 @@ from mobilebert.study.tasks import TASKS
 TABLES = paper.tables()
 STUDY = Study(schema=1, description="the paper")
 
-# number: rows, columns, rows that this suite runs, published cells that are not empty, their sum where they are numbers
+# Table -> rows, columns, rows that this suite runs, non-empty published cells, the sum of their
+# numbers.
 COUNTS = {
     1: (5, 10, 5, 46, 36517.4),
     2: (9, 5, 9, 45, 14853.4),
@@ -82,7 +83,7 @@ def numbers(value):
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: str(table.number))
 def test_counts_and_sums(table):
-    """A cell that is changed, lost or added anywhere changes a count or the sum."""
+    """A cell that is changed, lost or added changes a count or the sum."""
     cells = [value for row in table.rows for value in row.published.values() if value is not None]
     ran = sum(row.model is not None for row in table.rows)
     total = sum(number for cell in cells for number in numbers(cell))

@@ -1,4 +1,4 @@
-"""Records whose fingerprint and checksum are right and whose fields are not: no view ends with a traceback."""
+"""Records with a right fingerprint and checksum but odd fields: no view ends with a traceback."""
 
 import copy
 import itertools
@@ -22,7 +22,7 @@ REAL = Path(__file__).parents[3] / "reports" / "cpu-2-cores"
 VIEWS = ("report", "track", "check")
 MISSING = object()
 ODD = (MISSING, None, "a\n<b>$\\x$", [], [None, "x", [1]], {}, {"../x": [1]}, -1, 1e308, 10**400)
-READ = {"seeds", "seed", "engines", "threads", "length", "statuses", "summary", "shares", "added"}  # of config and details
+READ = {"seeds", "seed", "engines", "threads", "length", "statuses", "summary", "shares", "added"}  # in config and details
 SCORED = ("finetune", "quantize", "latency")
 STUDY = Study(
     schema=1,
@@ -34,7 +34,7 @@ STUDY = Study(
 
 
 def real_records():
-    """The committed records, their curves cut to what tells the same."""
+    """Return the committed records, their curves cut to a few points that still show the same."""
     found = []
     for file in sorted(REAL.rglob("result.json")):
         content = json.loads(file.read_text())
@@ -45,8 +45,8 @@ def real_records():
 
 
 def paths(content):
-    """Every field; and the keys that views read of the fields that hold some, with one that no program writes."""
-    kept = ("stage", "name", "fingerprint", "schema")  # without them it is the record of another job
+    """Yield the path of every field, of the keys that views read in it, and of one unknown key."""
+    kept = ("stage", "name", "fingerprint", "schema")  # a change of these makes it another job's record
     for field, value in content.items():
         if field not in kept:
             yield (field,)
@@ -68,8 +68,8 @@ def mutated(content, path, value):
 
 
 def mutations(contents):
-    """Every odd value once for every field, and for those that cells are made of once a stage, spread over the records:
-    (number of the record, path, value)."""
+    """Yield (number of the record, path, value): every odd value once for every field. Fields that
+    cells are made of get every value once a stage. The mutations are spread over the records."""
     seen = {}
     for number, content in enumerate(contents):
         for path in paths(content):
@@ -90,7 +90,7 @@ def write(results, content, text, name=None):
 
 
 def read(folder, content, changed):
-    """The record as a view gets it, read from its file; None if it is refused as no record."""
+    """Return the record as a view reads it from its file, or None if it is refused."""
     job = write(folder, content, json.dumps(changed))
     try:
         record = read_record(record_file(folder, "study", job))
@@ -107,7 +107,7 @@ def contents():
 
 @pytest.fixture(scope="module")
 def odd(contents, tmp_path_factory):
-    """Number of a record -> its mutations that are records, as views get them."""
+    """Return number of a record -> its mutations that load as records."""
     folder, found = tmp_path_factory.mktemp("odd"), {}
     for number, path, value in mutations(contents):
         record = read(folder, contents[number], mutated(contents[number], path, value))
@@ -117,7 +117,7 @@ def odd(contents, tmp_path_factory):
 
 
 def test_tables_and_verdicts_take_any_record(contents, odd, tmp_path):
-    """Every record is mutated at once, each in its own way; the first record that fails alone is named."""
+    """All records are mutated at once, each in another way; a failure names the mutations."""
     whole = {item.id: item for item in (read(tmp_path, content, sealed(content)) for content in contents)}
     assert len(odd) > 30
     for turn in itertools.zip_longest(*odd.values()):
@@ -125,12 +125,12 @@ def test_tables_and_verdicts_take_any_record(contents, odd, tmp_path):
         try:
             markdown(fill(STUDY, mixed))
             expectations(STUDY.expect, mixed)
-        except Exception as error:  # the mutations that were tried, for whoever mends it
+        except Exception as error:  # name the mutations that were tried
             pytest.fail(f"{error!r}: {[(item[2].id, item[0], item[1]) for item in turn if item]}")
 
 
 def test_the_page_takes_any_record(odd):
-    """A page takes a second to draw, and lists what it is given: here all odd records at once."""
+    """A page takes a second to draw, so one page gets all odd records."""
     every = [item[2] for items in odd.values() for item in items]
     given = {f"{record.stage}/{number}": record for number, record in enumerate(every)}
     curves = {key: record for key, record in given.items() if not key.startswith("finetune/") or record.curves == {}}
@@ -161,4 +161,4 @@ def test_mlflow_takes_any_record(odd, tmp_path, monkeypatch):
         (folder / "runs.jsonl").write_text('{"run": 1}\n[]\n{"run": "seed0"}\n\x00\nnonsense')
     assert len(found) > 20
     assert ingest(tmp_path / "results", STUDY, graph, found, lambda: counts([]), say=said.append)["added"] == len(found)
-    assert len(said) == len(found)  # a line for every damaged runs.jsonl
+    assert len(said) == len(found)  # one line for every damaged runs.jsonl

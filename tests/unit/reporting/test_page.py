@@ -1,4 +1,4 @@
-"""The report page: self-contained, escaped, complete; read with the standard library's HTML parser."""
+"""The report page: self-contained, escaped, complete; read with an HTML parser."""
 
 from html.parser import HTMLParser
 
@@ -81,7 +81,7 @@ def page(html):
     return reader
 
 
-def test_nothing_comes_from_elsewhere(html, page):
+def test_the_page_loads_nothing_from_elsewhere(html, page):
     assert "http" not in html
     assert "//" not in html.replace("</", "")
     assert "@import" not in html
@@ -105,7 +105,7 @@ def test_text_is_escaped(html):
     assert "synthetic &lt;rows&gt;" in html
 
 
-def test_every_part_is_there(html, page):
+def test_the_page_has_every_part(html, page):
     text = " ".join(" ".join(page.text).split())
     for number in range(1, 10):
         assert f"table-{number}" in page.ids
@@ -121,7 +121,7 @@ def test_every_part_is_there(html, page):
     assert "@media print" in html
 
 
-def test_controls_stand_beside_the_result():
+def test_controls_are_shown_beside_the_result():
     """Columns: MobileBERT, majority class, bag of embeddings, fresh student, shuffled teacher."""
     assert controls(STUDY, RECORDS) == [
         ("sst2 accuracy (%)", ["75.0", "51.0", "62.5", "–", "–"]),

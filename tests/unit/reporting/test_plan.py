@@ -1,4 +1,4 @@
-"""The plan: FLOPs and hours against arithmetic on a small study, and against the paper's own schedule."""
+"""The plan: FLOPs and hours of a small study by hand, and of the paper's own schedule."""
 
 import pytest
 
@@ -17,7 +17,7 @@ PAPER = Study(schema=1, description="the paper")
 
 @pytest.fixture(autouse=True)
 def one_code_hash(monkeypatch):
-    """A plan does not depend on the code's hash, and reading all of it takes longer than the plan."""
+    """Skip the code's hash: a plan does not depend on it, and it takes longer than the plan."""
     monkeypatch.setattr("mobilebert.study.code_hash.code_hash", lambda stage: "")
 
 
@@ -28,8 +28,9 @@ def rows(study, device="h100"):
 
 
 def test_tokens_and_flops_of_pre_training_bert_base():
-    """10 steps of 4 x 128 tokens. Forward FLOPs a token are 2 x (12 x (4 x 768^2 + 2 x 768 x 3072 + 2 x 128 x 768)) for
-    the encoder and, for 15 % of the tokens, 2 x (768^2 + 768 x 30522) for the head; training takes three times that."""
+    """10 steps take 4 x 128 tokens each. Forward FLOPs a token are 2 x (12 x (4 x 768^2 + 2 x 768 x
+    3072 + 2 x 128 x 768)) for the encoder and, for 15 % of the tokens, 2 x (768^2 + 768 x 30522)
+    for the head; training takes three times that."""
     settings = Pretrain(steps=10, warmup_steps=1, batch_size=4, length=128)
     study = Study(schema=1, description="d", pretrain=settings, run={"bert-base": ()}, quantize={})
     tokens, flops, hours = rows(study)["pretrain/bert-base"][:3]
@@ -81,7 +82,7 @@ def test_an_unknown_device_is_refused_by_name():
 
 
 def test_a_cpu_study_is_planned_for_this_machine(monkeypatch):
-    """Half of the measured peak in wide blocks, a quarter in narrow ones. BERT_BASE at its own width is wide."""
+    """Wide blocks reach half of the measured peak, narrow ones a quarter; BERT_BASE is wide."""
     monkeypatch.setattr("mobilebert.reporting.plan.this_machine", lambda: Device(0.25, 0.25, 0.5, 0.25, "a stand-in"))
     settings = Pretrain(steps=200_000, warmup_steps=1, batch_size=4, length=128)
     study = Study(schema=1, description="d", device="cpu", pretrain=settings, run={"bert-base": ()}, quantize={})
@@ -95,7 +96,7 @@ def test_a_cpu_study_is_planned_for_this_machine(monkeypatch):
 
 
 def test_the_measured_peak_is_that_of_the_machines_products(monkeypatch):
-    """A clock that goes on by 0.05 s whenever it is read: that is what a product of 2 x 1024^3 FLOPs takes."""
+    """Each reading advances the clock by 0.05 s, the time of a product of 2 x 1024^3 FLOPs."""
     now = iter(step / 20 for step in range(1000))
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     found = this_machine()
@@ -113,7 +114,8 @@ def test_plan_takes_its_study_as_every_command_does(capsys, arguments):
 
 
 def test_memory_of_training():
-    """Pre-training IB-BERT_LARGE: 16 bytes a parameter. Distillation: the student's, and 4 bytes a parameter of the teacher."""
+    """Pre-training IB-BERT_LARGE takes 16 bytes a parameter; distillation adds 4 for each parameter
+    of the teacher to the student's 16."""
     found = rows(PAPER)
     student, teacher = cost(preset("mobilebert"), 512), cost(preset("ib-bert-large"), 512)
     assert float(found["pretrain/ib-bert-large"][3]) == pytest.approx(16 * teacher.parameters / 2**30, abs=5e-4)
@@ -129,7 +131,7 @@ def test_memory_of_training():
     assert both[0] == pytest.approx(2 * both[1], abs=2e-3)
 
 
-def test_a_time_budget_takes_its_time_and_reads_what_it_can():
+def test_a_time_budget_sets_the_hours_and_limits_the_tokens():
     without = rows(PAPER)["pretrain/ib-bert-large"]
     study = PAPER.model_copy(update={"pretrain": PAPER.pretrain.model_copy(update={"max_minutes": 600.0})})
     tokens, flops, hours = rows(study)["pretrain/ib-bert-large"][:3]

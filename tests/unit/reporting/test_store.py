@@ -1,4 +1,4 @@
-"""An MLflow store that is out of order is one line that names the way out, within seconds; a copy writes nothing elsewhere."""
+"""A broken MLflow store is a one-line error with a way out; copies write nothing elsewhere."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ LIMIT_S = 5.0
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A store of the study `study`; MLflow takes seconds to make one."""
+    """Return the folder of a store of the study `study`; MLflow takes seconds to create one."""
     folder = tmp_path_factory.mktemp("made") / "study"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(made, tmp_path, monkeypatch):
-    """The study's folder of other results; the database keeps its files there."""
+    """Return the study's folder in other results; the database keeps its files there."""
     monkeypatch.delenv(store.VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     own = tmp_path / "results" / "study"
@@ -66,7 +66,7 @@ def test_a_database_of_another_mlflow_is_named(folder):
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but some bytes", None])
-def test_a_file_that_is_no_database_or_half_of_one(folder, content):
+def test_a_damaged_database_is_named(folder, content):
     file = folder / "mlflow.db"
     file.write_bytes(content or file.read_bytes()[:100_000])
     assert refusal(folder).endswith("; delete mlflow.db: it is made again from the records")
@@ -91,19 +91,19 @@ def test_a_server_that_takes_connections_and_never_answers(folder, monkeypatch):
         assert "no answer in 0.2 seconds" in refusal(folder)
 
 
-def test_a_given_database_that_is_none(folder, monkeypatch, tmp_path):
+def test_a_given_file_that_is_no_database_is_named(folder, monkeypatch, tmp_path):
     (tmp_path / "text.db").write_text("some text")
     monkeypatch.setenv(store.VARIABLE, f"sqlite:///{tmp_path}/text.db")
     assert "text.db: file is not a database; name another store" in refusal(folder)
 
 
-def test_other_errors_are_no_trouble_with_the_store():
+def test_other_errors_are_raised_unchanged():
     with pytest.raises(ZeroDivisionError), store.in_one_line("mlflow.db", ""):
         _ = 1 / 0
 
 
-def test_a_copied_database_is_put_aside(folder, made, tmp_path):
-    """Written into, it would add files to the folder that it was copied from."""
+def test_a_copied_database_is_renamed_and_replaced(folder, made, tmp_path):
+    """Writing into it would add files to the folder that it was copied from."""
     copy, said = tmp_path / "copied" / "study", []
     shutil.copytree(folder, copy)
     opened = store.open_store(copy, "study", said.append)
@@ -127,7 +127,7 @@ def test_a_shared_store_keeps_no_files_of_another_folder(folder, tmp_path, monke
 
 @pytest.mark.parametrize("name", ["a b", "a#b", "a%20b", "a?b", "a?b=1&c#d%"])
 def test_the_database_lies_in_the_results_whatever_their_name(tmp_path, name):
-    """Opened as MLflow does: by SQLAlchemy, from the URI."""
+    """Open it as MLflow does: by SQLAlchemy, from the URI."""
     from sqlalchemy import create_engine, text
 
     (tmp_path / name).mkdir()

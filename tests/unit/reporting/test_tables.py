@@ -1,4 +1,4 @@
-"""Filled tables: what is printed for records made by hand, golden lines worked out by hand."""
+"""Filled tables: their text for records written by hand, with lines worked out by hand."""
 
 import math
 from html.parser import HTMLParser
@@ -40,8 +40,9 @@ def line(number, label, records, study=STUDY):
 
 
 def test_golden_table_8():
-    """PKT: MNLI 0.84 and 0.835 around the median 0.8375 have a standard deviation of 0.3536 points; 83.9 - 83.8 is in 1
-    point. SST-2 at 93.3 is 1.2 too good: near. RTE is no column. QNLI at 89 is 2.0 off, past 1.5. MRPC diverged."""
+    """PKT's MNLI scores 0.84 and 0.835 have the median 0.8375 and a standard deviation of 0.3536
+    points; 83.9 - 83.8 is within 1 point. SST-2 at 93.3 is 1.2 too good: near. RTE is no column.
+    QNLI at 89 is 2.0 off, past 1.5. MRPC diverged."""
     records = of(
         record("finetune/mobilebert/mnli", accuracy=0.8375, samples={"accuracy": [0.84, 0.835]}),
         record("finetune/mobilebert/sst2", accuracy=0.933, samples={"accuracy": [0.933]}),
@@ -72,8 +73,9 @@ def test_int8_rows_read_quantize_records():
     assert line(6, "MobileBERT + quantization", records)[1] == "50.0 (n=1), differs"
 
 
-def test_an_int8_row_says_of_which_seed_it_is_and_that_it_failed():
-    """The float row is the median of three seeds, and int8 of the best: 84.0 after 83.0 is a loss of half a point, no gain."""
+def test_an_int8_row_names_its_seed_and_its_failure():
+    """The float row is the median of three seeds, int8 is the best seed: 84.0 after 83.0 is no
+    gain, but a loss of half a point."""
     float_row = record("finetune/mobilebert/qnli", accuracy=0.83, samples={"accuracy": [0.82, 0.83, 0.845]})
     int8 = {"config": {"seeds": [0, 1, 2]}, "samples": {"float_accuracy": [0.845]}}
     item = record("quantize/mobilebert/qnli", accuracy=0.84, **int8)
@@ -113,8 +115,9 @@ NINE = {
 }
 
 
-def test_failed_runs_are_marked_with_the_median_of_the_others():
-    """0.7, 0.9 and a collapsed 0.5: the median counts all three; a footnote gives that of the two that learnt, 80.0."""
+def test_failed_trials_are_marked_with_the_median_of_the_others():
+    """The scores are 0.7, 0.9 and a collapsed 0.5. The median counts all three; a footnote gives
+    80.0, that of the two that learnt."""
     figures = {"accuracy": {"median_ok": 0.8, "n_ok": 2}}
     item = record("finetune/mobilebert/qnli", accuracy=0.7, samples={"accuracy": [0.7, 0.5, 0.9]})
     item.details.update(statuses=["ok", "failed", "ok"], summary=figures)
@@ -131,14 +134,14 @@ def test_failed_runs_are_marked_with_the_median_of_the_others():
     ("statuses", "verdict"),
     [
         (["ok", "failed", "ok"], "match"),
-        (["failed", "ok"], "failed"),  # the median is the mean of both
+        (["failed", "ok"], "failed"),  # here the median is the mean of both
         (["failed", "ok", "diverged"], "failed"),
         (["failed"], "failed"),
         (["ok", "ok", "ok"], "match"),
     ],
 )
 def test_a_cell_has_failed_if_at_least_half_of_its_seeds_have_not_learnt(statuses, verdict):
-    """91.0 is what the paper prints for QNLI: a cell that failed never matches it, whatever its value."""
+    """The paper prints 91.0 for QNLI: a cell that failed never matches it, whatever its value."""
     item = record("finetune/mobilebert/qnli", accuracy=0.91)
     item.details["statuses"] = statuses
     assert line(8, "PKT", of(item))[1].startswith(f"91.0 (n=1), {verdict}")
@@ -173,8 +176,8 @@ def test_a_record_without_a_checksum_is_judged_and_says_so():
     "label",
     ["split: 2 processes", "<script>alert(1)</script>", "a|b", "[x](javascript:alert(1))", "`code`\n# heading", "\x1b[31mred"],
 )
-def test_any_label_is_shown_as_the_text_that_it_is(label):
-    """Read with a Markdown parser: one item of text, no HTML, link, code or table cell."""
+def test_any_label_is_shown_as_plain_text(label):
+    """A Markdown parser finds one item of text: no HTML, link, code or table cell."""
     records = of(record("finetune/mobilebert/qnli", accuracy=0.91, labels=(label,)))
     html = Markdown("commonmark").enable("table").render("\n".join(lines(8, records)))
     reader = Reader()
@@ -202,7 +205,7 @@ def test_measured_and_computed_cells_are_counted_apart():
     assert numbers["measured"] == 0
     assert not any(name.startswith("measured_") for name in numbers)
     assert numbers["computed"] == sum(count for name, count in numbers.items() if name.startswith("computed_")) > 100
-    item = record("finetune/mobilebert/qnli", accuracy=0.91)  # a cell of Table 4, 6 and 8 each
+    item = record("finetune/mobilebert/qnli", accuracy=0.91)  # one cell in each of Tables 4, 6 and 8
     more = counts(fill(STUDY, of(item)))
     assert more["measured"] == numbers["not_run"] - more["not_run"] == 3
     assert more["computed"] == numbers["computed"]
@@ -219,7 +222,7 @@ def test_glue_column_is_the_leaderboards_mean_of_nine():
 
 
 def test_glue_column_names_the_seeds_that_diverged():
-    """Of three seeds of every task one of RTE has diverged: two are behind the score of nine, not three."""
+    """One of RTE's three seeds has diverged, so the score of nine counts two seeds, not three."""
     samples = {task: {name: [value] * 3 for name, value in scores.items()} for task, scores in NINE.items()}
     samples["rte"]["accuracy"][1] = None
     records = of(*(record(f"finetune/mobilebert/{task}", samples=samples[task], **scores) for task, scores in NINE.items()))
@@ -227,8 +230,8 @@ def test_glue_column_names_the_seeds_that_diverged():
     assert (cell.measured_text, cell.labels) == ("77.1 (n=2)", ("rte: 1 of 3 seeds diverged",))
 
 
-def test_mean_of_cells_takes_what_is_printed():
-    """(50 + 90 + 90 + 86 + 80 + 83 + 90 + 70) / 8 = 639 / 8 = 79.9, without WNLI; of the published cells 78.3."""
+def test_the_mean_of_cells_is_that_of_the_printed_values():
+    """(50 + 90 + 90 + 86 + 80 + 83 + 90 + 70) / 8 = 79.9, without WNLI; published: 78.3."""
 
     def mean(records):
         return [text for text in lines(4, records) if text.startswith("- Mean of the printed cells")]
@@ -236,7 +239,7 @@ def test_mean_of_cells_takes_what_is_printed():
     records = of(*(record(f"finetune/mobilebert/{task}", **scores) for task, scores in NINE.items() if task != "wnli"))
     (note,) = mean(records)
     assert "; MobileBERT 78.3 / 79.9; " in note
-    for task, text in (("rte", "scaled: widths / 8"), ("sst2", "subset (train): 8 rows")):  # footnotes 2 and 1, by the columns
+    for task, text in (("rte", "scaled: widths / 8"), ("sst2", "subset (train): 8 rows")):  # footnotes 2 and 1, in column order
         records |= of(record(f"finetune/mobilebert/{task}", labels=(text,), **NINE[task]))
     (note,) = mean(records)
     assert "; MobileBERT 78.3 / 79.9 [1] [2]; " in note
@@ -267,7 +270,7 @@ def test_architecture_columns_do_not_depend_on_the_studys_scale():
     assert line(1, "IB-BERT\\_LARGE", {}, scaled)[9] == "294.2, match |"
 
 
-def test_facts_of_bert_base():
+def test_architecture_columns_of_bert_base():
     """Shapes of Devlin et al. 2019: 12 layers of width 768 with 12 heads and an FFN of 3,072."""
     found = facts(STUDY_BERT)
     assert found["mha_shape"] == [768, 12, 768]
@@ -287,7 +290,7 @@ STUDY_BERT = {
 }  # fmt: skip
 
 
-def test_nothing_measured_is_invented_without_records():
+def test_no_cell_is_measured_without_records():
     for filled in fill(STUDY, {}):
         for row in filled.rows:
             for column, cell in zip(filled.table.columns, row.cells):

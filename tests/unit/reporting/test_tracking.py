@@ -1,4 +1,4 @@
-"""MLflow as a view of the records: the oracle is MLflow's own client, asked about the store afterwards."""
+"""MLflow as a view of the records; MLflow's own client, asked about the store, is the oracle."""
 
 import fcntl
 import json
@@ -64,7 +64,7 @@ def client_of(results):
 
 
 def runs_of(results):
-    """(parents, children by job id) as MLflow has them."""
+    """Return (parents, children by job id) as MLflow has them."""
     client = client_of(results)
     experiment = client.get_experiment_by_name("study").experiment_id
     runs = list(client.search_runs([experiment], max_results=1000))
@@ -83,7 +83,7 @@ REASONS = {"ok": "the reason", "void": "the reason; measure again: snakemake --f
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory):
-    """MLflow takes seconds to create one."""
+    """Return an empty database; MLflow takes seconds to create one."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
@@ -101,7 +101,7 @@ def results(tmp_path, monkeypatch, empty_database):
 
 
 def test_one_store_of_several_studies(results, monkeypatch):
-    """The one that MLflow's own variable names: an experiment a study, to be compared in one window."""
+    """MLflow's variable names the store: one experiment a study, to compare in one window."""
     from mlflow import MlflowClient
 
     shutil.move(results / "study" / "mlflow.db", results / "all.db")
@@ -172,8 +172,8 @@ def below(results, run):
     }
 
 
-def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
-    """Also where the first attempt was killed between two of them."""
+def test_trials_of_a_job_are_nested_below_its_mlflow_run_once(results, monkeypatch):
+    """The first attempt is killed between two trials."""
     record = write_record(results, FINETUNE, metrics={"accuracy": 0.75})
     diverged = {"run": "seed1", "seed": 1, "status": "diverged", "reason": "loss nan", "metrics": {}}
     (record_file(results, "study", FINETUNE).parent / "runs.jsonl").write_text(lines_of_runs(**diverged))
@@ -181,7 +181,7 @@ def test_the_runs_of_a_job_lie_below_its_run_once(results, monkeypatch):
 
     def killed_at_the_third(*arguments):
         calls.append(arguments)
-        if len(calls) == 3:  # the parent's, the first line's, the second's
+        if len(calls) == 3:  # calls for the parent, the first line, the second line
             raise KeyboardInterrupt
         return log(*arguments)
 
@@ -228,7 +228,7 @@ def test_small_artefacts_are_stored_and_large_ones_are_not(results):
 @pytest.mark.parametrize(
     ("status", "expected"), [("diverged", "FAILED"), ("refused", "FAILED"), ("void", "FINISHED"), ("ok", "FINISHED")]
 )
-def test_a_bad_end_shows(results, status, expected):
+def test_the_status_of_a_record_sets_that_of_its_mlflow_run(results, status, expected):
     record = write_record(results, LATENCY, status, reason="the reason")
     found = {} if status == "refused" else {LATENCY.id: record}  # a refused record counts as stale, not as current
     tracking.ingest(results, STUDY, graph_of(LATENCY), found)
@@ -249,7 +249,7 @@ BASELINE = job("finetune", "bag-of-embeddings/sst2", "ffffffff")
     ("failed", "parent"),
     [((MOBILE,), "FAILED"), ((WNLI,), "FINISHED"), ((BASELINE,), "FINISHED"), ((MOBILE, WNLI, BASELINE), "FAILED")],
 )
-def test_a_score_that_was_not_learnt_is_a_failed_run_and_the_headline_fails_the_study(results, failed, parent):
+def test_an_unlearnt_score_is_a_failed_mlflow_run_and_a_headline_fails_the_study(results, failed, parent):
     found = {}
     for item in (MOBILE, WNLI, BASELINE):
         details = {"statuses": ["failed" if item in failed else "ok"]}
@@ -271,7 +271,7 @@ def test_only_headline_failures_decide_unless_nothing_was_learnt(results):
     assert not tracking.has_failed({PRETRAIN.id: write_record(results, PRETRAIN)})
 
 
-def test_a_store_that_called_a_failed_score_finished_is_mended(results):
+def test_a_failed_score_that_a_store_calls_finished_is_corrected(results):
     graph, record = graph_of(MOBILE), write_record(results, MOBILE, details={"statuses": ["failed"]})
     tracking.ingest(results, STUDY, graph, {MOBILE.id: record})
     client, (run,) = client_of(results), runs_of(results)[1][MOBILE.id]
@@ -289,8 +289,8 @@ def test_a_record_edited_by_hand_is_named_and_left_out(results):
     assert said == [f"{PRETRAIN.id}: edited after it was written; left out of MLflow"]
 
 
-def test_what_was_followed_and_is_gone_does_not_stay_under_way(results):
-    """Its study was edited meanwhile: no state and no record of it is there any more."""
+def test_a_followed_job_that_is_gone_does_not_stay_running(results):
+    """Its study was edited meanwhile: neither a state nor a record of it is left."""
     state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
     stop = threading.Event()
     stop.set()
@@ -329,7 +329,7 @@ def test_a_followed_run_ends_in_the_store_when_its_stage_ends(results, end, stat
     assert live_steps(results) == ([1, 2] if end == "record" else [1])
 
 
-def test_points_of_a_followed_run_are_told_now_and_then(results, monkeypatch):
+def test_points_of_a_followed_job_are_printed_now_and_then(results, monkeypatch):
     monkeypatch.setattr(tracking, "PROGRESS_S", 0)
     state, said, stop = (
         write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]),
@@ -355,7 +355,7 @@ def test_a_record_under_another_configuration_is_tagged_reused(results):
     assert [run.data.tags.get("reused") for run in children[other.id]] == [None]
 
 
-def test_a_result_made_again_is_a_second_run(results):
+def test_a_repeated_measurement_is_a_second_mlflow_run(results):
     graph = graph_of(LATENCY)
     tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 1.0})})
     tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 2.0})})
@@ -363,7 +363,7 @@ def test_a_result_made_again_is_a_second_run(results):
     assert sorted(run.data.metrics["p50_ms"] for run in runs) == [1.0, 2.0]
 
 
-def test_a_killed_run_shows_and_is_completed_when_it_goes_on(results):
+def test_a_killed_job_is_shown_and_completed_after_it_resumes(results):
     graph = graph_of(PRETRAIN)
     state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
     assert tracking.ingest(results, STUDY, graph, {})["added"] == 1
@@ -382,7 +382,7 @@ def test_a_killed_run_shows_and_is_completed_when_it_goes_on(results):
     assert [point.step for point in history] == [1, 2]
 
 
-def test_a_run_under_way_or_of_another_configuration_is_not_killed(results):
+def test_a_running_job_or_one_of_another_configuration_is_not_marked_killed(results):
     state = write_state(results, PRETRAIN, [])
     write_state(results, job("pretrain", "other", "eeeeeeee"), [])
     with state.with_suffix(".lock").open("a") as lock:

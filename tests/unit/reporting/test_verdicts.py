@@ -1,4 +1,4 @@
-"""Verdicts: boundaries, what is no number, and expectations against records."""
+"""Verdicts: boundaries, values that are no number, and expectations against records."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_tolerance_is_two_sided(measured, verdict):
     assert cell(90.0, measured, 1.0) == verdict
 
 
-def test_a_float_is_not_refused_for_its_last_digit():
+def test_the_last_digit_of_a_float_does_not_decide_the_verdict():
     assert 64.4 - 63.4 > 1.0
     assert cell(63.4, 64.4, 1.0) == "match"
 
@@ -72,7 +72,7 @@ def test_a_float_is_not_refused_for_its_last_digit():
         ({"tolerance": 0.01, "relative": True, "measured": 91.0}, "near"),
     ],
 )
-def test_what_else_decides(arguments, verdict):
+def test_status_labels_and_tolerance_decide_the_verdict(arguments, verdict):
     assert cell(**{"published": 90.0, "measured": 90.0, "tolerance": 1.0, **arguments}) == verdict
 
 
@@ -84,7 +84,7 @@ def test_text_and_shapes_are_equal_or_not():
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(0.01, 100))
-def test_the_side_does_not_matter(published, distance, tolerance):
+def test_the_sign_of_the_difference_does_not_matter(published, distance, tolerance):
     assert cell(published, published + distance, tolerance) == cell(published, published - distance, tolerance)
 
 
@@ -134,7 +134,7 @@ def test_expectations(expectation, outcome):
         (expect(above="finetune/nobody/sst2:accuracy"), "no current record of finetune/nobody/sst2"),
     ],
 )
-def test_what_was_not_shown_does_not_hold(expectation, problem):
+def test_an_expectation_without_its_metric_fails(expectation, problem):
     (found,) = expectations([expectation], RECORDS)
     assert found.outcome == "fail"
     assert problem in found.problem
@@ -184,7 +184,7 @@ def test_a_comparison_is_void_without_its_condition(by, outcomes):
 
 
 @pytest.mark.parametrize("side", ["above", "below"])
-def test_what_is_not_judged_is_shown_whichever_way_it_falls(side):
+def test_an_expectation_that_is_not_judged_is_only_shown(side):
     (found,) = expectations([expect(TAUGHT, judged=False, **{side: ALONE})], SEEDS)
     assert found.outcome == "shown"
     assert found.left == pytest.approx(3.2)
@@ -195,7 +195,7 @@ def test_what_is_not_judged_is_shown_whichever_way_it_falls(side):
 @pytest.mark.parametrize("model", ["scratch", "scratch-compute"])
 @pytest.mark.parametrize("unlearnt", [False, True])
 def test_the_study_learning_fails_when_one_seed_from_scratch_learns_nothing(model, unlearnt):
-    """The worst losses measured, 3.94 and 1.64 nats, hold; one seed of three that knows word frequencies alone does not."""
+    """The worst measured losses, 3.94 and 1.64 nats, pass; a seed at unigram entropy fails."""
     entropy, loss = 4.957, {"scratch": 3.94, "scratch-compute": 1.64}[model]
     losses = {f"pretrain/{model}": entropy if unlearnt else loss}
     losses |= {f"pretrain/{model}-seed-{seed}": loss for seed in (1, 2)}

@@ -1,4 +1,4 @@
-"""What cannot be trained on or started from is refused in one line, before any step."""
+"""Checkpoints and models that cannot be trained are refused in one line, before any step."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ MINI = Path(__file__).parents[2] / "workflow" / "mini.yaml"
     ("field", "value"), [("vocab_size", 500), ("max_position_embeddings", 40), ("num_hidden_layers", 3), ("hidden_size", 32)]
 )
 def test_a_checkpoint_of_another_form_is_refused(tmp_path, capsys, field, value):
-    """Its vocabulary, its positions, its depth, its width."""
+    """Its vocabulary, positions, depth or width differs."""
     wanted = architecture(load_study(MINI), "mobilebert")
     objective.new_model({**wanted, field: value}).save_pretrained(tmp_path / "weights")
     sha256 = file_sha256(tmp_path / "weights/model.safetensors")
@@ -54,7 +54,7 @@ def test_a_rows_checkpoint_is_taken_whole_as_float32(tmp_path, capsys, row, type
     assert {value.dtype for value in found.values() if value.is_floating_point()} == {torch.float32}
 
 
-def test_a_full_gpu_is_one_line_and_keeps_the_state(tmp_path, capsys, monkeypatch):
+def test_cuda_out_of_memory_is_a_one_line_error_and_keeps_the_state(tmp_path, capsys, monkeypatch):
     errors = [RuntimeError("a bug"), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")]
 
     def full(run, study):
@@ -70,7 +70,7 @@ def test_a_full_gpu_is_one_line_and_keeps_the_state(tmp_path, capsys, monkeypatc
     assert [file.read_bytes() for file in tmp_path.rglob("train.safetensors")] == [b"of before"]
     with pytest.raises(RuntimeError, match="a bug"):  # no other error is hidden
         main(command)
-    for name, key in (("search-a", "search"), ("scratch", "distill")):  # pre-trained by the settings of other groups
+    for name, key in (("search-a", "search"), ("scratch", "distill")):  # these are pre-trained with the settings of other groups
         errors.append(torch.OutOfMemoryError("CUDA out of memory."))
         assert main(["pretrain", name, *command[2:]]) == 2
         assert capsys.readouterr().err == f"mobilebert: CUDA out of memory; {key}.accumulate makes smaller parts of a batch\n"

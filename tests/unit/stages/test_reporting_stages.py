@@ -1,4 +1,4 @@
-"""Report, track and check as stages: what they leave in the results folder."""
+"""Report, track and check as stages: the files that they leave in the results folder."""
 
 import json
 
@@ -26,7 +26,7 @@ STUDY = Study(
 
 @pytest.fixture
 def graph(tmp_path):
-    """A graph of one fine-tuning job, its record written, and the three stages over it."""
+    """Return a graph of one recorded fine-tuning job and the three stages over it."""
     graph = Graph()
     tuned = Job("finetune", "mobilebert/qnli", {}, (), "a" * 64)
     graph[tuned.id] = tuned
@@ -55,7 +55,7 @@ def test_report_writes_page_and_tables(graph, tmp_path):
     assert (tmp_path / "study" / "report" / "index.html").read_text() == page
 
 
-def test_check_fails_what_is_void_and_counts_nothing_that_is_only_shown(graph, tmp_path, monkeypatch):
+def test_check_fails_void_expectations_and_ignores_those_only_shown(graph, tmp_path, monkeypatch):
     expect = (
         *STUDY.expect,
         Expectation(what="void", metric=METRIC, above=0.5, void_unless="is quantized", reason="r"),
@@ -119,7 +119,7 @@ def test_check_names_a_damaged_record_that_no_expectation_names_and_does_not_fai
     assert line.endswith("; delete it to make it again)")
 
 
-def test_a_score_that_was_not_learnt_is_counted_and_named(graph, tmp_path):
+def test_an_unlearnt_score_is_counted_and_named(graph, tmp_path):
     def finetune(run):
         run.metrics["accuracy"] = 0.905
         run.details["statuses"] = ["failed", "ok"]
@@ -142,7 +142,7 @@ def test_a_score_that_was_not_learnt_is_counted_and_named(graph, tmp_path):
     assert reported.details["summary"].startswith("3 measured (3 failed), ")
 
 
-def test_a_studys_texts_are_no_markup(graph, tmp_path, monkeypatch):
+def test_texts_of_a_study_are_escaped(graph, tmp_path, monkeypatch):
     changed = STUDY.model_copy(update={"description": "# no heading\n<script>alert(1)</script> | [x](y) `z`"})
     monkeypatch.setattr(f"{__name__}.STUDY", changed)
     execute(report, graph, tmp_path)

@@ -25,7 +25,7 @@ def study(recipe="paper", lower_layers=0.1, steps=50):
 
 
 def walked(study, name):
-    """FLOPs of every step: whole forward passes by the layer, twice as much backward."""
+    """Return the FLOPs of all steps: whole forward passes by the layer, twice as much backward."""
     row = paper.models()[name]
     student, teacher = (architecture(study, model) for model in (name, row.teacher))
     mine, theirs = cost(student, 32), cost(teacher, 32)
@@ -34,7 +34,7 @@ def walked(study, name):
     teaching = theirs.encoder_flops / 32 + MASK_RATE * theirs.mlm_flops_per_prediction
     total += (30 + 50 * (row.strategy == "akt")) * 4 * 32 * (mine.training_flops_per_token + teaching)
     for step in range(50 if row.strategy in ("pkt", "jkt") else 0):
-        # 50 steps over 4 layers: 12 each, the remainder to the last.
+        # 50 steps over 4 layers: 12 each, and the remainder for the last layer.
         layer = min(step // 12, 3) if row.strategy == "pkt" else 3
         learning = 1 if row.strategy == "pkt" and not study.transfer.lower_layers else layer + 1
         guide = layers if study.recipe == "released" and "fmt" in row.losses else layer + 1

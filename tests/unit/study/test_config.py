@@ -1,4 +1,7 @@
-"""A study is refused before any work, in one line that names file and key and says what is allowed; exit code 2."""
+"""A wrong study is refused before any work, with exit code 2.
+
+The one line names file and key and says what is allowed.
+"""
 
 import pytest
 import yaml
@@ -123,7 +126,7 @@ def test_refused_in_one_line(tmp_path, capsys, changes, wanted):
         ("", "mapping"),
     ],
 )
-def test_files_that_are_no_study(tmp_path, text, wanted):
+def test_files_that_are_not_a_study_are_refused(tmp_path, text, wanted):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=wanted):
@@ -148,7 +151,7 @@ def test_a_rate_without_a_point_is_a_number(tmp_path):
 
 
 def test_setting_one_task_keeps_the_defaults_of_the_others(tmp_path):
-    """SQuAD's 4e-5, 5 epochs and length 384 are not lost where a study sets SST-2."""
+    """SQuAD's 4e-5, 5 epochs and length 384 are kept if a study sets SST-2."""
     tasks = {"sst2": {"epochs": 7}, "squad_v2.0": {"epochs": 2}}
     finetune = load_study(write(tmp_path, finetune={"search": "none", "tasks": tasks})).finetune
     first, second = finetune.setting("squad_v1.1"), finetune.setting("squad_v2.0")
@@ -169,8 +172,8 @@ def test_unknown_names_on_the_command_line(capsys, arguments):
     assert capsys.readouterr().err.startswith("mobilebert: ")
 
 
-def test_what_a_study_changes_of_the_recipe_is_a_label_where_no_other_is(tmp_path):
-    """At the paper's scale the value is judged; how a run is computed and what its labels name already is no change."""
+def test_changes_of_the_recipe_are_labels_unless_another_label_names_them(tmp_path):
+    """Ways of computing, and changes that other labels name, are no changes."""
     file = tmp_path / "mine.yaml"
     head = "schema: 1\ndescription: d\n"
     file.write_text(

@@ -1,4 +1,4 @@
-"""An expectation that no run can meet is refused before the run: the records and the metrics that it names are known."""
+"""An expectation that cannot hold is refused before the run: its records and metrics are known."""
 
 import json
 import math
@@ -21,7 +21,7 @@ MINI = ROOT / "tests/workflow/mini.yaml"
 
 
 def test_every_metric_of_a_real_record_is_known_and_within_its_range():
-    """The committed records of the study `cpu`: every stage but `checkpoint`, every task."""
+    """The study `cpu` has committed records of all stages but `checkpoint`, and all tasks."""
     graph, seen = build_graph(load_study("cpu")), set()
     for path in RECORDS:
         record = json.loads(path.read_text())
@@ -35,7 +35,7 @@ def test_every_metric_of_a_real_record_is_known_and_within_its_range():
             assert value is None or least <= value <= most, f"{key}:{name}"
         seen.add(record["stage"])
         missing = known.keys() - record["metrics"].keys()
-        assert all(name.startswith("mismatched_") for name in missing), f"{key} lacks {missing}"  # a set that the folder lacks
+        assert all(name.startswith("mismatched_") for name in missing), f"{key} lacks {missing}"  # the data folder lacks this set
     assert seen == {*STAGES} - {"checkpoint", "report", "track", "check"}
     assert {json.loads(path.read_text())["name"].partition("/")[2] for path in RECORDS} >= {*TASK_NAMES}
 
@@ -112,7 +112,7 @@ def test_an_expectation_that_cannot_hold_is_refused(tmp_path, capsys, expectatio
         ({"above": 0.5, "by": 5.0}, "is never above 0.5 by 5: it lies from 0 to 1; {}; 5 percent is 0.05"),
     ],
 )
-def test_a_bound_in_percent_is_told_what_it_is_as_a_fraction(tmp_path, capsys, expectation, wanted):
+def test_a_bound_in_percent_is_refused_with_its_fraction(tmp_path, capsys, expectation, wanted):
     line = refused(tmp_path, capsys, metric="finetune/mobilebert/sst2:accuracy", **expectation)
     assert line.endswith(wanted.format("metrics of records are fractions from 0 to 1"))
 

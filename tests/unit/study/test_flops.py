@@ -1,4 +1,4 @@
-"""The FLOPs behind a training's MFU, against products counted by hand and against PyTorch's own count of what ran."""
+"""The FLOPs behind a training's MFU, against products counted by hand and PyTorch's own count."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -72,15 +72,16 @@ def batch(step=0):
 
 
 def counted(work):
-    """What PyTorch counts; attention as its products, which a fused kernel's backward pass would make again."""
+    """Return PyTorch's count; a fused attention would repeat its products in the backward pass."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
-# A student's block of width 32, 8 inside: query, key 8 x 8, value 32 x 8, output 8 x 8; two bottlenecks 32 x 8 and the way out
-# 8 x 32; two FFNs 8 x 12 and back; scores and contexts of 16 tokens. A teacher's: query, key, value 32 x 16, output 16 x 16;
-# the bottleneck 32 x 16 and the way out; one FFN 16 x 12 and back. Both embed three neighbours: 24 x 32.
+# Products of a student's block of width 32, 8 inside: query, key 8 x 8, value 32 x 8, output 8 x 8;
+# two bottlenecks 32 x 8 and the way out 8 x 32; two FFNs 8 x 12 and back; scores and contexts of 16
+# tokens. A teacher's: query, key, value 32 x 16, output 16 x 16; the bottleneck 32 x 16 and the way
+# out; one FFN 16 x 12 and back. Both embed three neighbours: 24 x 32.
 BLOCK = 3 * 8 * 8 + 32 * 8 + 3 * 32 * 8 + 2 * 2 * 8 * 12 + 2 * 16 * 8
 GUIDE = 3 * 32 * 16 + 16 * 16 + 2 * 32 * 16 + 2 * 16 * 12 + 2 * 16 * 16
 EMBED = 24 * 32
@@ -99,9 +100,12 @@ EMBED = 24 * 32
     ],
 )
 def test_a_step_of_transfer(student, teacher, changes, step, run, learn, guide):
-    """By hand; and as PyTorch counts it, which is less by one thing: nothing asks for the gradient of the input of the lowest
-    block that learns, which two bottlenecks and value read, and it is not computed. "A backward pass is two forward passes"
-    counts it."""
+    """The formula equals a count by hand, and PyTorch's count but for one gradient.
+
+    "A backward pass is two forward passes" also counts the gradient of the input of the lowest
+    block that learns, which two bottlenecks and value read. Nothing needs it, so PyTorch does not
+    compute it.
+    """
     setting = config(**changes)
     found = transfer_flops_per_token(setting, student.config.to_dict(), teacher.config.to_dict(), step, LENGTH)
     assert found == 2 * ((run + 2 * learn) * BLOCK + EMBED + guide * GUIDE + EMBED)
@@ -113,7 +117,7 @@ def test_a_step_of_transfer(student, teacher, changes, step, run, learn, guide):
 
 @pytest.mark.parametrize("layer", [1, 12, 24])
 def test_a_step_of_the_papers_models(layer):
-    """The difference at full size: 512 x 128 three times of a first stage's products, next to nothing of the last one's."""
+    """At full size the difference, 3 x 512 x 128, matters in a first stage, not in the last."""
     sizes, (student, teacher) = [], (preset(name) for name in ("mobilebert", "ib-bert-large"))
     for fields in (student, teacher):
         with torch.device("meta"):
@@ -138,7 +142,7 @@ def examples(lengths):
 
 
 def heads(architecture):
-    """A classifier, its architecture and the FLOPs of its head for a batch, backward included."""
+    """Return a classifier, its architecture and its head's FLOPs a batch, backward included."""
     if architecture == "bert":
         fields = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")}
         fields |= {"intermediate_size": 12, "max_position_embeddings": 24}
@@ -152,7 +156,7 @@ def heads(architecture):
 @pytest.mark.parametrize("architecture", ["mobilebert", "bert"])
 @pytest.mark.parametrize("length", [8, 24])
 def test_a_step_of_fine_tuning(architecture, length):
-    """At the padded length, as PyTorch counts it but for the head."""
+    """At the padded length the formula equals PyTorch's count but for the head."""
     found, fields, head = heads(architecture)
     data = {key: torch.from_numpy(value) for key, value in examples([length, 3]).batch(np.arange(ROWS)).items()}
     assert data["input_ids"].shape == (ROWS, length)
@@ -163,7 +167,7 @@ def test_a_step_of_fine_tuning(architecture, length):
         assert each == 3 * 2 * (LAYERS * (BLOCK + 2 * (length - 16) * 8) + EMBED)
 
 
-def test_the_sizes_of_a_baseline_are_not_known():
+def test_flops_of_a_baseline_are_not_known():
     for kind in ("auto", "bag-of-embeddings"):
         assert finetuning.flops_per_token({"model_type": kind}) is None
 
@@ -185,7 +189,7 @@ def test_padding_counts_in_tokens_and_in_mfu(tmp_path, monkeypatch):
     setting |= {"learning_rate": 1e-3, "weight_decay": 0.0, "precision": "fp32"}
     run = new_run(tmp_path)
     finetuning.finetune(run, data, found.train(), setting, 0, "cpu", "seed0")
-    widths = [data.batch(rows)["input_ids"].shape[1] for rows in data.epoch(ROWS, 0, 0)][1:]  # the first step is apart
+    widths = [data.batch(rows)["input_ids"].shape[1] for rows in data.epoch(ROWS, 0, 0)][1:]  # without the first step
     assert len(set(widths)) > 1
     mean = sum(width * 3 * cost(fields, width).encoder_flops / width for width in widths) / sum(widths)
     assert run.details["seed0_mfu"] == pytest.approx(run.details["seed0_tokens_per_second"] * mean / 1e9)
@@ -214,8 +218,8 @@ def test_the_program_counts_its_own_student_and_teacher(student, teacher, monkey
     assert [tasks[0].stage(step) for step in (0, 7, 11)] == ([1, 2, 3] if strategy == "pkt" else [None] * 3)
 
 
-def test_a_resumed_transfer_tells_the_stages_that_it_measured(student, teacher, tmp_path, monkeypatch):
-    """Twelve steps over three layers, ended in the third stage with a state of five steps."""
+def test_a_resumed_transfer_reports_the_stages_that_it_measured(student, teacher, tmp_path, monkeypatch):
+    """Twelve steps over three layers stop in the third stage; the state has five steps."""
     monkeypatch.setattr(loop, "peak_flops", lambda device: 1e9)
     setting = config()
     transfer = Transfer(student, teacher, setting)

@@ -1,4 +1,4 @@
-"""Fingerprints: what makes a result stale, and what does not."""
+"""Fingerprints: changes that make a result stale, and changes that do not."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from mobilebert.util.errors import UserError
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A copy of the package whose files a test may change; call it to change one and forget what was read."""
+    """Yield a function that changes a file in a copy of the package and clears what was cached."""
     copy = tmp_path / "mobilebert"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr("mobilebert.study.code_hash.PACKAGE", copy)
@@ -48,14 +48,14 @@ def with_task(study, task, **values):
     return study.model_copy(update={"finetune": study.finetune.model_copy(update={"tasks": tasks})})
 
 
-def test_one_tasks_rate_touches_that_task_alone():
+def test_one_tasks_rate_makes_only_that_task_stale():
     study = load_study("smoke")
     keys = changed(study, with_task(study, "mrpc", learning_rate=3e-4))
     assert keys
     assert all(key.endswith("/mrpc") and key.split("/")[0] in ("finetune", "quantize") for key in keys)
 
 
-def test_the_report_follows_its_records():
+def test_a_changed_record_makes_the_views_stale():
     study = load_study("smoke")
     before, after = (add_views(item, build_graph(item)) for item in (study, with_task(study, "mrpc", learning_rate=3e-4)))
     scope = jobs_in_scope(study, before)
@@ -63,7 +63,7 @@ def test_the_report_follows_its_records():
     assert stale == {"finetune/mobilebert/mrpc", "report", "track", "check"}
 
 
-def test_the_teacher_touches_its_students_and_no_one_else():
+def test_a_changed_teacher_makes_only_its_students_stale():
     study = load_study("smoke")
     keys = changed(study, study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"learning_rate": 1e-4})}))
     assert {"pretrain/ib-bert-large", "transfer/mobilebert", "distill/mobilebert-pd", "finetune/mobilebert/sst2"} <= keys
@@ -77,12 +77,12 @@ def test_the_teacher_touches_its_students_and_no_one_else():
         {"run": {}, "expect": ()},
     ],
 )
-def test_what_is_no_science_touches_nothing(changes):
+def test_description_run_and_expect_make_nothing_stale(changes):
     study = load_study("smoke")
     assert changed(study, study.model_copy(update=changes)) == set()
 
 
-def test_other_data_or_other_weights_touch_everything_made_from_them():
+def test_other_data_or_weights_make_all_that_uses_them_stale():
     study = load_study("cpu")
     other = study.model_copy(update={"data": study.data.model_copy(update={"sums": "0" * 64})})
     assert {"data", "pretrain/ib-bert-large", "finetune/mobilebert/sst2"} <= changed(study, other)
@@ -93,7 +93,7 @@ def test_other_data_or_other_weights_touch_everything_made_from_them():
     assert "finetune/bert-base/sst2" not in keys
 
 
-def test_a_local_checkpoint_is_its_weights_not_its_path():
+def test_a_local_checkpoint_is_identified_by_its_weights_not_its_path():
     study = load_study("released")
 
     def at(path, sha256):
@@ -127,14 +127,14 @@ def test_a_transfer_too_short_for_its_layers_is_refused():
     ],
 )
 def test_a_scale_that_leaves_no_model_is_refused_before_any_work(divisor, wanted):
-    """Heads that do not divide their width were found when the model was built, after the corpus."""
+    """It is found before the corpus is prepared, not when the model is built."""
     study = load_study("smoke")
     study = study.model_copy(update={"scale": study.scale.model_copy(update={"width_divisor": divisor})})
     with pytest.raises(UserError, match=wanted):
         build_graph(study)
 
 
-def test_a_published_cell_is_part_of_the_report(monkeypatch):
+def test_a_changed_published_cell_makes_report_and_check_stale(monkeypatch):
     study = load_study("smoke")
     before = add_views(study, build_graph(study))
     table = paper.table(8)
@@ -144,14 +144,14 @@ def test_a_published_cell_is_part_of_the_report(monkeypatch):
     assert {key for key in before if before[key].fingerprint != after[key].fingerprint} == {"report", "check"}
 
 
-def test_paths_and_checkpoint_intervals_touch_nothing():
+def test_paths_and_checkpoint_intervals_make_nothing_stale():
     study = load_study("cpu")
     data = study.data.model_copy(update={"source": "local:/somewhere/else"})
     pretrain = study.pretrain.model_copy(update={"checkpoint_every": 7})
     assert changed(study, study.model_copy(update={"data": data, "pretrain": pretrain})) == set()
 
 
-def test_how_a_run_is_computed_touches_nothing_and_how_long_it_may_take_does():
+def test_compile_and_graph_make_nothing_stale_but_a_time_limit_does():
     study = load_study("smoke")
 
     def touched(**changes):
@@ -159,7 +159,7 @@ def test_how_a_run_is_computed_touches_nothing_and_how_long_it_may_take_does():
 
     assert touched(compile=True, graph=True) == set()
     assert "pretrain/ib-bert-large" in touched(accumulate=4)  # its dropout is drawn for each micro-batch
-    assert "pretrain/mobilebert-bare" not in touched(accumulate=4)  # which has none
+    assert "pretrain/mobilebert-bare" not in touched(accumulate=4)  # it has no dropout
     distill = study.distill.model_copy(update={"accumulate": 4})
     assert "distill/mobilebert" not in changed(study, study.model_copy(update={"distill": distill}))
     assert "pretrain/ib-bert-large" in touched(max_minutes=1.0)
@@ -203,7 +203,7 @@ def test_a_statement_changes_the_stages_that_use_it(package):
 @pytest.mark.parametrize(
     "file", ["modeling/cost.py", "study/budget.py", "data/preflight.py", "util/machine.py", "util/progress.py"]
 )
-def test_what_only_counts_flops_or_looks_ahead_runs_no_training_again(package, file):
+def test_modules_that_count_flops_or_check_ahead_make_no_training_stale(package, file):
     before = {stage: code_hash(stage) for stage in STAGES}
     after = package(file, "\n\ndef ", "\n\nEXTRA = 1\n\n\ndef ")
     found = {stage for stage in STAGES if after[stage] != before[stage]}
@@ -216,7 +216,7 @@ def test_a_template_is_code_of_the_report(package):
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {"report"}
 
 
-def test_modules_reach_the_model():
+def test_modules_of_a_stage_include_the_model_that_it_uses():
     assert "mobilebert.modeling.layers" in modules("finetune")
     assert "mobilebert.modeling.layers" not in modules("data")
     for stage in ("pretrain", "transfer", "distill", "checkpoint", "finetune", "quantize", "latency"):
@@ -224,11 +224,11 @@ def test_modules_reach_the_model():
     assert "mobilebert.study.load" not in modules("finetune")
 
 
-def test_empty_fields_do_not_tell_python_versions_apart():
+def test_the_code_hash_ignores_empty_fields_of_newer_pythons():
     import ast
 
     one, two = ast.parse("def f(x):\n    return x"), ast.parse("def f(x):\n    return x")
-    two.body[0].type_params = []  # what 3.12 adds
+    two.body[0].type_params = []  # Python 3.12 adds this
     assert _syntax(one) == _syntax(two)
 
 
@@ -264,7 +264,7 @@ def test_akt_gets_the_steps_of_both_stages():
 
 
 def with_rows(monkeypatch, **rows):
-    """The paper's models, some rows changed."""
+    """Replace some rows of the paper's models."""
     models = paper.models()
     changed = {name: models[name].model_copy(update=fields) for name, fields in rows.items()}
     monkeypatch.setattr(paper, "models", lambda: models | changed)
@@ -322,7 +322,7 @@ def test_a_model_from_scratch_gets_its_students_steps_settings_and_seeds():
         assert scratch.config["seed"] == student.config["seed"] == graph[f"transfer/mobilebert{suffix}"].config["seed"] == seed
         for key in ("architecture", "batch_size", "length", "learning_rate", "optimizer", "beta2", "warmup_steps"):
             assert scratch.config[key] == student.config[key], key
-        assert scratch.config["dropout"] is False  # nor has the student any
+        assert scratch.config["dropout"] is False  # the student has none either
         assert student.inputs[:2] == ("data", "pretrain/ib-bert-large")
         assert scratch.inputs == ("data",)
         compute = graph[f"pretrain/scratch-compute{suffix}"].config

@@ -1,4 +1,4 @@
-"""A study's file changed at random either gives a study that every program can use, or is refused in one short line."""
+"""A study's file changed at random gives a usable study, or is refused in one short line."""
 
 import copy
 import random
@@ -15,7 +15,8 @@ from mobilebert.util.errors import UserError
 
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 FILES = sorted(Path(__file__).parents[3].glob("workflows/config/*.yaml"))
-# What people write by mistake, and what breaks programs: other types, extremes, text that YAML reads as something else.
+# Values that people write by mistake or that break programs: other types, extremes, text that YAML
+# reads otherwise.
 VALUES = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 1000, 10**6, 10**9, 10**15, 10**16, 10**400, -(10**400), 0.0, 0.5, 1.0, -0.5, 1e308),
     *(
@@ -88,14 +89,14 @@ KEYS = (
 
 
 def places(value, path=()):
-    """The path of every value in a study."""
+    """Yield the path of every value in a study."""
     yield path
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield from places(value[key], (*path, key))
 
 
 def mutated(draw: random.Random, content: dict) -> dict:
-    """The content with one to three values replaced, removed, renamed, doubled or moved."""
+    """Return the content with one to three values replaced, removed, renamed, doubled or moved."""
     content = copy.deepcopy(content)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         every = [path for path in places(content) if path]
@@ -128,7 +129,7 @@ def one_code_hash(monkeypatch):
 
 
 def outcome(file: Path) -> str | None:
-    """The line with which the study is refused; None if all that reads it takes it: the plan, Snakemake's graph and scope."""
+    """Return the refusal of the study, or None if plan, graph and scope accept it."""
     try:
         study = load_study(file)
         graph = build_graph(study)

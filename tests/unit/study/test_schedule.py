@@ -1,4 +1,4 @@
-"""Learning-rate multipliers at their end points, and the table of stages of progressive transfer."""
+"""Learning-rate multipliers at their end points, and the stages of progressive transfer."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -91,10 +91,12 @@ TINY = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_b
 
 @pytest.mark.parametrize("recipe", ["paper", "released"])
 def test_the_table_of_progressive_transfer_at_full_scale(recipe):
-    """240,000 steps of the study `paper`: 10,000 a layer, the layer at the full rate, those below at a tenth, the rest at none.
+    """The study `paper` has 240,000 steps, 10,000 a layer.
 
-    Peak rate 0.0015, in the released recipe three times that; in each stage up over the first tenth, then down as a square
-    root to nine tenths. On models of the real depth, whose widths are nothing to a schedule.
+    That layer learns at the full rate, those below at a tenth, those above not at all. The peak
+    rate is 0.0015, three times that in the released recipe. In each stage the rate rises over the
+    first tenth, then falls as a square root to nine tenths. The models have the real depth; widths
+    do not matter to a schedule.
     """
     study = load_study("paper").model_copy(update={"recipe": recipe})
     config = build_graph(study)["transfer/mobilebert"].config

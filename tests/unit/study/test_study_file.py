@@ -1,4 +1,4 @@
-"""Whatever lies where a study's file should be: it is read or refused in a second, in one line that names it."""
+"""Any file in place of a study's is read, or refused within seconds in one line that names it."""
 
 import os
 import time
@@ -17,7 +17,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
 
 
 def refused(file) -> str:
-    """Return the line with which the file is refused, within two seconds of the processor."""
+    """Return the line with which the file is refused, within two seconds of processor time."""
     start = time.process_time()
     with pytest.raises(UserError) as caught:
         load_study(file)
@@ -86,8 +86,8 @@ def test_numbers_and_text_are_read_as_people_mean_them(tmp_path):
     assert study_file.read(file)["a"] == [1e-4, 300.0, 1, -1.5, 0.5, 16, "2026-02-28", True, None, "1e-4", "1e"]
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path):
-    """A pipe that nobody writes to would hold the program for ever, and /dev/zero never ends."""
+def test_anything_but_a_regular_file_is_refused(tmp_path):
+    """A pipe without a writer would block the program for ever, and /dev/zero never ends."""
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "folder.yaml").mkdir()
@@ -104,7 +104,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", ["..", ".hidden", "-x", "_x", "{x}", "a b", "a\nb", "a%b", "a?b", "a#b", "é", "x" * 65, "a'b", "a$b"]
 )
-def test_a_file_whose_name_is_no_name_of_a_results_folder_is_refused(tmp_path, capsys, name):
+def test_a_file_name_that_cannot_name_a_results_folder_is_refused(tmp_path, capsys, name):
     file = tmp_path / f"{name}.yaml"
     file.write_text(HEAD)
     for command in (["plan", "--study"], ["data", "--results", str(tmp_path / "results"), "--study"]):
@@ -116,7 +116,7 @@ def test_a_file_whose_name_is_no_name_of_a_results_folder_is_refused(tmp_path, c
 
 
 @pytest.mark.parametrize("name", ["a", "A", "7", "a.b-c_d", "x" * 64])
-def test_a_plain_name_is_a_studys(tmp_path, name):
+def test_a_plain_file_name_is_accepted(tmp_path, name):
     file = tmp_path / f"{name}.yaml"
     file.write_text(HEAD)
     assert load_study(file).name == name

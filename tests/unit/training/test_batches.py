@@ -1,4 +1,4 @@
-"""Batches made ahead, split and named: the same numbers in the same order, whatever is done with them."""
+"""Batches built ahead, split and hashed keep their numbers and their order."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from mobilebert.util.errors import UserError
 
 
 def batch(rows, length=7, seed=0, padded=True):
-    """Rows with masked positions, each row at least one, and padding at their ends."""
+    """Return rows padded at their ends, each with at least one masked position."""
     generator = torch.Generator().manual_seed(seed)
     real = torch.randint(2, length + 1, (rows,), generator=generator) if padded else torch.full((rows,), length)
     mask = (torch.arange(length) < real[:, None]).long()
@@ -30,7 +30,7 @@ def batch(rows, length=7, seed=0, padded=True):
 
 
 def own_rows(whole, process, processes):
-    """What `Pairs.batch` makes of a batch in one of several processes."""
+    """Return the batch of `Pairs.batch` in one of several processes."""
     rows, length = whole["input_ids"].shape
     start, end = (rows * index // processes for index in (process, process + 1))
     chosen = (whole["masked_positions"] >= start * length) & (whole["masked_positions"] < end * length)
@@ -44,11 +44,11 @@ def own_rows(whole, process, processes):
 
 @settings(max_examples=80, deadline=None)
 @given(rows=st.integers(1, 14), parts=st.integers(1, 12), processes=st.integers(1, 4), seed=st.integers(0, 99))
-def test_parts_are_the_batch_and_their_weighted_means_its_means(rows, parts, processes, seed):
+def test_micro_batches_are_the_batch_and_their_weighted_means_are_its_means(rows, parts, processes, seed):
     whole = batch(rows, seed=seed)
     owns = [whole] if processes == 1 else [own_rows(whole, process, processes) for process in range(processes)]
     if parts * processes > rows:
-        for own in owns:  # in every process, or one of them would wait for the others
+        for own in owns:  # every process refuses, or one would wait for the others
             with pytest.raises(UserError, match=f"batch_size: {rows} rows are fewer than the {parts * processes} micro-batches"):
                 split(own, parts, processes)
         return
@@ -74,7 +74,7 @@ def test_parts_are_the_batch_and_their_weighted_means_its_means(rows, parts, pro
     assert mean_of(real, "token_weight") == pytest.approx(((everything * mask).sum() / mask.sum()).item(), rel=1e-6)
 
 
-def test_the_hash_is_of_every_array():
+def test_the_hash_depends_on_every_array():
     one = batch(4)
     assert digest(one) == digest(batch(4)) == digest(dict(reversed(one.items())))
     assert len(digest(one)) == 12
@@ -85,7 +85,7 @@ def test_the_hash_is_of_every_array():
         assert digest(other) != digest(one), key
 
 
-def test_batches_come_in_order_and_are_made_before_they_are_wanted():
+def test_batches_come_in_order_and_are_built_ahead():
     made, release = [], threading.Event()
 
     def make(step):
@@ -96,13 +96,13 @@ def test_batches_come_in_order_and_are_made_before_they_are_wanted():
 
     batches = ahead(make, range(5, 12))
     assert next(batches) == 50
-    assert release.wait(10)  # the next ones are made though nobody has asked
+    assert release.wait(10)  # the next ones are built before anyone asks
     assert [step for step, _ in made[: AHEAD + 1]] == [5, 6, 7]
     assert list(batches) == [60, 70, 80, 90, 100, 110]
     assert threading.main_thread() not in {thread for _, thread in made}
 
 
-def test_no_more_batches_are_made_than_wait():
+def test_the_number_of_batches_built_ahead_is_bounded():
     made = []
     batches = ahead(lambda step: made.append(step) or step, iter(int, 1))  # endless
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""The state of a run: what is saved comes back; what is not this run's state is refused by name."""
+"""The saved state of a job: it loads unchanged, and any other file is refused by name."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from mobilebert.util.errors import UserError
 
 
 class Toy(nn.Module):
-    """A tied weight, a buffer, and a linear layer of a chosen form."""
+    """A model with a tied weight, a buffer, and a linear layer of a chosen shape."""
 
     def __init__(self, seed=0, inputs=3, outputs=4, extra=False):
         super().__init__()
@@ -33,7 +33,8 @@ class Toy(nn.Module):
 
 
 def trained(seed=0, steps=3, **form):
-    """A model and its optimizer after some steps; `dense.bias` had no gradient yet, as a layer not reached has none."""
+    """Return a model and its optimizer after some steps. `dense.bias` has no gradient yet, like a
+    layer that was not reached."""
     model = Toy(seed, **form)
     optimizer = optim.make(model, "lamb", 0.1, 0.01)
     for step in range(steps):
@@ -76,7 +77,7 @@ def test_round_trip(saved):
     assert model.dense.bias not in optimizer.state
 
 
-def test_a_loaded_optimizer_goes_on_as_the_saved_one(saved):
+def test_a_loaded_optimizer_continues_as_the_saved_one(saved):
     path, _ = saved
     results = []
     for model, optimizer in (trained(seed=1), trained(seed=2, steps=0)):
@@ -109,10 +110,10 @@ def refused(path, fingerprint="mine", match=None, **form):
         checkpoint.load(path, model, optimizer, fingerprint)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert same(contents(model, optimizer), before)  # nothing of it got in
+    assert same(contents(model, optimizer), before)  # nothing of it was loaded
 
 
-def test_the_state_of_another_run_is_refused(saved):
+def test_the_state_of_another_job_is_refused(saved):
     refused(saved[0], fingerprint="theirs", match="another run")
 
 
@@ -129,7 +130,7 @@ def test_another_architecture_is_refused(saved, form):
 
 
 def test_a_width_that_would_broadcast_is_refused(tmp_path):
-    """(4, 1) fits into (4, 3) for a copy, and is another model's weight."""
+    """(4, 1) could be copied into (4, 3) by broadcasting, but is another model's weight."""
     path = tmp_path / "train.safetensors"
     checkpoint.save(path, *trained(seed=1, inputs=1), 3, "mine")
     refused(path, match="architecture", inputs=3)
@@ -158,7 +159,7 @@ def test_one_flipped_bit_is_refused_wherever_it_is(saved):
         refused(path)
 
 
-def test_a_header_without_this_codes_facts_is_refused(saved):
+def test_a_header_without_our_metadata_is_refused(saved):
     path, _ = saved
     body = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     path.write_bytes(len(body).to_bytes(8, "little") + body)
@@ -171,8 +172,8 @@ def test_saving_leaves_one_file(saved):
     assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]
 
 
-def test_a_model_that_finds_no_room_is_one_line(tmp_path):
-    """A file size limit stands in for the disk; safetensors raises an error of its own."""
+def test_a_model_that_cannot_be_written_is_a_one_line_error(tmp_path):
+    """A file size limit stands in for a full disk; safetensors raises an error of its own."""
     pid = os.fork()
     if not pid:
         try:
@@ -211,6 +212,6 @@ def test_a_save_that_fails_leaves_the_old_file(saved, monkeypatch, moment):
     model, optimizer = trained(seed=2, steps=0)
     assert checkpoint.load(path, model, optimizer, "mine") == (3, 0.0)
     assert same(contents(model, optimizer), expected)
-    checkpoint.save(path, *trained(seed=3), 5, "mine")  # what the failure left is in nobody's way
+    checkpoint.save(path, *trained(seed=3), 5, "mine")  # files of the failed save do not matter
     assert checkpoint.load(path, model, optimizer, "mine") == (5, 0.0)
     assert [file.name for file in path.parent.iterdir()] == ["train.safetensors"]

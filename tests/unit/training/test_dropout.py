@@ -1,4 +1,4 @@
-"""Dropout that every row draws for itself: what it drops, and that no split of a batch changes it."""
+"""Dropout drawn for each row: its share and scale, and independence of how a batch is split."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ ARCHITECTURES = {
 
 
 def drawn(first=0, count=ROWS, seed=1, step=2, x=None):
-    """What is left of states, then of attention with every query's probabilities as its context."""
+    """Return states after dropout, and attention probabilities after dropout."""
     x = torch.ones(count, 8, 16) if x is None else x
     with RowDropout(row_seeds(seed, step, first, count)):
         states = F.dropout(x, 0.3)
@@ -43,20 +43,20 @@ def drawn(first=0, count=ROWS, seed=1, step=2, x=None):
 
 
 @pytest.mark.parametrize("bounds", [(0, 3, 6), (0, 1, 2, 3, 4, 5, 6), (0, 4, 6)])
-def test_a_row_draws_the_same_wherever_it_is(bounds):
+def test_a_row_draws_the_same_dropout_in_any_split(bounds):
     whole = drawn()
     parts = [drawn(first, end - first) for first, end in itertools.pairwise(bounds)]
     for index in range(2):
         assert torch.equal(torch.cat([part[index] for part in parts]), whole[index])
 
 
-def test_rows_steps_and_seeds_draw_apart():
+def test_rows_steps_and_seeds_draw_different_dropout():
     found = [row for options in ({}, {"step": 3}, {"seed": 2}) for row in drawn(**options)[0]]
     assert all(not torch.equal(a, b) for index, a in enumerate(found) for b in found[:index])
 
 
-def test_what_is_dropped_and_how_the_rest_is_scaled():
-    """Counts within five standard deviations of a binomial's mean."""
+def test_the_share_that_is_dropped_and_the_scale_of_the_rest():
+    """Counts are within five standard deviations of a binomial's mean."""
     states, context = drawn(count=200)
     for left, rate, value in ((states, 0.3, 1 / 0.7), (context, 0.25, 1 / 8 / 0.75)):
         assert torch.all((left == 0) | ((left - value).abs() < 1e-6))
@@ -65,7 +65,7 @@ def test_what_is_dropped_and_how_the_rest_is_scaled():
 
 
 @pytest.mark.parametrize("kind", ["none", "bool", "additive"])
-def test_attention_is_torchs_but_for_what_is_dropped(kind):
+def test_attention_agrees_with_torchs_if_nothing_is_dropped(kind):
     """At a rate of a millionth nothing is dropped here; the gradients agree too."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -115,7 +115,7 @@ def learnt(folder, kind, accumulate=1, batch=padded):
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_micro_batches_with_dropout_learn_what_one_batch_does(tmp_path, kind):
-    """In float64, but for the losses, as without dropout; a run goes on in other micro-batches too."""
+    """In float64, but for the losses. A job also resumes with other micro-batches."""
     whole = learnt(tmp_path / "whole", kind)
     with pytest.raises(Stop):
         learnt(tmp_path / "broken", kind, batch=stop_at(padded, 3))

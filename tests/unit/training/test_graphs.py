@@ -1,4 +1,7 @@
-"""Steps from recorded graphs: on the CPU a recorder stands in for CUDA, which repeats the same operations on the same memory."""
+"""Steps replayed from recorded graphs.
+
+On the CPU a recorder stands in for CUDA and repeats the same operations on the same memory.
+"""
 
 import contextlib
 import re
@@ -60,7 +63,7 @@ KINDS = {
 
 
 def batch(step):
-    """Rows of 12 tokens, padded at every other step, with 1 to 3 masked tokens each."""
+    """Return rows of 12 tokens, padded at every other step, with 1 to 3 masked tokens each."""
     generator = torch.Generator().manual_seed(step)
     real = torch.randint(5, LENGTH, (ROWS,), generator=generator) if step % 2 else torch.full((ROWS,), LENGTH)
     ids = torch.randint(1, 31, (ROWS, LENGTH), generator=generator)
@@ -82,7 +85,7 @@ def batch(step):
 
 
 def stopped(steps):
-    """The batches, with an end at the first of `steps`, then at the next."""
+    """Return batches that raise KeyboardInterrupt at the first of `steps`, then at the next."""
 
     def batch_at(step):
         if step in steps[:1]:
@@ -99,7 +102,7 @@ def model(seed, **fields):
 
 
 def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **changes):
-    """A student, its optimizer and its task."""
+    """Return a student, its optimizer and its task."""
     options = {"recipe": "released" if kind == "released" else "paper", "alpha": 0.3, "temperature": 1.0}
     lessons = {"losses": ("fmt", "at"), "factors": None, "steps": STEPS, "warmup_steps": 2, "recipe": options["recipe"]}
     group, more = (lambda name: None), {}
@@ -143,7 +146,7 @@ def run_in(folder):
 
 
 def trained(folder, kind, optimizer="lamb", device="cpu", **changes):
-    """The run, the student's weights and those it began with."""
+    """Return the job's context, the student's weights and those it began with."""
     student, made, task = workload(kind, optimizer, device, **changes)
     before, run = weights(student), run_in(folder)
     train(run, student, made, task, device=device)
@@ -155,7 +158,7 @@ def weights(model):
 
 
 def agree(found, expected, tolerance=1e-9):
-    """Runs that end alike, having learnt something, and point for point in their curves."""
+    """Check that both trainings learnt something and have equal weights and equal curves."""
     (run, after, before), (whole, other, _) = found, expected
     assert (other - before).norm() > 0.1 * before.norm()
     assert (after - other).norm() < tolerance * other.norm()
@@ -174,8 +177,8 @@ def recorder(monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "optimizer"), KINDS.items())
-def test_graphs_learn_what_steps_do(tmp_path, recorder, kind, optimizer):
-    """In float64: an update divides by what may be rounding alone, so that toys in float32 drift apart within some steps."""
+def test_graphs_learn_the_same_as_eager_steps(tmp_path, recorder, kind, optimizer):
+    """In float64: an update may divide by mere rounding, so float32 toys soon drift apart."""
     wide = {"optimizer": optimizer, "dtype": torch.float64}
     agree(trained(tmp_path / "graphs", kind, graph=True, **wide), trained(tmp_path / "steps", kind, **wide))
     stages = LAYERS if kind in ("pkt", "frozen") else 1
@@ -192,8 +195,8 @@ def test_graphs_learn_what_steps_do(tmp_path, recorder, kind, optimizer):
         ("distill", {"accumulate": 2, "steps": 12}),
     ],
 )
-def test_recorded_steps_are_the_warm_up_s_to_the_bit(tmp_path, recorder, monkeypatch, kind, changes):
-    """Whichever steps a process warms up with, after a kill others than before: the run is the same."""
+def test_replayed_steps_equal_warm_up_steps_to_the_bit(tmp_path, recorder, monkeypatch, kind, changes):
+    """After a kill a process warms up with other steps than before; the result is the same."""
     run, found, _ = trained(tmp_path / "graphs", kind, graph=True, **changes)
     assert "replay" in recorder.log
     with monkeypatch.context() as patch:
@@ -212,12 +215,12 @@ def test_recorded_steps_are_the_warm_up_s_to_the_bit(tmp_path, recorder, monkeyp
     assert run.curves == whole.curves
 
 
-def test_micro_batches_from_graphs_learn_what_steps_do(tmp_path, recorder):
+def test_micro_batches_from_graphs_learn_the_same_as_eager_steps(tmp_path, recorder):
     wide = {"optimizer": "lamb", "dtype": torch.float64, "accumulate": 3}
     agree(trained(tmp_path / "graphs", "distill", graph=True, **wide), trained(tmp_path / "steps", "distill", **wide))
 
 
-def test_a_run_may_go_on_with_graphs_or_without(tmp_path, recorder):
+def test_a_training_resumes_with_or_without_graphs(tmp_path, recorder):
     wide = {"optimizer": "lamb", "dtype": torch.float64}
     expected = trained(tmp_path / "whole", "pkt", **wide)
 
@@ -227,8 +230,8 @@ def test_a_run_may_go_on_with_graphs_or_without(tmp_path, recorder):
     agree(trained(tmp_path / "broken", "pkt", graph=True, **wide), expected)
 
 
-def test_a_shape_that_is_rare_is_not_recorded(tmp_path, recorder):
-    """Nor does it disturb the others: three batches of two rows among those of four."""
+def test_a_rare_shape_is_not_recorded(tmp_path, recorder):
+    """It does not disturb the others either: three batches of two rows among those of four."""
 
     def some_short(step):
         found = batch(1 + 2 * step)
@@ -246,11 +249,11 @@ def test_a_shape_that_is_rare_is_not_recorded(tmp_path, recorder):
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("poisoned", ["loss", "gradient"])
 def test_a_replayed_step_that_is_not_finite_is_named_and_changes_no_weight(tmp_path, recorder, graph, poisoned):
-    """As without graphs: the batch by its own hash, unpadded, and the state before."""
+    """The error names the unpadded batch by its hash, and the last state, as without graphs."""
     student, made, task = workload("pretrain")
     seen, last = {}, 15
     weight = student.mobilebert.embeddings.word_embeddings.weight
-    factor = nn.Parameter(torch.zeros(()))  # its root's value is finite, its slope is not
+    factor = nn.Parameter(torch.zeros(()))  # the value of its root is finite, the slope is not
     made.add_param_group({"params": [factor]})
 
     def loss(batch, step):
@@ -290,8 +293,8 @@ def test_rates_are_numbers_again_at_the_end(tmp_path, recorder):
     assert {group["lr"] for group in made.param_groups} == {0.02}
 
 
-def test_the_programs_say_what_a_graph_has_to_know(monkeypatch):
-    """The most masked positions of a row: 15 % of 512 tokens. The stages of progressive transfer: its depths."""
+def test_the_transfer_program_tells_the_loop_its_masked_positions_and_stages(monkeypatch):
+    """A row masks at most 15 % of 512 tokens; stages are the depths of progressive transfer."""
     study = load_study("paper")
     study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"graph": True})})
     seen, run = [], SimpleNamespace(job=build_graph(study)["transfer/mobilebert"], details={})
@@ -344,7 +347,7 @@ def test_masked_positions_that_fill_up_change_no_loss_and_no_gradient(step, part
         assert (gradients - others).norm() <= 1e-6 * others.norm()
 
 
-def test_a_part_that_has_no_masked_positions_or_more_is_left_alone():
+def test_micro_batches_without_or_with_more_masked_positions_are_not_filled_up():
     found = batch(0)
     plain = {"input_ids": found["input_ids"]}
     assert fill_up(plain, 3) is plain
@@ -352,7 +355,7 @@ def test_a_part_that_has_no_masked_positions_or_more_is_left_alone():
     assert fill_up(found, 1) is found
 
 
-# --- what a recording would not take, or would get wrong: the tests above must see it
+# --- faults that a recording refuses or gets wrong: the tests above must see them
 
 FAULTS = {
     "a number read": lambda found, batch: found | {"loss": found["loss"] * (found["loss"].item() > 0)},
@@ -380,7 +383,7 @@ def rates_in_python(monkeypatch):
 
 
 @pytest.mark.parametrize("fault", list(FAULTS)[:3])
-def test_a_value_that_the_host_needs_is_seen(tmp_path, recorder, monkeypatch, fault):
+def test_the_recorder_refuses_a_value_that_the_host_needs(tmp_path, recorder, monkeypatch, fault):
     faulty(monkeypatch, fault)
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         trained(tmp_path, "pretrain", graph=True)
@@ -389,8 +392,8 @@ def test_a_value_that_the_host_needs_is_seen(tmp_path, recorder, monkeypatch, fa
 @pytest.mark.parametrize(
     "fault", [rates_in_python, lambda patch: patch.setattr(cuda_graphs, "WARM_UP", 0)], ids=["rate", "moments"]
 )
-def test_what_a_graph_would_keep_is_seen(tmp_path, recorder, monkeypatch, fault):
-    """A learning rate in Python is that of the recording for ever; moments made in a recording begin anew at every replay."""
+def test_the_comparison_fails_for_values_that_a_graph_would_freeze(tmp_path, recorder, monkeypatch, fault):
+    """A recorded Python rate never changes; moments created in a recording restart at replay."""
     wide = {"optimizer": "lamb", "dtype": torch.float64}
     expected = trained(tmp_path / "steps", "pretrain", **wide)
     fault(monkeypatch)
@@ -398,7 +401,7 @@ def test_what_a_graph_would_keep_is_seen(tmp_path, recorder, monkeypatch, fault)
         agree(trained(tmp_path / "graphs", "pretrain", graph=True, **wide), expected)
 
 
-# --- nothing of the host in a step: on the device "meta", whose tensors have no values that anybody could read
+# --- a step uses no tensor of the host: on the device "meta" tensors have no values to read
 
 
 class DeviceOnly(TorchDispatchMode):
@@ -410,10 +413,10 @@ class DeviceOnly(TorchDispatchMode):
 
 
 def on_meta(monkeypatch, kind, optimizer):
-    """A step without a mask and, where there are stages in the last of them, one with a mask."""
+    """Run a step without a mask, and one with a mask in the last stage, if there are any."""
     supported = torch.utils._foreach_utils._get_foreach_kernels_supported_devices
     monkeypatch.setattr(torch.utils._foreach_utils, "_get_foreach_kernels_supported_devices", lambda: [*supported(), "meta"])
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # "meta" has none
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # the device "meta" has none
     monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
     _, made, task = workload(kind, optimizer, "meta")
     shards = Shards([p for group in made.param_groups for p in group["params"]], World())
@@ -430,12 +433,12 @@ def on_meta(monkeypatch, kind, optimizer):
 
 
 @pytest.mark.parametrize(("kind", "optimizer"), KINDS.items())
-def test_a_step_is_all_on_the_device(monkeypatch, kind, optimizer):
+def test_a_step_uses_only_tensors_of_the_device(monkeypatch, kind, optimizer):
     on_meta(monkeypatch, kind, optimizer)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_leaves_the_device_is_seen(monkeypatch, fault):
+def test_the_device_check_fails_for_tensors_of_the_host(monkeypatch, fault):
     faulty(monkeypatch, fault)
     with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
         on_meta(monkeypatch, "pretrain", "lamb")
@@ -444,8 +447,9 @@ def test_what_leaves_the_device_is_seen(monkeypatch, fault):
 # --- the device itself
 
 
-def test_torch_is_asked_for_what_its_notes_say(monkeypatch):
-    """Warm-up on a side stream between two waits; a recording on that stream, from one pool, strict with its thread alone."""
+def test_capture_calls_torch_as_its_notes_prescribe(monkeypatch):
+    """Warm-up on a side stream between two waits; recording on that stream, from one pool, strict
+    only with its own thread."""
     said = []
 
     class Stream:
@@ -485,7 +489,7 @@ def test_torch_is_asked_for_what_its_notes_say(monkeypatch):
 
 
 def test_the_stages_share_one_side_stream(tmp_path, monkeypatch):
-    """cuBLAS keeps a workspace for every stream that it has served; the pool of a stage that is over is given up."""
+    """cuBLAS keeps a workspace for every stream; the pool of a finished stage is dropped."""
     made = []
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, value in {
@@ -507,8 +511,8 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA 
 
 @GPU
 @pytest.mark.parametrize("kind", ["pretrain", "dropout", "bert", "pkt", "akt"])
-def test_on_a_gpu_graphs_learn_what_steps_do(tmp_path, kind):
-    """After an end in the middle too. Sums in an order that changes are all that differs, in the losses in float32."""
+def test_on_a_gpu_graphs_learn_the_same_as_eager_steps(tmp_path, kind):
+    """Also after a stop in the middle. Only the order of sums differs; losses are float32."""
     wide = {"optimizer": "lamb", "dtype": torch.float64, "device": "cuda"}
     expected = trained(tmp_path / "steps", kind, **wide)
     agree(trained(tmp_path / "graphs", kind, graph=True, **wide), expected, 1e-5)
@@ -519,7 +523,7 @@ def test_on_a_gpu_graphs_learn_what_steps_do(tmp_path, kind):
 
 @GPU
 def test_on_a_gpu_compiled_blocks_are_recorded(tmp_path):
-    """In bfloat16, to whose rounding the losses agree."""
+    """In bfloat16 the losses agree to its rounding."""
     options = {"device": "cuda", "precision": "bf16", "compile": True, "accumulate": 2, "steps": 10}
     runs = [trained(tmp_path / str(graph), "pretrain", graph=graph, **options)[0] for graph in (False, True)]
     first, second = ([value for _, value in run.curves["train_loss"]] for run in runs)

@@ -1,4 +1,4 @@
-"""The training loop: stopped anywhere, by an exception or by SIGKILL, and continued, it is the run that never stopped."""
+"""The training loop: stopped anywhere, it resumes to the same weights and curves."""
 
 import functools
 import json
@@ -41,7 +41,7 @@ TINY = {
 
 
 class Toy(nn.Module):
-    """Embedding, dropout, norm and a linear layer."""
+    """A model of embedding, dropout, norm and a linear layer."""
 
     def __init__(self, dropout=0.3):
         super().__init__()
@@ -73,7 +73,7 @@ def new_run(folder: Path, fingerprint="a" * 64) -> JobContext:
 
 
 def toy(folder, kind="lamb", training=True, name="train", dropout=0.3, **changes):
-    """Train (on) in `folder`; returns the run and the model. `changes` go into the task."""
+    """Train or resume in `folder`; return context and model. `changes` go into the task."""
     run, model = new_run(folder), Toy(dropout).train(training)
     optimizer = optim.make(model, kind, 0.02, 0.01)
     task = {"steps": 12, "batch": batch, "loss": loss_of(model), "rate": lambda step: 1 / (1 + step), "seed": 3}
@@ -109,7 +109,7 @@ def stop_at(function, last):
     kind=st.sampled_from(["lamb", "adamw"]),
     training=st.booleans(),
 )
-def test_a_continued_run_is_the_run_that_never_stopped(tmp_path_factory, stops, every, kind, training):
+def test_resume_gives_the_same_weights(tmp_path_factory, stops, every, kind, training):
     folder = tmp_path_factory.mktemp("runs")
     options = {"kind": kind, "training": training, "checkpoint_every": every}
     whole, expected = toy(folder / "whole", **options)
@@ -123,7 +123,7 @@ def test_a_continued_run_is_the_run_that_never_stopped(tmp_path_factory, stops, 
     assert [step for step, _ in run.curves["train_loss"]] == list(range(12))
 
 
-def test_a_continued_run_does_not_repeat_its_first_steps(tmp_path):
+def test_resume_starts_at_the_last_state(tmp_path):
     with pytest.raises(Stop):
         toy(tmp_path, batch=stop_at(batch, 10))
     seen = []
@@ -154,8 +154,8 @@ def test_every_step_draws_its_own_dropout(tmp_path):
     assert len({tuple(draw.tolist()) for draw in seen}) == 12
 
 
-def test_a_kill_while_the_curves_are_taken_up_loses_none_of_them(tmp_path, monkeypatch):
-    """A process that continues a run may be killed at once, in the middle of any file that it writes."""
+def test_a_kill_during_resume_loses_no_curves(tmp_path, monkeypatch):
+    """A process that resumes may be killed in the middle of any file that it writes."""
     whole, _ = toy(tmp_path / "whole")
     with pytest.raises(Stop):
         toy(tmp_path / "broken", batch=stop_at(batch, 9))
@@ -215,7 +215,7 @@ def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
         assert [step for step, _ in run.curves["train_loss"]] == list(range(7))
 
 
-def test_rate_multiplies_the_peak_and_the_peak_comes_back(tmp_path):
+def test_the_rate_multiplies_the_peak_which_is_restored_at_the_end(tmp_path):
     model = Toy()
     optimizer, seen, loss = optim.make(model, "adamw", 0.02, 0.01), [], loss_of(model)
 
@@ -229,7 +229,7 @@ def test_rate_multiplies_the_peak_and_the_peak_comes_back(tmp_path):
 
 
 def test_the_gradients_global_norm_is_clipped(tmp_path):
-    """Plain descent at rate 1 moves by the gradient: by 0.5 where it is 7, and by 0.1 where it is 0.1."""
+    """Plain descent at rate 1 moves by 0.5 if the gradient is 7, and by 0.1 if it is 0.1."""
     model = nn.ParameterList([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))])
     slopes, moved = {0: 7.0, 1: 0.1}, []
 
@@ -253,8 +253,8 @@ def test_curves_are_the_losses_and_end_with_the_last_step(tmp_path):
     assert run.details["train_tokens_per_second"] > 0
 
 
-def test_two_trainings_of_one_run_keep_apart(tmp_path):
-    """The second seed neither loads the first one's state nor loses its curves when it is continued."""
+def test_two_trainings_of_one_job_do_not_mix(tmp_path):
+    """The second seed does not load the first one's state, nor lose its curves when it resumes."""
     _, first = toy(tmp_path, name="seed1")
     with pytest.raises(Stop):
         toy(tmp_path, name="seed11", seed=5, batch=stop_at(batch, 9))
@@ -266,7 +266,7 @@ def test_two_trainings_of_one_run_keep_apart(tmp_path):
     assert [step for step, _ in run.curves["seed1_loss"]] == list(range(12))
 
 
-def test_a_line_cut_short_is_dropped(tmp_path):
+def test_a_truncated_line_of_the_curves_is_dropped(tmp_path):
     whole, _ = toy(tmp_path / "whole")
     with pytest.raises(Stop):
         toy(tmp_path / "cut", batch=stop_at(batch, 10))
@@ -276,7 +276,7 @@ def test_a_line_cut_short_is_dropped(tmp_path):
     assert run.curves == whole.curves
 
 
-def test_bfloat16_is_used_where_asked_for(tmp_path):
+def test_bfloat16_is_used_if_requested(tmp_path):
     seen, model = [], Toy()
 
     def loss(batch, step):
@@ -292,7 +292,7 @@ def test_bfloat16_is_used_where_asked_for(tmp_path):
 
 
 def padded(step):
-    """A pre-training batch of 6 rows whose masked positions are spread unevenly."""
+    """Return a pre-training batch of 6 rows whose masked positions are spread unevenly."""
     generator = torch.Generator().manual_seed(step)
     real = torch.randint(5, 13, (6,), generator=generator)
     mask = (torch.arange(12) < real[:, None]).long()
@@ -313,7 +313,8 @@ def padded(step):
 @pytest.mark.parametrize("kind", ["lamb", "adamw"])
 @pytest.mark.parametrize("parts", [2, 4, 6])
 def test_micro_batches_learn_what_one_batch_does(tmp_path, kind, parts):
-    """Parts of 1 to 3 rows of 6, which hold unlike shares of the masked positions, in float64: only rounding is left."""
+    """Micro-batches have 1 to 3 of 6 rows and unlike shares of the masked positions; in float64
+    only rounding is left."""
     found = {}
     for accumulate in (1, parts):
         torch.manual_seed(0)
@@ -329,13 +330,14 @@ def test_micro_batches_learn_what_one_batch_does(tmp_path, kind, parts):
         run = new_run(tmp_path / str(accumulate))
         train(run, model.eval(), optim.make(model, kind, 0.02, 0.01), task)
         found[accumulate] = weights(model), [value for key in sorted(run.curves) for _, value in run.curves[key]]
-    # The losses are float32 (logits.float()), so the gradients differ by its rounding; a mean of means would by 1e-2.
+    # The losses are float32 (logits.float()), so gradients differ by its rounding; a mean of means
+    # would differ by 1e-2.
     assert (found[1][0] - found[parts][0]).norm() / found[1][0].norm() < 1e-6
     assert found[parts][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
 def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatch):
-    """Traced as ever, run by PyTorch itself: the C++ compiler would take a minute to say the same."""
+    """Blocks are traced, then run by PyTorch: the C++ compiler would take a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -356,16 +358,16 @@ def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatc
         assert set(model.state_dict()) == names
         found.append(weights(model))
     assert torch.equal(*found)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # of four layers, three steps
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # for four layers and three steps
 
 
-def test_a_batch_smaller_than_its_parts_is_refused(tmp_path):
+def test_a_batch_with_fewer_rows_than_micro_batches_is_refused(tmp_path):
     with pytest.raises(UserError, match="batch_size: 4 rows are fewer than the 5 micro-batches"):
         toy(tmp_path, accumulate=5)
 
 
 class Clock:
-    """Time that passes by a second at each step, and nowhere else."""
+    """A clock that advances by one second at each step, and nowhere else."""
 
     now = 0.0
 
@@ -381,8 +383,8 @@ class Clock:
         monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
 
-def test_a_time_budget_ends_the_run_and_drives_the_schedule(tmp_path, monkeypatch):
-    """Half a minute of steps of a second: 30 of them; the schedule has 12 places, and the rate follows it."""
+def test_a_time_budget_ends_the_training_and_drives_the_schedule(tmp_path, monkeypatch):
+    """Half a minute holds 30 steps; the schedule has 12 places, and the rate follows it."""
     clock, rates = Clock(monkeypatch), []
     run, _ = toy(tmp_path, max_minutes=0.5, prepare=clock.prepare, rate=lambda place: rates.append(place) or 1.0)
     assert [place for _, place in clock.places] == [int(second / 30 * 12) for second in range(30)]
@@ -391,21 +393,21 @@ def test_a_time_budget_ends_the_run_and_drives_the_schedule(tmp_path, monkeypatc
     assert [step for step, _ in run.curves["train_loss"]][-1] == 29
 
 
-def test_a_continued_run_counts_the_time_it_has_used(tmp_path, monkeypatch):
+def test_resume_counts_the_time_already_used(tmp_path, monkeypatch):
     first = Clock(monkeypatch)
     with pytest.raises(Stop):
         toy(tmp_path, max_minutes=0.5, prepare=first.prepare, batch=stop_at(batch, 22))
     second = Clock(monkeypatch)
     run, _ = toy(tmp_path, max_minutes=0.5, prepare=second.prepare)
-    assert len(first.places) == 22  # of which the last state holds 20, and its 20 seconds
+    assert len(first.places) == 22  # the last state holds 20 of them, and their 20 seconds
     assert [place for _, place in second.places] == [int((20 + second) / 30 * 12) for second in range(10)]
     assert run.details["train_steps"] == 30
     assert all(a < b for (a, _), (b, _) in pairwise(run.curves["train_loss"]))
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_minutes": 0.2}])
-def test_a_failure_after_the_last_step_costs_no_step(tmp_path, monkeypatch, changes):
-    """Nor does the next process make one more."""
+def test_a_failure_after_the_last_step_repeats_no_step(tmp_path, monkeypatch, changes):
+    """The next process makes no further step either."""
     clock = Clock(monkeypatch)
     first, expected = toy(tmp_path, prepare=clock.prepare, checkpoint_every=7, **changes)
     second = Clock(monkeypatch)
@@ -415,7 +417,7 @@ def test_a_failure_after_the_last_step_costs_no_step(tmp_path, monkeypatch, chan
     assert (run.curves, run.details["train_steps"]) == (first.curves, 12)
 
 
-def test_with_dropout_another_split_is_another_run(tmp_path):
+def test_with_dropout_a_state_of_another_split_is_refused(tmp_path):
     toy(tmp_path / "with")
     with pytest.raises(UserError, match=r"processes or micro-batches \(a{12}:train:1x1, this run is a{12}:train:1x2\)"):
         toy(tmp_path / "with", accumulate=2)
@@ -431,7 +433,7 @@ def test_held_out_points_are_part_of_the_curves_and_change_no_weight(tmp_path):
     assert run.curves["train_heldout_mlm"] == [(step, index) for index, step in enumerate([*range(0, 40, 4), 39])]
 
 
-def test_what_a_run_reached_is_in_its_details(tmp_path):
+def test_details_have_speed_data_wait_and_split(tmp_path):
     run, _ = toy(tmp_path, steps=6)
     assert {"train_tokens_per_second", "train_data_wait_share", "train_first_step_seconds", "train_steps"} < set(run.details)
     assert run.details["train_split"] == {"processes": 1, "accumulate": 1}
@@ -443,8 +445,8 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_named(tmp_path):
         toy(tmp_path, loss=lambda batch, step: {"loss": torch.tensor(math.nan if step == 3 else 1.0, requires_grad=True)})
 
 
-def test_a_disk_that_is_full_leaves_the_state_before(tmp_path):
-    """A file size limit stands in for the disk: the second state of the run finds no room."""
+def test_a_full_disk_keeps_the_previous_state(tmp_path):
+    """A file size limit stands in for a full disk: the second state cannot be written."""
     whole, expected = toy(tmp_path / "whole")
     pid = os.fork()
     if not pid:

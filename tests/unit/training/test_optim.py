@@ -32,7 +32,7 @@ TINY = {
 
 
 class Toy(nn.Module):
-    """Parameters of the kinds that an optimizer tells apart, in float64; `zero` starts at zero."""
+    """A float64 model with each kind of parameter; `zero` starts at zero."""
 
     def __init__(self, seed):
         super().__init__()
@@ -55,7 +55,8 @@ def gradients(rng, scale):
 
 
 def reference(weights, steps, kind, rates, decay, beta2):
-    """One list entry of `steps` and `rates` an update. No bias correction, epsilon outside the root."""
+    """Return the weights after one update per entry of `steps` and `rates`. There is no bias
+    correction, and epsilon is outside the root."""
     weights = {name: value.copy() for name, value in weights.items()}
     m = {name: np.zeros_like(value) for name, value in weights.items()}
     v = {name: np.zeros_like(value) for name, value in weights.items()}
@@ -74,7 +75,7 @@ def reference(weights, steps, kind, rates, decay, beta2):
 
 
 def trained(model, steps, kind, rates, decay, beta2=0.999):
-    """The rates may be numbers or tensors."""
+    """Return the optimizer after training. The rates may be numbers or tensors."""
     optimizer = optim.make(model, kind, 1.0, decay, beta2)
     for gradient, rate in zip(steps, rates):
         for group in optimizer.param_groups:
@@ -105,8 +106,8 @@ def check(kind, decay, scale, beta2, count, seed, tensors=False):
     seed=st.integers(0, 2**31),
     tensors=st.booleans(),
 )
-def test_updates_are_the_references(kind, decay, scale, beta2, count, seed, tensors):
-    """Whether a rate is a number or a tensor."""
+def test_updates_agree_with_the_reference(kind, decay, scale, beta2, count, seed, tensors):
+    """The rate is a number or a tensor."""
     check(kind, decay, scale, beta2, count, seed, tensors)
 
 
@@ -117,7 +118,7 @@ def test_without_decay_only_the_excluded_parameters_lose_the_trust_ratio(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_step_has_no_bias_correction(kind):
-    """m = g/10, v = g^2/1000: the first update is 10^0.5 long in every entry, where Adam's would be 1."""
+    """m = g/10, v = g^2/1000: every entry of the first update is 10^0.5 long; Adam's would be 1."""
     model = Toy(0)
     before = values(model)
     trained(model, [{name: np.full(shape, 2.0) for name, shape in SHAPES.items()}], kind, [0.01], 0.01)
@@ -173,7 +174,7 @@ def test_a_groups_rate_multiplies_its_learning_rate(kind, tensors):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_parameter_without_gradient_stays(kind):
+def test_a_parameter_without_gradient_does_not_move(kind):
     model = Toy(4)
     before, optimizer = values(model), optim.make(model, kind, 0.1, 0.1)
     model.dense.weight.grad = torch.ones(3, 4, dtype=torch.float64)
@@ -202,7 +203,7 @@ def test_exclusions_are_the_norms_and_the_biases(mobilebert):
     biases = {name for name in names if name.split(".")[-1] == "bias"}
     kinds = {type(module) for module in mobilebert.modules()} & {NoNorm, nn.LayerNorm}
     assert (NoNorm in kinds) == (mobilebert.config.normalization_type == "no_norm")
-    assert len(norms) == 2 * (2 + 2 * 6)  # weight and bias: of embeddings and head, and of six norms in each of two blocks
+    assert len(norms) == 2 * (2 + 2 * 6)  # weight and bias of the norms of embeddings, head and two blocks (six each)
     assert {name for name in names if optim.is_excluded(name)} == norms | biases
     matrices = {name for name, parameter in mobilebert.named_parameters() if parameter.dim() == 2}
     assert names - norms - biases == matrices

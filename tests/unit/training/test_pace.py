@@ -1,4 +1,4 @@
-"""When a run saves itself: by a clock that a test moves."""
+"""When a training saves its state, by a clock that the test moves."""
 
 import contextlib
 import itertools
@@ -14,11 +14,11 @@ from mobilebert.training.distributed import processes
 
 
 class Clock:
-    """Seconds that pass where a test says so."""
+    """A clock that advances only if a test says so."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(checkpoint, "LEAST_SECONDS", LEAST_SECONDS)  # as it is outside tests
+        monkeypatch.setattr(checkpoint, "LEAST_SECONDS", LEAST_SECONDS)  # as outside tests
         monkeypatch.setattr(checkpoint.time, "monotonic", lambda: self.now)
 
     def pass_by(self, seconds):
@@ -28,7 +28,7 @@ class Clock:
 def test_a_state_is_due_after_its_cost_many_times_over(monkeypatch):
     clock = Clock(monkeypatch)
     pace, due = Pace(), []
-    for cost in (0.0, 0.01, 2.0):  # 50 times the second is less than LEAST_SECONDS
+    for cost in (0.0, 0.01, 2.0):  # 50 times the second cost is less than LEAST_SECONDS
         clock.now += LEAST_SECONDS - 0.01
         due.append(pace.is_due())
         clock.now += 0.02
@@ -43,7 +43,7 @@ def test_a_state_is_due_after_its_cost_many_times_over(monkeypatch):
 
 
 def saves_of(monkeypatch, tmp_path, step_seconds, save_seconds, steps):
-    """The finished steps of each state that a run writes."""
+    """Return the number of finished steps in each state that a training saves."""
     clock, found, save = Clock(monkeypatch), [], checkpoint.save
 
     def slow(path, model, optimizer, step, *rest):
@@ -56,8 +56,8 @@ def saves_of(monkeypatch, tmp_path, step_seconds, save_seconds, steps):
     return found
 
 
-def test_a_run_saves_itself_every_few_seconds(monkeypatch, tmp_path):
-    """A step is asked at its beginning, in its first second: the third second ends in step 4."""
+def test_a_training_saves_its_state_every_few_seconds(monkeypatch, tmp_path):
+    """The clock is read at the start of a step, so the third second ends in step 4."""
     assert saves_of(monkeypatch, tmp_path, 1.0, 0.0, 12) == [3, 6, 9, 12]
 
 
@@ -67,11 +67,11 @@ def test_saving_takes_no_more_than_its_share(monkeypatch, tmp_path):
     assert all(0.5 <= (after - before) / SPACING <= 0.54 for before, after in itertools.pairwise(saves))
 
 
-def test_a_short_run_is_not_saved(monkeypatch, tmp_path):
+def test_a_short_training_saves_no_state(monkeypatch, tmp_path):
     assert saves_of(monkeypatch, tmp_path, 0.1, 0.0, 12) == []
 
 
-def test_a_run_that_saved_itself_by_time_goes_on_to_the_bit(monkeypatch, tmp_path):
+def test_resume_from_a_state_saved_by_time_gives_the_same_weights(monkeypatch, tmp_path):
     whole, expected = toy(tmp_path / "whole", checkpoint_every=1000)
     clock = Clock(monkeypatch)
     with pytest.raises(Stop):
@@ -83,8 +83,9 @@ def test_a_run_that_saved_itself_by_time_goes_on_to_the_bit(monkeypatch, tmp_pat
     assert run.curves == whole.curves
 
 
-def test_the_first_of_several_processes_decides(monkeypatch, tmp_path):
-    """The second one, whose clock stands still, saves when the first one's number is among the summed losses."""
+def test_the_first_of_several_processes_decides_when_to_save(monkeypatch, tmp_path):
+    """The second process, whose clock stands still, saves when the first one says so. Its word is a
+    number among the summed losses."""
     said, saved = iter([0.0, 0.0, 1.0, 0.0, 1.0, 0.0]), []
 
     class Second(processes.World):

@@ -1,4 +1,7 @@
-"""One process is a world of its own; what runs in one process alone is refused. Two processes: test_training_programs.py."""
+"""A single process is a group of one; torchrun is refused for other stages.
+
+Tests of two processes are in test_training_programs.py.
+"""
 
 import os
 import socket
@@ -22,7 +25,7 @@ def test_a_single_process_leads_and_keeps_its_numbers():
 
 
 @pytest.mark.parametrize("stage", ["data", "finetune", "report"])
-def test_what_runs_in_one_process_is_refused(stage):
+def test_stages_of_a_single_process_are_refused(stage):
     with pytest.raises(UserError, match=f"^{stage}: runs in one process; torchrun is for pretrain, transfer, distill"):
         processes.execute(SimpleNamespace(stage=stage), "smoke", None, {}, None, "cpu")
 
@@ -59,8 +62,8 @@ for case in ("alike", "step", "weights"):
 """
 
 
-def test_processes_that_do_not_begin_alike_are_all_refused(tmp_path):
-    """Each with a results folder of its own: one finds a state there, the other does not."""
+def test_processes_with_different_states_or_weights_are_all_refused(tmp_path):
+    """Each process has a results folder of its own: one finds a state, the other does not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         known = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -79,7 +82,7 @@ def test_processes_that_do_not_begin_alike_are_all_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value"), [("RANK", None), ("RANK", "one"), ("MASTER_PORT", "port"), ("MASTER_ADDR", None)])
-def test_processes_that_cannot_be_joined_are_one_line(monkeypatch, key, value):
+def test_processes_that_cannot_be_joined_are_a_one_line_error(monkeypatch, key, value):
     known = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"} | {key: value}
     for name, text in known.items():
         monkeypatch.delenv(name, raising=False) if text is None else monkeypatch.setenv(name, text)
@@ -89,7 +92,7 @@ def test_processes_that_cannot_be_joined_are_one_line(monkeypatch, key, value):
 
 @pytest.mark.parametrize("place", ["_lead", "_follow"])
 def test_a_process_whose_partner_has_ended_says_so_in_one_line(monkeypatch, place):
-    """Its own error would be gloo's, or NCCL's, with a traceback; another error is not hidden."""
+    """Otherwise the error were gloo's or NCCL's, with a traceback. Other errors are not hidden."""
     lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:15521."
     errors = [RuntimeError("a bug"), torch.distributed.DistBackendError("NCCL error"), RuntimeError(lost)]
 
@@ -107,7 +110,7 @@ def test_a_process_whose_partner_has_ended_says_so_in_one_line(monkeypatch, plac
         processes.execute(SimpleNamespace(stage="pretrain"), "smoke", None, {}, None, "cpu")
 
 
-def test_a_gpu_study_where_there_is_none_is_one_line(monkeypatch):
+def test_a_gpu_study_without_a_gpu_is_a_one_line_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"^device: the study gpu trains on an NVIDIA GPU and this machine shows none"):
         processes.execute(SimpleNamespace(stage="pretrain"), "gpu", None, {}, None, "cuda")

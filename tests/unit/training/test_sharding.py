@@ -1,4 +1,4 @@
-"""The optimizer's state shared out over processes: the same weights, to the bit, and the same file as one process has."""
+"""The optimizer's state sharded over processes gives one process's weights and file, to the bit."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ from torch import nn
 from mobilebert.training.distributed.processes import World
 from mobilebert.training.distributed.sharding import Shards
 
-# Worlds of forked processes. The gradients are sums of small whole numbers, exact in whatever order they are added, and do not
-# depend on the weights: what differs between two worlds is the update alone.
+# Groups of forked processes. The gradients are sums of small whole numbers, exact in any order, and
+# do not depend on the weights: two groups differ in the update alone.
 PROGRAM = """
 import os, socket, sys
 from pathlib import Path
@@ -117,8 +117,8 @@ def state(folder):
 
 
 @pytest.mark.parametrize("name", ["2", "4", "2-1", "1-4", "4-2"])
-def test_any_number_of_processes_makes_the_file_of_one_and_goes_on_from_it(worlds, name):
-    """2-1: two processes that are stopped at step 5, and one that goes on from their state after step 4."""
+def test_any_number_of_processes_writes_and_resumes_the_same_file(worlds, name):
+    """Case 2-1: two processes stop at step 5, and one resumes from their state after step 4."""
     (expected, facts), (found, others) = state(worlds / "1"), state(worlds / name)
     assert others == facts
     assert (
@@ -132,7 +132,7 @@ def test_any_number_of_processes_makes_the_file_of_one_and_goes_on_from_it(world
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
     ends = [load_file(path) for path in sorted((worlds / name).glob(f"end{name[-1]}-*"))]
     assert len(ends) == int(name[-1])
-    # Two moments of the five tensors that learn, each in one process.
+    # Two moments of each of the five tensors that learn; each tensor's are in one process.
     assert sum(end.pop("moments").item() for end in ends) == 10
     for end in ends:
         assert all(torch.equal(end[key], expected[f"model.{key}"]) for key in end)
@@ -150,7 +150,7 @@ def test_shares_differ_by_the_largest_tensor_at_most(sizes, processes):
 
 
 def test_the_teachers_moments_are_shared_out_evenly():
-    """Without its largest tensor, 4.2M of 293M parameters, deciding it: sixteen shares within a tenth of each other."""
+    """The largest tensor has 4.2M of 293M parameters: sixteen shares are within a tenth."""
     from mobilebert import MobileBertConfig, MobileBertForPreTraining
 
     with torch.device("meta"):

@@ -37,7 +37,7 @@ def test_the_names_most_like_the_mistyped_one_are_listed_first():
     ("value", "text"),
     [("x", "'x'"), (3, "3"), ([], "[]"), ([1, 2], "a list of 2"), ({"a": 1}, "a dict of 1"), ("y" * 500, "'" + "y" * 56 + "...")],
 )
-def test_what_the_user_wrote_is_quoted_short(value, text):
+def test_values_are_quoted_short(value, text):
     assert shown(value) == text
 
 

@@ -1,4 +1,4 @@
-"""The programs run without the calls that only Linux has; one module asks for them."""
+"""The programs run without calls that only Linux has; one module makes these calls."""
 
 import os
 import re
@@ -16,7 +16,7 @@ MINI = Path(__file__).parents[2] / "workflow" / "mini.yaml"
 
 @pytest.fixture
 def mac(monkeypatch):
-    """What macOS lacks, taken away: the cores of one process, and /proc."""
+    """Remove what macOS lacks: the cores of one process, and /proc."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for name in ("open", "read_text", "read_bytes"):
         kept = getattr(Path, name)
@@ -56,7 +56,7 @@ def test_data_training_and_scoring_run_without_affinity(mac, tmp_path):
 
 
 def test_nothing_else_asks_the_system_for_its_cores():
-    """Affinity through `machine.cores` alone; latency counts the ticks of the whole machine, whatever this process may use."""
+    """Only `machine.cores` reads affinity; latency counts the whole machine's ticks."""
     found = {
         str(path.relative_to(ROOT))
         for path in [*ROOT.glob("mobilebert/**/*.py"), *ROOT.glob("workflows/**/*.smk"), ROOT / "Snakefile"]

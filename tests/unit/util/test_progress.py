@@ -1,4 +1,4 @@
-"""How fast a training goes, on a clock that the test winds."""
+"""The speed of a training, by a clock that the test moves."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_the_only_step_is_counted(clock):
 
 
 def test_mfu_is_the_models_flops_over_the_devices_peak(clock, monkeypatch):
-    """A teacher of 293M parameters at 200,000 tokens/s on a device whose peak is known."""
+    """A teacher of 293M parameters runs at 200,000 tokens/s on a device with a known peak."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     flops = cost(preset("ib-bert-large"), 128).training_flops_per_token
     speed = progress.Speed(progress.peak_flops("cuda"))
@@ -54,8 +54,9 @@ def test_mfu_is_the_models_flops_over_the_devices_peak(clock, monkeypatch):
 
 
 def test_each_stage_has_figures_of_its_own_its_first_step_apart(clock):
-    """Three stages of 3, 2 and 1 steps of 60 tokens and 600 FLOPs on a device of 1000 FLOP/s; a run that goes on may begin within
-    any. Between two steps a state is saved, which takes a second of the stage that it lies in."""
+    """Three stages of 3, 2 and 1 steps with 60 tokens and 600 FLOPs, on a device of 1000 FLOP/s. A
+    resumed training may begin within any stage. Saving a state between two steps takes a second of
+    its stage."""
     speed = progress.Speed(1000.0)
     run(clock, speed, [1, 0.5, 0.5], [9, 1.5, 3.5], flops=600, stages=[4, 4, 4])
     clock.now += 1
@@ -65,7 +66,7 @@ def test_each_stage_has_figures_of_its_own_its_first_step_apart(clock):
         {"stage": 5, "steps": 2, "tokens_per_second": 60 / 4, "data_wait_share": 2 / 4, "mfu": 600 / 4 / 1000},
         {"stage": 6, "steps": 1, "tokens_per_second": 60 / 5, "data_wait_share": 1 / 5, "mfu": 600 / 5 / 1000},
     ]
-    assert speed.figures()["tokens_per_second"] == 300 / 23  # all but the first step's
+    assert speed.figures()["tokens_per_second"] == 300 / 23  # all steps but the first
 
 
 @pytest.mark.parametrize(
