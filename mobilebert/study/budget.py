@@ -8,6 +8,7 @@ from mobilebert.modeling.cost import MASK_RATE, cost
 from mobilebert.paper import Model
 from mobilebert.study import schedule
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import LayerwiseConfig
 
 
 def student_flops(study: Study, row: Model, student: Mapping, teacher: Mapping) -> float:
@@ -31,7 +32,7 @@ def flops_per_token(student: Mapping, teacher: Mapping, length: int) -> float:
     return cost(student, length).training_flops_per_token + _forward(teacher, length) + logits
 
 
-def transfer_flops_per_token(config: Mapping, student: Mapping, teacher: Mapping, step: int, length: int) -> float:
+def transfer_flops_per_token(config: LayerwiseConfig, student: Mapping, teacher: Mapping, step: int, length: int) -> float:
     """Of a step of knowledge transfer: the student as deep as the step runs it, backward through the blocks that learn, and the
     teacher forward as deep as it is asked. No heads; the embeddings do not learn. Attention maps add no product.
 
@@ -64,8 +65,15 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
     if row.strategy == "akt":
         return 0, 0, 0  # beside distillation, whose steps count both models whole
     transfer = study.transfer
-    config = {"strategy": row.strategy, "losses": row.losses, "recipe": study.recipe}
-    config |= {"steps": transfer.steps, "lower_layers": transfer.lower_layers}
+    config = LayerwiseConfig(
+        recipe=study.recipe,
+        strategy=row.strategy,
+        losses=row.losses,
+        factors=transfer.factors,
+        lower_layers=transfer.lower_layers,
+        steps=transfer.steps,
+        warmup_steps=transfer.warmup_steps,
+    )
     totals, step = [0, 0, 0], 0
     while step < transfer.steps:  # from stage to stage: the steps of one are alike
         length = schedule.stage(step, transfer.steps, layers)[2]
@@ -74,14 +82,14 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
     return tuple(total / transfer.steps / layers for total in totals)
 
 
-def depths(config: Mapping, step: int, layers: int) -> tuple[int, int, int]:
+def depths(config: LayerwiseConfig, step: int, layers: int) -> tuple[int, int, int]:
     """Of `layers` blocks those that the student runs at a step of PKT or JKT, those that it goes back through, and those that the
     teacher runs.
 
-    config: strategy, losses, recipe, steps and lower_layers, as in a transfer job's.
+    config: a transfer job's, or alike.
     """
-    if config["strategy"] == "jkt":
+    if config.strategy == "jkt":
         return layers, layers, layers
-    run = schedule.stage(step, config["steps"], layers)[0] + 1
-    whole = config["recipe"] == "released" and "fmt" in config["losses"]  # its statistics are of all the teacher's layers
-    return run, run if config["lower_layers"] else 1, layers if whole else run
+    run = schedule.stage(step, config.steps, layers)[0] + 1
+    whole = config.recipe == "released" and "fmt" in config.losses  # its statistics are of all the teacher's layers
+    return run, run if config.lower_layers else 1, layers if whole else run

@@ -200,16 +200,18 @@ def test_a_run_of_the_stage_leaves_what_it_found_before_it_scores(files, tmp_pat
 
     monkeypatch.setattr(quantize, "evaluate", evaluate)
     run = SimpleNamespace(
-        job=SimpleNamespace(name="m/sst2", config={"task": "sst2", "length": LENGTH}),
+        job=SimpleNamespace(name="m/sst2"),
+        settings=lambda kind: kind.model_construct(task="sst2", length=LENGTH),
+        graph={"finetune/m/sst2": SimpleNamespace(settings=lambda kind: kind.model_construct(architecture=None))},
         artefact_of=lambda *_: tmp_path / "tokenizer/tokenizer.json",
-        record_of=lambda _: SimpleNamespace(config={"architecture": None}),
+        record_of=lambda _: SimpleNamespace(),
         state=tmp_path,
         folder=tmp_path,
         metrics={},
         quantization=None,
     )
     with pytest.raises(RuntimeError, match="scored elsewhere"):
-        quantize.run(run, None)
+        quantize.main(run, None)
     assert run.quantization.scored_on == int8.processor()
     assert run.quantization.bytes_after == run.metrics["bytes_after"] == (tmp_path / "model.int8.onnx").stat().st_size
 

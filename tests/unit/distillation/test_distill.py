@@ -10,6 +10,7 @@ from mobilebert.distillation.objective import distillation_loss, schedule_labels
 from mobilebert.distillation.transfer import Transfer
 from mobilebert.study.graph import build_graph
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import DistillConfig, LayerwiseConfig
 
 torch.set_num_threads(1)
 SIZES = {
@@ -56,11 +57,12 @@ def batch():
 
 
 def config(recipe="paper", alpha=0.3, temperature=1.0):
-    return {"recipe": recipe, "alpha": alpha, "temperature": temperature}
+    return DistillConfig.model_construct(recipe=recipe, alpha=alpha, temperature=temperature)
 
 
 def transfer(student, teacher, recipe, chosen=("fmt", "at")):
-    return Transfer(student, teacher, {"strategy": "akt", "recipe": recipe, "losses": chosen, "factors": None, "steps": 9})
+    config = LayerwiseConfig.model_construct(strategy="akt", recipe=recipe, losses=chosen, factors=None, steps=9)
+    return Transfer(student, teacher, config)
 
 
 def loss(student, teacher, batch, config, transfer):
@@ -144,5 +146,5 @@ def test_auxiliary_transfer_with_fewer_steps_of_transfer_is_scaled():
     """It has the paper's 500k steps of distillation, and 1k of the 240k beside them."""
     study = Study(schema=1, description="the paper", transfer={"steps": 1000})
     graph = build_graph(study)
-    labels = [schedule_labels(study, graph[f"distill/mobilebert-{name}"].config) for name in ("akt", "pd")]
+    labels = [schedule_labels(study, graph[f"distill/mobilebert-{name}"].settings(DistillConfig)) for name in ("akt", "pd")]
     assert labels == [["scaled: transfer sees 4.2e-03 of the paper's tokens"], []]
