@@ -70,10 +70,11 @@ def test_three_distillations_of_one_pass_cost_less_than_three_runs(tmp_path):
     from mobilebert import MobileBertConfig
     from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.modeling.cost import cost
+    from mobilebert.study.stage_config import DistillConfig
     from mobilebert.training import optim
     from mobilebert.training.loop import Task
 
-    settings = {"alpha": 0.5, "temperature": 1.0, "recipe": "paper"}
+    settings = DistillConfig.model_construct(alpha=0.5, temperature=1.0, recipe="paper")
     teacher = model(0, WIDE).requires_grad_(False)
     flops = cost(teacher.config.to_dict(), LENGTH).encoder_flops / LENGTH
     step = cost(MobileBertConfig(**WIDTHS, **NARROW).to_dict(), LENGTH).training_flops_per_token
@@ -96,6 +97,7 @@ def test_three_transfers_of_one_pass_cost_less_than_three_runs(tmp_path):
     """PKT, a step a layer; the last student wants no maps, so the taught block runs twice. Of 4 layers the teacher runs
     3 x (1 + 2 + 3 + 4) blocks for three runs, (2 + 3 + 4 + 5) for one pass."""
     from mobilebert.distillation.transfer import Transfer, layer_of
+    from mobilebert.study.stage_config import LayerwiseConfig
     from mobilebert.training import optim
     from mobilebert.training.loop import Task
 
@@ -106,7 +108,7 @@ def test_three_transfers_of_one_pass_cost_less_than_three_runs(tmp_path):
         student = model(int(run.job.name), NARROW)
         settings = {"strategy": "pkt", "recipe": "paper", "factors": None, "lower_layers": 0.1, "steps": layers}
         settings["losses"] = ("fmt",) if int(run.job.name) == STUDENTS - 1 else ("fmt", "at")
-        transfer = Transfer(student, teacher, settings)
+        transfer = Transfer(student, teacher, LayerwiseConfig.model_construct(**settings))
         optimizer = optim.make(student, "lamb", 1e-3, 0.01, group=layer_of)
 
         def losses_of(batch, step):

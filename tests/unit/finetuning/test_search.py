@@ -34,6 +34,7 @@ torch.set_num_threads(1)
 TASK = {
     "task": "cola", "recipe": "paper", "precision": "fp32", "warmup_share": 0.1, "weight_decay": 0.01, "seeds": [0, 1],
     "search": "quick", "halving": True, "batch_size": 4, "learning_rate": 0.02, "epochs": 4,
+    "length": 16, "train_rows": None, "eval_rows": None,
     "architecture": {"model_type": "bag-of-embeddings"},
 }  # fmt: skip
 SETTING = FinetuneConfig.model_construct(**TASK)
