@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mobilebert.data import cache, squad
+from mobilebert.study.stage_config import LengthsConfig
 from mobilebert.study.tasks import TASKS
 
 BUCKET = 50  # batches that are sorted by length together: little padding, yet different batches in each epoch
@@ -121,9 +122,9 @@ def _rows(flat: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
     return [flat[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def encode_squad(tokenizer, frame, setting: dict, training: bool) -> tuple[Examples, squad.Windows]:
+def encode_squad(tokenizer, frame, setting: LengthsConfig, training: bool) -> tuple[Examples, squad.Windows]:
     """Return SQuAD rows as examples, one a window, and as windows (see `mobilebert.data.squad`)."""
-    cut = {"max_length": setting["length"], "doc_stride": setting["doc_stride"], "max_query_length": setting["max_query_length"]}
+    cut = {"max_length": setting.length, "doc_stride": setting.doc_stride, "max_query_length": setting.max_query_length}
     texts = [frame["question"].tolist(), frame["context"].tolist()]
     answers = None
     if training:

@@ -12,21 +12,22 @@ from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.study.graph import final_job
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import DistillConfig, StudentConfig
 
 
-def schedule_labels(study: Study, config: dict) -> list[str]:
+def schedule_labels(study: Study, config: DistillConfig) -> list[str]:
     """The labels of distillation's schedule; of AKT, which makes the transfer's steps here, those of the transfer's too."""
-    return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config["transfer"] else [])
+    return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config.transfer else [])
 
 
 def new_student(context: JobContext, teacher, device: str):
     """The student that the transfer left, or a new one."""
-    config, transferred = context.job.config, f"transfer/{context.job.name}"
+    config, transferred = context.settings(DistillConfig), f"transfer/{context.job.name}"
     if transferred in context.job.inputs:
         return objective.input_model(context, transferred).to(device)
-    torch.manual_seed(config["seed"])
-    student = objective.new_model(config["architecture"]).to(device)
-    if config["control"] != "fresh-student":
+    torch.manual_seed(config.seed)
+    student = objective.new_model(config.architecture).to(device)
+    if config.control != "fresh-student":
         copy_outside_encoder(student, teacher)
     return student
 
@@ -35,12 +36,12 @@ def wanted(transfer: Transfer | None) -> dict:
     """What AKT asks of both models beside their last hidden states."""
     if not transfer:
         return {}
-    maps = list(range(transfer.layers)) if "at" in transfer.config["losses"] else []
+    maps = list(range(transfer.layers)) if "at" in transfer.config.losses else []
     return {"output_hidden_states": True, "attention_layers": maps}
 
 
 @torch.no_grad()
-def teacher_guide(teacher, batch: dict, config: dict, transfer: Transfer | None) -> tuple[torch.Tensor, dict[int, dict]]:
+def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfer | None) -> tuple[torch.Tensor, dict[int, dict]]:
     """What the teacher tells its students of a batch: masked-LM logits (N, V), and for AKT its layers as `Transfer.compare` takes
     them.
 
@@ -48,7 +49,7 @@ def teacher_guide(teacher, batch: dict, config: dict, transfer: Transfer | None)
     """
     inputs = {key: batch[key] for key in objective.INPUTS if key in batch}
     out = teacher.mobilebert(**inputs, **wanted(transfer))
-    logits = soft_logits(teacher, out.last_hidden_state, batch["masked_positions"], config["temperature"])
+    logits = soft_logits(teacher, out.last_hidden_state, batch["masked_positions"], config.temperature)
     if not transfer:
         return logits, {}
     layers = by_layer(out.hidden_states, out.attentions, range(transfer.layers))
@@ -57,13 +58,15 @@ def teacher_guide(teacher, batch: dict, config: dict, transfer: Transfer | None)
     return logits, layers
 
 
-def distillation_loss(student, theirs: tuple, batch: dict, config: dict, transfer: Transfer | None) -> dict[str, torch.Tensor]:
+def distillation_loss(
+    student, theirs: tuple, batch: dict, config: DistillConfig, transfer: Transfer | None
+) -> dict[str, torch.Tensor]:
     """alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and AKT's mean over the layers. theirs: from `guide`."""
     logits, layers = theirs
     out = objective.heads(student, batch, **wanted(transfer))
-    released = config["recipe"] == "released"
+    released = config.recipe == "released"
     labels, real = batch["masked_labels"], batch.get("masked_real")
-    mixed, mlm, kd = losses.pretraining_distillation(out["mlm"], logits, labels, config["alpha"], released, real)
+    mixed, mlm, kd = losses.pretraining_distillation(out["mlm"], logits, labels, config.alpha, released, real)
     weight = batch.get("masked_weight", 1.0)  # of a part of a batch: its share of the masked positions
     parts = {"mlm": mlm * weight, "kd": kd * weight, "nsp": losses.next_sentence(out["nsp"], batch["next_sentence_label"])}
     parts = {"loss": mixed * weight + parts["nsp"], **parts}
@@ -87,6 +90,7 @@ def teacher_of(context: JobContext, study: Study, device: str):
     """The frozen teacher; its weights shuffled for that control."""
     model = models()[context.job.name]
     teacher = objective.input_model(context, final_job(study, model.teacher)).to(device).eval()
-    if context.job.config["control"] == "shuffled-teacher":
-        shuffle_weights(teacher, context.job.config["seed"])
+    config = context.settings(StudentConfig)
+    if config.control == "shuffled-teacher":
+        shuffle_weights(teacher, config.seed)
     return teacher.requires_grad_(False)

@@ -23,6 +23,7 @@ from mobilebert.jobs.locks import lock, lock_of
 from mobilebert.study.graph import jobs_in_scope
 from mobilebert.study.job import Job
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import StudentConfig
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import AHEAD
 from mobilebert.training.distributed.processes import world
@@ -105,7 +106,7 @@ def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
     with contextlib.ExitStack() as held:
         found: list[JobContext] = []
         shares = getattr(study, context.job.stage).share_teacher
-        if shares and world().size == 1 and not context.job.config["max_minutes"] and _steps_left(context):
+        if shares and world().size == 1 and not context.settings(StudentConfig).max_minutes and _steps_left(context):
             for key in jobs_in_scope(study, context.graph):
                 job = context.graph[key]
                 if job.stage == context.job.stage and key != context.job.id and _lesson(job) == _lesson(context.job):
@@ -121,7 +122,8 @@ def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
 
 def _lesson(job: Job) -> list:
     """What the teacher computes, and from what."""
-    return [job.inputs[1], job.config["control"] == "shuffled-teacher", *(job.config[key] for key in LESSONS[job.stage])]
+    config = job.settings(StudentConfig)
+    return [job.inputs[1], config.control == "shuffled-teacher", *(getattr(config, key) for key in LESSONS[job.stage])]
 
 
 def _is_ready(context: JobContext) -> bool:
@@ -131,7 +133,7 @@ def _is_ready(context: JobContext) -> bool:
 
 
 def _steps_left(context: JobContext) -> int:
-    return context.job.config["steps"] - checkpoint.finished(context.state / f"{NAME}.safetensors")
+    return context.settings(StudentConfig).steps - checkpoint.finished(context.state / f"{NAME}.safetensors")
 
 
 def train_together(

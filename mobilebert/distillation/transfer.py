@@ -17,6 +17,7 @@ from mobilebert.distillation.teacher_layers import Guide, layers
 from mobilebert.pretraining.objective import INPUTS
 from mobilebert.study import schedule
 from mobilebert.study.architecture import mismatch
+from mobilebert.study.stage_config import LayerwiseConfig
 from mobilebert.util.errors import UserError
 
 LAYER = re.compile(r"mobilebert\.encoder\.layer\.(\d+)\.")
@@ -65,23 +66,23 @@ def _alone(make: Callable[[], Guide]) -> Guide:
 class Transfer:
     """The layers' loss of one strategy.
 
-    config: a transfer job's configuration (strategy, losses, factors, lower_layers, recipe, steps).
+    config: a transfer job's configuration, or `DistillConfig.layerwise`.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, config: dict):
-        if problem := mismatch(student.config.to_dict(), teacher.config.to_dict(), config["losses"]):
+    def __init__(self, student: nn.Module, teacher: nn.Module, config: LayerwiseConfig):
+        if problem := mismatch(student.config.to_dict(), teacher.config.to_dict(), config.losses):
             raise UserError(problem)
         self.student, self.teacher, self.config = student, teacher, config
-        self.recipe = config["recipe"]
+        self.recipe = config.recipe
         self.layers = student.config.num_hidden_layers
-        self.factors = tuple(config["factors"] or losses.FACTORS[self.recipe])
-        self.progressive = config["strategy"] == "pkt"
+        self.factors = tuple(config.factors or losses.FACTORS[self.recipe])
+        self.progressive = config.strategy == "pkt"
 
     def depth(self, step: int) -> tuple[int, range]:
         """Number of blocks to run at a step, and the layers taught."""
         if not self.progressive:
             return self.layers, range(self.layers)
-        layer = schedule.stage(step, self.config["steps"], self.layers)[0]
+        layer = schedule.stage(step, self.config.steps, self.layers)[0]
         return layer + 1, range(layer, layer + 1)
 
     def stage(self, step: int) -> int | None:
@@ -103,7 +104,7 @@ class Transfer:
                     group["rate"] = 1.0
                 else:
                     below = 0 <= layer < taught.start
-                    group["rate"] = self.config["lower_layers"] if below else 0.0
+                    group["rate"] = self.config.lower_layers if below else 0.0
                 for parameter in group["params"]:
                     parameter.requires_grad_(group["rate"] > 0)
 
@@ -111,11 +112,11 @@ class Transfer:
 
     def rate(self, step: int) -> float:
         """Multiplier of the peak rate: the released curve, 3x within each stage for PKT; linear for JKT."""
-        steps = self.config["steps"]
+        steps = self.config.steps
         if self.progressive:
             _, within, length = schedule.stage(step, steps, self.layers)
             return (3.0 if self.recipe == "released" else 1.0) * schedule.stage_curve(within, length)
-        return schedule.linear(step, steps, self.config["warmup_steps"])
+        return schedule.linear(step, steps, self.config.warmup_steps)
 
     def loss(self, batch: dict[str, torch.Tensor], step: int, share: Share = _alone) -> dict[str, torch.Tensor]:
         """Run both models as deep as the step needs; the mean of the taught layers' losses."""
@@ -126,7 +127,7 @@ class Transfer:
 
         share: makes the teacher's guide, or gives that of another student of the same teacher, batch and layers.
         """
-        maps = list(taught) if "at" in self.config["losses"] else []
+        maps = list(taught) if "at" in self.config.losses else []
         theirs = share(lambda: Guide(self.teacher, batch, depth, taught, self.recipe)).layers(bool(maps), self.slips)
         inputs = {key: batch[key] for key in INPUTS if key in batch}
         return self.compare(layers(self.student, inputs, depth, taught, maps), theirs, batch)
@@ -135,7 +136,7 @@ class Transfer:
     def slips(self) -> bool:
         """Whether a layer is compared with statistics of all the teacher's layers: the released TF1 code averages over a list
         where it means the list's item, a slip of a variable name."""
-        return self.recipe == "released" and "fmt" in self.config["losses"]
+        return self.recipe == "released" and "fmt" in self.config.losses
 
     def compare(self, student: dict[int, dict], teacher: dict[int, dict], batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean loss of the layers that `student` holds, as `layers` returns them.
@@ -145,8 +146,7 @@ class Transfer:
         """
         mask = batch.get("attention_mask")
         total = sum(
-            losses.layer(student[index], teacher[index], self.recipe, self.config["losses"], self.factors, mask)
-            for index in student
+            losses.layer(student[index], teacher[index], self.recipe, self.config.losses, self.factors, mask) for index in student
         )
         if self.recipe == "released":
             return total / self.layers

@@ -18,6 +18,7 @@ from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.evaluation.scoring import BATCH, Forward, outputs, padded
 from mobilebert.jobs.record import read_record
 from mobilebert.study.recipe import Finetune
+from mobilebert.study.stage_config import LengthsConfig
 from mobilebert.study.tasks import STSB_RANGE, Task
 from mobilebert.util.errors import Diverged, UserError, one_line
 from mobilebert.util.progress import bar
@@ -40,7 +41,7 @@ class Model:
     task: Task
     forward: Forward
     tokenizer: object
-    setting: dict
+    setting: LengthsConfig
     order: list[int]
     size: int
 
@@ -56,12 +57,12 @@ class Model:
             examples, windows = encode_squad(self.tokenizer, frame, self.setting, training=False)
             found = self._outputs(examples, ("start_logits", "end_logits"), what)
             start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
-            longest, v2 = self.setting["max_answer_length"], self.task.name == "squad_v2.0"
+            longest, v2 = self.setting.max_answer_length, self.task.name == "squad_v2.0"
             texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=longest, v2=v2)
             keys = list(frame["id"])
             table = pd.DataFrame({"id": keys, "prediction": [texts[key] for key in keys]})
             return table.assign(null_odds=[odds[key] for key in keys]) if v2 else table
-        examples = encode(self.tokenizer, self.task.name, frame.assign(label=0), self.setting["length"])
+        examples = encode(self.tokenizer, self.task.name, frame.assign(label=0), self.setting.length)
         logits = np.stack(self._outputs(examples, ("logits",), what)["logits"]).astype(np.float64)
         if self.task.is_regression:
             return pd.DataFrame({"prediction": np.clip(logits[:, 0], *STSB_RANGE)})
@@ -97,7 +98,7 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
         path = path / "model"  # the folder of the stage `finetune`
     recorded = _recorded(path)
-    setting = {**Finetune().setting(task.name), **(recorded or {})}
+    setting = _lengths({**Finetune().setting(task.name), **(recorded or {})})
     onnx = path if path.is_file() else path / INT8
     if onnx.is_file():
         forward, config, tokenizer = _onnx(onnx, task, threads, recorded is not None)
@@ -106,8 +107,8 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
     order = list(range(task.num_labels))
     if config is not None:  # None for an ONNX file of a study
         order = _order(config, task, source)
-        longest = getattr(config, "max_position_embeddings", setting["length"])
-        setting["length"] = min(setting["length"], longest)
+        longest = getattr(config, "max_position_embeddings", setting.length)
+        setting = setting.model_copy(update={"length": min(setting.length, longest)})
         if tokenizer.get_vocab_size() > config.vocab_size:
             raise UserError(f"{source}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}")
     if lacking := [token for token in ("[PAD]", "[CLS]", "[SEP]") if tokenizer.token_to_id(token) is None]:
@@ -119,6 +120,11 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
     except Exception as error:  # a WordPiece without [UNK] fails on the first unknown word
         raise UserError(f"{source}: the tokenizer does not encode every text ({one_line(error)})") from None
     return Model(source, task, forward, tokenizer, setting, order, getattr(forward, "ROWS", BATCH))
+
+
+def _lengths(setting: dict) -> LengthsConfig:
+    """Return the lengths among a task's setting, as they are: those of a record may be of any version."""
+    return LengthsConfig.model_construct(**{key: setting[key] for key in LENGTHS if key in setting})
 
 
 def _recorded(path: Path) -> dict | None:

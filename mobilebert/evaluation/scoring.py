@@ -12,6 +12,7 @@ from mobilebert.data import squad
 from mobilebert.data.examples import Examples, encode, encode_squad, sample, table_file
 from mobilebert.evaluation import glue
 from mobilebert.evaluation import squad as squad_scores
+from mobilebert.study.stage_config import TaskConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import Diverged
 
@@ -50,14 +51,14 @@ def outputs(
     return found
 
 
-def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, size: int = BATCH) -> tuple[dict, dict]:
+def evaluate(forward: Forward, tokenizer, data: Path, setting: TaskConfig, out: Path, size: int = BATCH) -> tuple[dict, dict]:
     """Score a model on every labelled validation split of a task; return (metrics, details).
 
     metrics: fractions by the task's metric names, with `mismatched_` before those of MNLI's second
     set. details: rows, shares of the predicted classes and of the labels. For MNLI, AX is predicted
     too. Predictions are written to `out`/predictions.parquet. size: see `outputs`.
     """
-    task = TASKS[setting["task"]]
+    task = TASKS[setting.task]
     if task.is_squad:
         return _evaluate_squad(forward, tokenizer, data, setting, out, size)
     metrics, details, tables = {}, {"rows": {}, "shares": {}, "label_shares": {}}, []
@@ -65,8 +66,8 @@ def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, 
         file = table_file(data, task.name, role)
         if not file.exists():
             continue
-        frame = sample(pd.read_parquet(file), setting["eval_rows"], seed=0)
-        examples = encode(tokenizer, task.name, frame, setting["length"])
+        frame = sample(pd.read_parquet(file), setting.eval_rows, seed=0)
+        examples = encode(tokenizer, task.name, frame, setting.length)
         predictions = _predict(forward, examples, task, size)
         prefix = "mismatched_" if role == "validation_mismatched" else ""
         metrics |= {prefix + name: value for name, value in glue.score(task.name, predictions, frame["label"].to_numpy()).items()}
@@ -78,7 +79,7 @@ def evaluate(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, 
         tables.append(pd.DataFrame({"split": role, "idx": frame["idx"], "prediction": predictions, "label": frame["label"]}))
     if task.name == "mnli" and table_file(data, "ax", "test").exists():
         frame = pd.read_parquet(table_file(data, "ax", "test"))
-        predictions = _predict(forward, encode(tokenizer, "ax", frame, setting["length"]), task, size)
+        predictions = _predict(forward, encode(tokenizer, "ax", frame, setting.length), task, size)
         details["shares"]["ax"] = glue.share(predictions, task.num_labels)
         tables.append(pd.DataFrame({"split": "ax", "idx": frame["idx"], "prediction": predictions, "label": -1}))
     pd.concat(tables).to_parquet(out / "predictions.parquet", index=False)
@@ -98,13 +99,13 @@ def padded(rows: list[np.ndarray]) -> np.ndarray:
     return table
 
 
-def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: dict, out: Path, size: int) -> tuple[dict, dict]:
-    v2 = setting["task"] == "squad_v2.0"
-    frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
+def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: TaskConfig, out: Path, size: int) -> tuple[dict, dict]:
+    v2 = setting.task == "squad_v2.0"
+    frame = sample(pd.read_parquet(table_file(data, setting.task, "validation")), setting.eval_rows, seed=0)
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)
     found = outputs(forward, examples, ("start_logits", "end_logits"), size)
     start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
-    texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting["max_answer_length"], v2=v2)
+    texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting.max_answer_length, v2=v2)
     wanted = squad.references(frame)
     scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)
     answers = squad_scores.with_null(texts, odds, 0.0) if v2 else texts

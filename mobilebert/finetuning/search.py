@@ -9,12 +9,13 @@ over the whole run, so the numbers of epochs are runs of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Literal
 
-from mobilebert.study.recipe import AXES
+from mobilebert.study.recipe import AXES, Finetune
+from mobilebert.study.stage_config import TaskConfig
 
 PAPER = {
     "batch_size": (16, 32, 48),
@@ -27,6 +28,9 @@ SEED = 1_000_000  # of the search's runs, not one of the seeds that are reported
 KEPT = 3  # successive halving keeps the best third of a rung
 
 RUNGS = (9, 3, 1)  # and a rung's runs see a ninth, a third, all of the training rows, so each costs a third of the next
+
+
+Searched = TaskConfig | Finetune  # a job's configuration, or the study's for all tasks: the counts are alike
 
 
 @dataclass(frozen=True)
@@ -52,36 +56,36 @@ class Trial:
         return f"search-b{self.batch_size}-lr{self.learning_rate}-e{self.epochs}" + (f"-part{self.part}" if self.part > 1 else "")
 
 
-def grid(config: Mapping) -> list[dict]:
-    """Every setting that `config["search"]` tries.
+def grid(config: Searched) -> list[dict]:
+    """Every setting that `config.search` tries.
 
     `paper`: the paper's 270. `quick`: the task's own setting, half and twice its learning rate, each with its epochs and twice
     as many: six, at any scale of the model. `none`: the task's own setting.
     """
-    axes = PAPER
-    if config["search"] != "paper":
-        axes = {axis: (config[axis],) for axis in AXES}
-    if config["search"] == "quick":
-        rate, epochs = config["learning_rate"], config["epochs"]
+    axes = PAPER if config.search == "paper" else {axis: (getattr(config, axis),) for axis in AXES}
+    if config.search == "quick":
+        rate, epochs = config.learning_rate, config.epochs
+        assert rate is not None
+        assert epochs is not None
         axes |= {"learning_rate": (rate / 2, rate, rate * 2), "epochs": (epochs, epochs * 2)}
     return [dict(zip(AXES, values, strict=True)) for values in product(*(axes[axis] for axis in AXES))]
 
 
-def rungs(config: Mapping) -> list[tuple[int, int]]:
+def rungs(config: Searched) -> list[tuple[int, int]]:
     """(number of runs, part) of each rung: one over all rows for the plain grid, three for successive halving.
 
     Fewer rows are fewer steps, so the first rungs of halving favour high rates and many epochs: the plain grid is the paper's.
     """
-    if config["search"] == "none":
+    if config.search == "none":
         return []
     count, found = len(grid(config)), []
-    for part in RUNGS if config["halving"] else RUNGS[-1:]:
+    for part in RUNGS if config.halving else RUNGS[-1:]:
         found.append((count, part))
         count = math.ceil(count / KEPT)
     return found
 
 
-def search(config: Mapping, scores_of: Callable[[list[Trial]], list[float | None]]) -> dict:
+def search(config: Searched, scores_of: Callable[[list[Trial]], list[float | None]]) -> dict:
     """The chosen setting: the best of the last rung, the earlier in the grid where two are equal.
 
     scores_of: runs the trials of one rung and returns their scores on the development set, None for one that diverged.
@@ -114,14 +118,14 @@ def stacks(trials: Sequence[Trial], most: int) -> list[list[Trial]]:
     return found
 
 
-def total(config: Mapping) -> int:
+def total(config: Searched) -> int:
     """Runs of the whole job: those of the search, and the chosen setting with every seed."""
-    return sum(count for count, _ in rungs(config)) + len(config["seeds"])
+    return sum(count for count, _ in rungs(config)) + len(config.seeds)
 
 
-def passes(config: Mapping) -> float:
+def passes(config: Searched) -> float:
     """Passes over the training rows in the whole job, expected before it runs: of the settings that are not known yet
     (of the later rungs, and the chosen one) the grid's mean number of epochs."""
     settings = grid(config)
     mean = sum(setting["epochs"] for setting in settings) / len(settings)
-    return sum(count * mean / part for count, part in rungs(config)) + mean * len(config["seeds"])
+    return sum(count * mean / part for count, part in rungs(config)) + mean * len(config.seeds)

@@ -15,6 +15,7 @@ from mobilebert.data.examples import Examples
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.cost import cost
 from mobilebert.study import schedule
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.training import optim
 from mobilebert.training.loop import Task, train
@@ -85,9 +86,11 @@ def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 CHECKPOINT_EVERY = 500  # steps: a minute of a small model
 
 
-def make_task(examples: Examples, model: nn.Module, setting: dict, seed: int) -> Task:
+def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int) -> Task:
     """Linear warm-up and decay, batches bucketed by length."""
-    size, epochs = setting["batch_size"], setting["epochs"]
+    size, epochs = setting.batch_size, setting.epochs
+    assert size is not None  # the trial's, if the paper's search chose it
+    assert epochs is not None
     each = -(-len(examples) // size)
     steps = each * epochs
     order: dict[int, list[np.ndarray]] = {}
@@ -99,23 +102,26 @@ def make_task(examples: Examples, model: nn.Module, setting: dict, seed: int) ->
             order[epoch] = examples.epoch(size, seed, epoch)
         return {key: torch.from_numpy(value) for key, value in examples.batch(order[epoch][step % each]).items()}
 
-    end = 1e-4 if setting["recipe"] == "released" else 0.0
-    warmup = int(setting["warmup_share"] * steps)
+    end = 1e-4 if setting.recipe == "released" else 0.0
+    warmup = int(setting.warmup_share * steps)
     return Task(
         steps=steps,
         batch=batch,
-        loss=lambda batch, step: {"loss": loss(setting["task"], model(**inputs_of(model, batch)), batch)},
+        loss=lambda batch, step: {"loss": loss(setting.task, model(**inputs_of(model, batch)), batch)},
         rate=lambda step: schedule.linear(step, steps, warmup, end),
         seed=seed,
-        precision=setting["precision"],
+        precision=setting.precision,
         checkpoint_every=CHECKPOINT_EVERY,
-        flops_per_token=flops_per_token(setting["architecture"]),
+        flops_per_token=flops_per_token(setting.architecture),
     )
 
 
-def finetune(context: JobContext, examples: Examples, model: nn.Module, setting: dict, seed: int, device: str, name: str) -> None:
+def finetune(
+    context: JobContext, examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int, device: str, name: str
+) -> None:
     """Train `model` in place. `name`: of the state and of the curves."""
-    optimizer = optim.make(model, "adamw", setting["learning_rate"], setting["weight_decay"])
+    assert setting.learning_rate is not None
+    optimizer = optim.make(model, "adamw", setting.learning_rate, setting.weight_decay)
     train(context, model, optimizer, make_task(examples, model, setting, seed), name, device)
 
 

@@ -26,6 +26,7 @@ from mobilebert.finetuning.search import Trial, grid, search, stacks, total
 from mobilebert.finetuning.stacked import train as together
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import Diverged
 from mobilebert.util.files import json_safe, write_atomically
@@ -36,23 +37,23 @@ Train = Callable[[JobContext, Trial, Path], tuple[dict, dict]]
 TrainTogether = Callable[[JobContext, list[Trial]], Train | None]
 
 
-def constant_exact_match(data: Path, setting: dict) -> dict[str, float]:
+def constant_exact_match(data: Path, setting: FinetuneConfig) -> dict[str, float]:
     """What a run on SQuAD must beat: the better of answering nothing and of answering the context's first word."""
-    frame = sample(pd.read_parquet(table_file(data, setting["task"], "validation")), setting["eval_rows"], seed=0)
+    frame = sample(pd.read_parquet(table_file(data, setting.task, "validation")), setting.eval_rows, seed=0)
     wanted = squad.references(frame)
     words = [context.split()[:1] for context in frame["context"]]
     guesses = [dict.fromkeys(frame["id"], ""), {key: " ".join(word) for key, word in zip(frame["id"], words, strict=True)}]
     return {"constant_exact_match": max(score_v2(guess, wanted)["exact_match"] for guess in guesses)}
 
 
-def runs_at_once(study: Study, setting: dict, device: str) -> int:
+def runs_at_once(study: Study, setting: FinetuneConfig, device: str) -> int:
     """What `finetune.together` allows, on a GPU no more than fit into its memory with the search's largest batch. That is all of
     its memory, which a job has to itself, not what is free now: a job that goes on after a kill finds its stacks again."""
     if device != "cuda" or study.finetune.together == 1:
         return study.finetune.together
     rows = max(item["batch_size"] for item in grid(setting))
     memory = torch.cuda.mem_get_info()[1]
-    return min(study.finetune.together, together.most(setting["architecture"], rows, setting["length"], memory))
+    return min(study.finetune.together, together.most(setting.architecture, rows, setting.length, memory))
 
 
 def every_run(context: JobContext, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
@@ -67,8 +68,8 @@ def every_run(context: JobContext, train: Train, train_together: TrainTogether |
     model cannot be stacked, and each is trained alone.
     """
     context.resume("", 0)  # the curves of seeds that were finished before a kill
-    setting, found = context.job.config, []
-    headline = TASKS[setting["task"]].metrics[0]
+    setting, found = context.settings(FinetuneConfig), []
+    headline = TASKS[setting.task].metrics[0]
     with bar(total(setting), f"{context.job.id} runs", unit="run") as progress:
 
         def scores_of(trials: list[Trial]) -> list[float | None]:
@@ -81,7 +82,7 @@ def every_run(context: JobContext, train: Train, train_together: TrainTogether |
             return [_rank(records[trial], headline) for trial in trials]
 
         chosen = search(setting, scores_of)
-        scores_of([Trial(**chosen, seed=seed) for seed in setting["seeds"]])
+        scores_of([Trial(**chosen, seed=seed) for seed in setting.seeds])
     return found
 
 
@@ -145,7 +146,7 @@ def one_run(context: JobContext, trial: Trial, train: Train, shared: Shared | No
     done = record_file(context, trial)
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
-    out, task = context.state / trial.name, context.job.config["task"]
+    out, task = context.state / trial.name, context.settings(FinetuneConfig).task
     out.mkdir(exist_ok=True)
     part = shared.part if shared else part_of(context, trial.role, trial.name)
     started, clock = shared.started if shared else datetime.now(UTC), time.monotonic()
@@ -231,19 +232,19 @@ def keep(context: JobContext, file: Path, name: str) -> None:
     context.artefacts.append(name)
 
 
-def setting_labels(study: Study, setting: dict, others: list[str]) -> list[str]:
+def setting_labels(study: Study, setting: FinetuneConfig, others: list[str]) -> list[str]:
     """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
     result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
     judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
-    if setting["search"] != "none":
-        halved = ", by successive halving" if setting["halving"] else ""
+    if setting.search != "none":
+        halved = ", by successive halving" if setting.halving else ""
         found = [f"search: chosen among {len(grid(setting))} settings on this development set{halved}"]
     else:
         found = ["search: none, one setting a task"] if judged else []
-    return found + (study.finetune.changed(setting["task"]) if judged else [])
+    return found + (study.finetune.changed(setting.task) if judged else [])
 
 
-def subset_labels(context: JobContext, task: str, used: int, whole: int, setting: dict) -> list[str]:
+def subset_labels(context: JobContext, task: str, used: int, whole: int, setting: FinetuneConfig) -> list[str]:
     """What keeps a result from being one on the whole of the task's data."""
     labels = [
         f"subset ({role}): {text}"
@@ -253,5 +254,5 @@ def subset_labels(context: JobContext, task: str, used: int, whole: int, setting
     if used < whole:
         labels.append(f"subset (train): {used:,} of {whole:,} rows drawn at random")
     if context.details["rows"]["validation"] < context.record_of("data").details["rows"][task]["validation"]:
-        labels.append(f"subset (validation): {setting['eval_rows']:,} rows drawn at random")
+        labels.append(f"subset (validation): {setting.eval_rows:,} rows drawn at random")
     return labels

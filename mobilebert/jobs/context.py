@@ -14,7 +14,7 @@ from pathlib import Path
 from mobilebert.jobs.freshness import record_file, record_folder
 from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record, read_record, sealed
 from mobilebert.study.code_hash import module_hashes
-from mobilebert.study.job import Graph, Job
+from mobilebert.study.job import Config, Graph, Job
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256, json_safe, write_atomically
 from mobilebert.util.machine import cores
@@ -58,6 +58,10 @@ class JobContext:
         self.weights_dtype: dict[str, str] = {}
         self.quantization: Quantization | None = None
         self._started, self._clock = datetime.now(UTC), time.monotonic()
+
+    def settings(self, kind: type[Config]) -> Config:
+        """Return the job's typed configuration. See `Job.settings`."""
+        return self.job.settings(kind)
 
     def begin(self) -> None:
         """Create the folder of the saved state. Its run.json names the study file, because

@@ -10,6 +10,7 @@ from mobilebert.pretraining import objective
 from mobilebert.study import schedule
 from mobilebert.study.recipe import Training
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import CheckpointConfig, ModelConfig, TrainingConfig
 from mobilebert.training import optim
 from mobilebert.training.distributed.processes import world
 from mobilebert.training.loop import Task
@@ -30,8 +31,8 @@ def check_vocabulary(context: JobContext) -> None:
                 f"{key}: its vocabulary ({model.details['vocab_size']} entries, sha256 {model.details['vocab'][:12]}) is not the "
                 f"data's ({data.metrics['vocab_size']:.0f} entries, sha256 {data.details['vocab'][:12]})"
             )
-        if model and data.metrics["vocab_size"] > model.config["architecture"]["vocab_size"]:
-            size = model.config["architecture"]["vocab_size"]
+        size = context.graph[key].settings(CheckpointConfig).architecture["vocab_size"] if model else 0
+        if model and data.metrics["vocab_size"] > size:
             raise UserError(f"{key}: the tokenizer has {data.metrics['vocab_size']:.0f} entries, the model {size}")
 
 
@@ -45,15 +46,16 @@ def corpus_labels(context: JobContext, study: Study) -> list[str]:
 
 def corpus_of(context: JobContext):
     """Folder of the tokenized corpus, checked: the model's vocabulary must hold the tokenizer's, a published teacher's be it."""
-    size, config = context.record_of("data").metrics["vocab_size"], context.job.config["architecture"]
-    if size > config["vocab_size"]:
-        raise UserError(f"vocab_size: the tokenizer has {size:.0f} entries, the model {config['vocab_size']}")
+    size = context.record_of("data").metrics["vocab_size"]
+    most = context.settings(ModelConfig).architecture["vocab_size"]
+    if size > most:
+        raise UserError(f"vocab_size: the tokenizer has {size:.0f} entries, the model {most}")
     check_vocabulary(context)
     return context.artefact_of("data", "corpus/train.tokens.npy").parent
 
 
-def make_optimizer(model, config: dict, **options):
-    return optim.make(model, config["optimizer"], config["learning_rate"], config["weight_decay"], config["beta2"], **options)
+def make_optimizer(model, config: TrainingConfig, **options):
+    return optim.make(model, config.optimizer, config.learning_rate, config.weight_decay, config.beta2, **options)
 
 
 def section(context: JobContext, study: Study) -> Training:
@@ -62,25 +64,25 @@ def section(context: JobContext, study: Study) -> Training:
 
 
 def make_task(context: JobContext, study: Study, model, corpus) -> Task:
-    config = context.job.config
+    config = context.settings(TrainingConfig)
     own = section(context, study)
     if own.fused:
         fused.enable(model)
-    steps, warmup = config["steps"], config["warmup_steps"]
-    end = 1e-4 if config["recipe"] == "released" else 0.0
-    group, drawn = world(), (config["length"], config["batch_size"], config["seed"], config["max_predictions"])
+    steps, warmup = config.steps, config.warmup_steps
+    end = 1e-4 if config.recipe == "released" else 0.0
+    group, drawn = world(), (config.length, config.batch_size, config.seed, config.max_predictions)
     return Task(
         steps=steps,
         batch=objective.batches(corpus, "train", *drawn, group.rank, group.size),
         loss=lambda batch, step: objective.loss(model, batch),
         rate=lambda step: schedule.linear(step, steps, warmup, end),
-        seed=config["seed"],
-        precision=config["precision"],
+        seed=config.seed,
+        precision=config.precision,
         checkpoint_every=own.checkpoint_every,
         accumulate=own.accumulate,
         by_row=study.device == "cpu" and not own.compile and not own.graph,
         compile=own.compile,
         graph=own.graph,
-        predictions=int(predictions(config["length"], most=config["max_predictions"])),
-        max_minutes=config["max_minutes"],
+        predictions=int(predictions(config.length, most=config.max_predictions)),
+        max_minutes=config.max_minutes,
     )

@@ -16,6 +16,7 @@ from mobilebert.data.tokenizer import BERT_POSITIONS, copy_tokenizer, load_token
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.checkpoint_files import float_types, read_tensors
 from mobilebert.modeling.loading import check_loaded
+from mobilebert.study.stage_config import ModelConfig
 from mobilebert.training import checkpoint
 from mobilebert.util.errors import Diverged
 
@@ -66,7 +67,7 @@ def save_model(context: JobContext, model: nn.Module, tokenizer: Path | None = N
 def input_model(context: JobContext, key: str) -> nn.Module:
     """The model that another job saved, hashes checked."""
     context.artefact_of(key, "model/config.json")
-    return load_model(weights_folder(context, key), context.graph[key].config["architecture"])
+    return load_model(weights_folder(context, key), context.graph[key].settings(ModelConfig).architecture)
 
 
 def weights_folder(context: JobContext, key: str) -> Path:

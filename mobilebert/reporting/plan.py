@@ -14,6 +14,15 @@ from mobilebert.modeling.cost import MASK_RATE, Cost, cost
 from mobilebert.study.graph import final_job, jobs_in_scope
 from mobilebert.study.job import Graph, Job
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import (
+    Architecture,
+    FinetuneConfig,
+    LatencyConfig,
+    ModelConfig,
+    StageConfig,
+    TaskConfig,
+    TrainingConfig,
+)
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError, allowed, shown
 from mobilebert.util.machine import cores
@@ -110,19 +119,21 @@ def _warning(device: str) -> str:
 
 def _search_line(study: Study) -> list[str]:
     """Return a line on how the search is counted; none if the study does not search."""
-    config = study.finetune.setting("mnli")  # the counts are every task's
-    if config["search"] == "none":
+    config = study.finetune  # the counts are every task's
+    if config.search == "none":
         return []
     counts = " + ".join(f"{count} runs on 1/{part} of the rows" if part > 1 else f"{count} runs" for count, part in rungs(config))
-    seeds = f"{len(config['seeds'])} seeds of the best"
-    return [f"search {config['search']}: {counts} a task, then {seeds}; what is not chosen yet counts the grid's mean of epochs"]
+    seeds = f"{len(config.seeds)} seeds of the best"
+    return [f"search {config.search}: {counts} a task, then {seeds}; what is not chosen yet counts the grid's mean of epochs"]
 
 
 def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
     tokens, parts = _work(study, graph, job)
-    peak = 1e12 * (device.bf16 if job.config.get("precision") == "bf16" else device.fp32)
-    seconds = sum(flops / peak / (device.wide if _width(config) >= WIDE else device.narrow) for config, flops in parts)
-    minutes = job.config.get("max_minutes")
+    config = job.settings(StageConfig)
+    halved = isinstance(config, TrainingConfig | TaskConfig) and config.precision == "bf16"
+    peak = 1e12 * (device.bf16 if halved else device.fp32)
+    seconds = sum(flops / peak / (device.wide if _width(model) >= WIDE else device.narrow) for model, flops in parts)
+    minutes = config.max_minutes if isinstance(config, TrainingConfig) else None
     share = 60 * minutes / seconds if minutes else 1.0  # fraction of the steps that max_minutes allows
     flops = sum(flops for _, flops in parts) * share
     return Line(job.id, tokens * share, flops, seconds * share / 3600, *_memory(study, graph, job))
@@ -133,20 +144,27 @@ def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
 
     Both are those of pre-training: an upper bound for fine-tuning, which has no masked-LM head.
     """
-    config = job.config
-    architecture = config.get("architecture", {})
-    if job.stage == "checkpoint" or architecture.get("model_type") not in ("mobilebert", "bert"):
+    config = job.settings(StageConfig)
+    if not isinstance(config, TrainingConfig | FinetuneConfig) or config.architecture["model_type"] not in ("mobilebert", "bert"):
         return 0, 0
-    figures = cost(architecture, config["length"])
+    figures = cost(config.architecture, config.length)
     state = figures.training_state_bytes
     if job.stage in ("distill", "transfer"):
-        teacher = graph[final_job(study, paper.models()[job.name].teacher)].config["architecture"]
-        state += 4 * cost(teacher, config["length"]).parameters
-    return state, figures.saved_bytes_per_token / (2 if config["precision"] == "bf16" else 1)
+        teacher = _teacher(study, graph, job)
+        state += 4 * cost(teacher, config.length).parameters
+    return state, figures.saved_bytes_per_token / (2 if config.precision == "bf16" else 1)
 
 
-def _width(config: Mapping) -> int:
-    return config.get("intra_bottleneck_size", config["hidden_size"])
+def _teacher(study: Study, graph: Graph, job: Job) -> Architecture:
+    """Return the architecture of the model that teaches a job's."""
+    teacher = paper.models()[job.name].teacher
+    final = teacher and final_job(study, teacher)
+    assert final
+    return graph[final].settings(ModelConfig).architecture
+
+
+def _width(architecture: Mapping) -> int:
+    return architecture.get("intra_bottleneck_size", architecture["hidden_size"])
 
 
 def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
@@ -154,15 +172,15 @@ def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict,
 
     A backward pass of training counts twice its forward pass.
     """
-    config = job.config
-    if job.stage in ("pretrain", "distill", "transfer"):
-        student = config["architecture"]
-        tokens = config["steps"] * config["batch_size"] * config["length"]
-        figures = cost(student, config["length"])
+    config = job.settings(StageConfig)
+    if isinstance(config, TrainingConfig):
+        student = config.architecture
+        tokens = config.steps * config.batch_size * config.length
+        figures = cost(student, config.length)
         if job.stage == "pretrain":
             return tokens, [(student, tokens * figures.training_flops_per_token)]
-        teacher = graph[final_job(study, paper.models()[job.name].teacher)].config["architecture"]
-        guide = cost(teacher, config["length"])
+        teacher = _teacher(study, graph, job)
+        guide = cost(teacher, config.length)
         if job.stage == "transfer":  # layer-wise losses need no masked-LM head; an upper bound for PKT's lower stages
             return tokens, [(student, 3 * tokens * _forward(figures)), (teacher, tokens * _forward(guide))]
         logits = MASK_RATE * guide.mlm_flops_per_prediction
@@ -170,31 +188,32 @@ def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict,
         return tokens, [(student, own), (teacher, tokens * (_forward(guide) + logits))]
     if job.stage in ("finetune", "quantize"):
         return _task_work(study, graph, job)
-    if job.stage == "latency":
-        runs = (config["rounds"] + config["warmup"]) * config["batch_size"] * len(config["engines"])
-        models = config["architectures"].values()
-        parts = [(item, runs * cost(item, config["length"]).encoder_flops) for item in models]
-        return runs * len(parts) * config["length"], parts
+    if isinstance(config, LatencyConfig):
+        runs = (config.rounds + config.warmup) * config.batch_size * len(config.engines)
+        models = config.architectures.values()
+        parts = [(item, runs * cost(item, config.length).encoder_flops) for item in models]
+        return runs * len(parts) * config.length, parts
     return 0, []  # data and checkpoint have no matrix products
 
 
 def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
-    config, architecture = job.config, graph[f"finetune/{job.name}"].config["architecture"]
-    evaluated = config["length"] * _rows(study, config, "validation")
-    if config["task"] == "mnli":
-        evaluated += config["length"] * _rows(study, config, "validation_mismatched")
+    config, tuned = job.settings(TaskConfig), graph[f"finetune/{job.name}"].settings(FinetuneConfig)
+    architecture = tuned.architecture
+    evaluated = config.length * _rows(study, config, "validation")
+    if config.task == "mnli":
+        evaluated += config.length * _rows(study, config, "validation_mismatched")
     trained = 0
     if job.stage == "finetune":
-        trained = config["length"] * _rows(study, config, "train") * passes(config)
+        trained = config.length * _rows(study, config, "train") * passes(config)
         evaluated *= total(config)
     if architecture["model_type"] in ("bag-of-embeddings", "auto"):
         return trained + evaluated, []  # a bag has next to no matrix products; a baseline's sizes are not known yet
-    each = _forward(cost(architecture, config["length"]))
+    each = _forward(cost(architecture, config.length))
     return trained + evaluated, [(architecture, (3 * trained + evaluated) * each)]
 
 
-def _rows(study: Study, config: Mapping, role: str) -> int:
-    task = TASKS[config["task"]]
+def _rows(study: Study, config: TaskConfig, role: str) -> int:
+    task = TASKS[config.task]
     split = task.splits[role]
     if study.data.source == "synthetic":
         from mobilebert.data.synthetic import ROWS, SQUAD_ROWS
@@ -202,7 +221,7 @@ def _rows(study: Study, config: Mapping, role: str) -> int:
         rows = SQUAD_ROWS[split] if task.is_squad else ROWS[split.split("_")[0]]
     else:
         rows = OFFICIAL_ROWS[task.name][split]
-    limit = config["train_rows" if role == "train" else "eval_rows"]
+    limit = config.train_rows if role == "train" else config.eval_rows
     return min(rows, limit or rows)
 
 

@@ -14,6 +14,7 @@ from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.modeling.loading import configuration, load
 from mobilebert.pretraining import objective
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import CheckpointConfig
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
 
@@ -73,7 +74,7 @@ def vocabulary(files: Files) -> str | None:
 
 
 def main(context: JobContext, study: Study) -> None:
-    weights, wanted = study.checkpoints[context.job.name], context.job.config["architecture"]
+    weights, wanted = study.checkpoints[context.job.name], context.settings(CheckpointConfig).architecture
     where, source = f"checkpoints.{context.job.name}", weights.source
     if weights.is_local:
         source = str(Path(source).expanduser())

@@ -14,6 +14,7 @@ from mobilebert.pretraining import objective
 from mobilebert.pretraining.common import corpus_of, make_optimizer, make_task
 from mobilebert.study.budget import flops_per_token
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import DistillConfig
 from mobilebert.training.device import device_of
 
 
@@ -23,12 +24,12 @@ def main(context: JobContext, study: Study) -> None:
     teacher = teacher_of(context, study, device)
 
     def prepare(context: JobContext, shared: SharedPass) -> Prepared:
-        config = context.job.config
-        flops = flops_per_token(config["architecture"], teacher.config.to_dict(), config["length"])
+        config = context.settings(DistillConfig)
+        flops = flops_per_token(config.architecture, teacher.config.to_dict(), config.length)
         student = new_student(context, teacher, device)
         transfer = None
-        if config["transfer"]:
-            transfer = Transfer(student, teacher, {**config["transfer"], "recipe": config["recipe"]})
+        if config.layerwise:
+            transfer = Transfer(student, teacher, config.layerwise)
 
         def losses_of(batch: dict, step: int) -> dict[str, torch.Tensor]:
             theirs = shared.get(context.job.id, step, lambda: teacher_guide(teacher, batch, config, transfer))
@@ -37,13 +38,13 @@ def main(context: JobContext, study: Study) -> None:
         task = replace(
             make_task(context, study, student, corpus),
             loss=losses_of,
-            evaluate=lambda: objective.heldout_point(student, corpus, config["length"], device),
+            evaluate=lambda: objective.heldout_point(student, corpus, config.length, device),
             flops_per_token=lambda step, length: flops,
         )
         return student.eval(), make_optimizer(student, config), task
 
     with siblings(context, study) as others:
         student = train_together(context, others, prepare, device)
-    objective.heldout(context, student, corpus, context.job.config["length"], device)
+    objective.heldout(context, student, corpus, context.settings(DistillConfig).length, device)
     objective.save_model(context, student)
-    context.label(study.labels("distill") + schedule_labels(study, context.job.config), *context.job.inputs[1:])
+    context.label(study.labels("distill") + schedule_labels(study, context.settings(DistillConfig)), *context.job.inputs[1:])

@@ -28,20 +28,21 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.pretraining.common import check_vocabulary
 from mobilebert.pretraining.objective import weights_folder
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.training import checkpoint
 from mobilebert.training.device import device_of
 
 
 def main(context: JobContext, study: Study) -> None:
-    setting, device = context.job.config, device_of(study)
-    task = TASKS[setting["task"]]
+    setting, device = context.settings(FinetuneConfig), device_of(study)
+    task = TASKS[setting.task]
     check_vocabulary(context)
     data = context.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
     file = context.artefact_of("data", f"tasks/{task.name}/train.parquet")
     tokenizer = load_tokenizer(data / "tokenizer")
     whole = pd.read_parquet(file)
-    frame = sample(whole, setting["train_rows"], seed=0)
+    frame = sample(whole, setting.train_rows, seed=0)
     pretrained = [key for key in context.job.inputs if key != "data"]
     folder = weights_folder(context, pretrained[0]) if pretrained else None
     constant = constant_exact_match(data, setting) if task.is_squad else {}
@@ -50,11 +51,11 @@ def main(context: JobContext, study: Study) -> None:
         if task.is_squad:
             examples = encode_squad(tokenizer, frame, setting, training=True)[0]
         else:
-            examples = encode(tokenizer, task.name, frame, setting["length"])
+            examples = encode(tokenizer, task.name, frame, setting.length)
 
         def new(trial: Trial) -> torch.nn.Module:
             torch.manual_seed(trial.seed)
-            return new_model(task.name, setting["architecture"], folder).to(device).train()
+            return new_model(task.name, setting.architecture, folder).to(device).train()
 
         def seen(trial: Trial) -> Examples:
             return examples if trial.part == 1 else examples.part(math.ceil(len(examples) / trial.part))
@@ -63,13 +64,13 @@ def main(context: JobContext, study: Study) -> None:
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
             if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
                 checkpoint.save_pretrained(model, out / "model")
-                longest = getattr(model.config, "max_position_embeddings", setting["length"])
+                longest = getattr(model.config, "max_position_embeddings", setting.length)
                 copy_tokenizer(data / "tokenizer", out / "model", longest)  # a folder that stands alone
             return metrics | constant, details
 
         def train(part: JobContext, trial: Trial, out: Path) -> tuple[dict, dict]:
             model = new(trial)
-            finetune(part, seen(trial), model, {**setting, **trial.setting}, trial.seed, device, trial.name)
+            finetune(part, seen(trial), model, setting.model_copy(update=trial.setting), trial.seed, device, trial.name)
             return finish(model, trial, out)
 
         def train_together(part: JobContext, trials: list[Trial]) -> Train | None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from mobilebert.deployment.latency import measure
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import LatencyConfig
 
 
 def main(context: JobContext, study: Study) -> str | None:
-    config = context.job.config
+    config = context.settings(LatencyConfig)
     specs = [
         {"name": f"{model}/{engine}", "config": architecture, "engine": engine}
-        for model, architecture in config["architectures"].items()
-        for engine in config["engines"]
+        for model, architecture in config.architectures.items()
+        for engine in config.engines
     ]
     found = measure(
         specs,
-        length=config["length"],
-        batch=config["batch_size"],
-        threads=config["threads"],
-        rounds=config["rounds"],
-        warmup=config["warmup"],
+        length=config.length,
+        batch=config.batch_size,
+        threads=config.threads,
+        rounds=config.rounds,
+        warmup=config.warmup,
         seed=0,
     )
     for spec in specs:

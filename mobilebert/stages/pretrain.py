@@ -12,27 +12,28 @@ from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.pretraining.common import corpus_labels, corpus_of, make_optimizer, make_task
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import PretrainConfig
 from mobilebert.training.device import device_of
 from mobilebert.training.loop import Task, train
 
 
 def main(context: JobContext, study: Study) -> None:
-    config = context.job.config
+    config = context.settings(PretrainConfig)
     device = device_of(study)
     corpus = corpus_of(context)
-    torch.manual_seed(config["seed"])
-    model = objective.new_model(config["architecture"]).to(device).train(config["dropout"])
-    flops = cost(config["architecture"], config["length"]).training_flops_per_token
+    torch.manual_seed(config.seed)
+    model = objective.new_model(config.architecture).to(device).train(config.dropout)
+    flops = cost(config.architecture, config.length).training_flops_per_token
     task = replace(
         make_task(context, study, model, corpus),
-        evaluate=lambda: objective.heldout_point(model, corpus, config["length"], device),
+        evaluate=lambda: objective.heldout_point(model, corpus, config.length, device),
         flops_per_token=lambda step, length: flops,
     )
     train(context, model, make_optimizer(model, config), task, "train", device)
-    objective.heldout(context, model, corpus, config["length"], device)
+    objective.heldout(context, model, corpus, config.length, device)
     objective.save_model(context, model)
-    schedule_labels = study.schedule_labels(models()[context.job.name].settings, config["steps"])
-    own_labels = corpus_labels(context, study) + split_labels(task, config["dropout"], context.details["train_split"])
+    schedule_labels = study.schedule_labels(models()[context.job.name].settings, config.steps)
+    own_labels = corpus_labels(context, study) + split_labels(task, config.dropout, context.details["train_split"])
     context.label(study.labels("pretrain") + schedule_labels + own_labels)
 
 

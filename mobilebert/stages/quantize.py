@@ -13,24 +13,25 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.record import Record
 from mobilebert.pretraining.objective import weights_folder
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import FinetuneConfig, QuantizeConfig
 
 
 def main(context: JobContext, study: Study) -> None:
-    setting = context.job.config
+    setting = context.settings(QuantizeConfig)
     tuned = f"finetune/{context.job.name}"
     data = context.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
     folder = weights_folder(context, tuned)
     source = context.record_of(tuned)
-    model = new_model(setting["task"], source.config["architecture"], folder).eval()
+    model = new_model(setting.task, context.graph[tuned].settings(FinetuneConfig).architecture, folder).eval()
     float_file, int8_file = context.state / "model.onnx", context.folder / "model.int8.onnx"
-    export_onnx(model, float_file, length=setting["length"])
+    export_onnx(model, float_file, length=setting.length)
     context.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
-    context.quantization = describe(float_file, int8_file, setting["length"])
+    context.quantization = describe(float_file, int8_file, setting.length)
     tokenizer = load_tokenizer(data / "tokenizer")
     metrics, details = evaluate(OnnxModel(int8_file), tokenizer, data, setting, context.folder, OnnxModel.ROWS)
     context.metrics |= metrics
     best = source.details["seeds"].index(source.details["best_seed"])
-    context.details |= {**details, "statuses": [status(setting["task"], source, metrics, details)]}
+    context.details |= {**details, "statuses": [status(setting.task, source, metrics, details)]}
     for name, value in metrics.items():
         context.samples[f"float_{name}"] = [source.samples[name][best]]
         context.metrics[f"{name}_change"] = value - source.samples[name][best]

@@ -15,19 +15,20 @@ from mobilebert.pretraining import objective
 from mobilebert.pretraining.common import corpus_of, make_optimizer, make_task
 from mobilebert.study.budget import transfer_flops_per_token
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import TransferConfig
 from mobilebert.training.device import device_of
 
 
 def main(context: JobContext, study: Study) -> None:
-    config = context.job.config
+    config = context.settings(TransferConfig)
     device = device_of(study)
     corpus = corpus_of(context)
     teacher = teacher_of(context, study, device)
 
     def prepare(context: JobContext, shared: SharedPass) -> Prepared:
-        config = context.job.config
-        torch.manual_seed(config["seed"])
-        student = objective.new_model(config["architecture"]).to(device)
+        config = context.settings(TransferConfig)
+        torch.manual_seed(config.seed)
+        student = objective.new_model(config.architecture).to(device)
         context.details["copied_parameters"] = len(copy_outside_encoder(student, teacher))
         transfer = Transfer(student, teacher, config)
         optimizer = make_optimizer(student, config, group=layer_of)
@@ -36,7 +37,7 @@ def main(context: JobContext, study: Study) -> None:
             loss=lambda batch, step: transfer.loss(batch, step, partial(shared.get, context.job.id, step)),
             rate=transfer.rate,
             prepare=transfer.prepare(optimizer),
-            flops_per_token=partial(transfer_flops_per_token, config, config["architecture"], teacher.config.to_dict()),
+            flops_per_token=partial(transfer_flops_per_token, config, config.architecture, teacher.config.to_dict()),
             stage=transfer.stage,
         )
         return student.eval(), optimizer, task  # no dropout, as the released code
@@ -49,9 +50,9 @@ def main(context: JobContext, study: Study) -> None:
 
 
 @torch.no_grad()
-def heldout_loss(transfer: Transfer, corpus, config: dict, device: str) -> float:
+def heldout_loss(transfer: Transfer, corpus, config: TransferConfig, device: str) -> float:
     """Mean transfer loss over every layer on held-out pairs, after all stages."""
-    batch_at = objective.batches(corpus, "heldout", config["length"], objective.HELDOUT_SIZE, seed=20)
+    batch_at = objective.batches(corpus, "heldout", config.length, objective.HELDOUT_SIZE, seed=20)
     total = 0.0
     for index in range(objective.HELDOUT_BATCHES):
         batch = {key: value.to(device) for key, value in batch_at(index).items()}

@@ -8,6 +8,7 @@ from mobilebert.modeling.cost import MASK_RATE, cost
 from mobilebert.paper import Model
 from mobilebert.study import schedule
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import LayerwiseConfig
 
 
 def student_flops(study: Study, row: Model, student: Mapping, teacher: Mapping) -> float:
@@ -32,7 +33,7 @@ def flops_per_token(student: Mapping, teacher: Mapping, length: int) -> float:
     return cost(student, length).training_flops_per_token + _forward(teacher, length) + logits
 
 
-def transfer_flops_per_token(config: Mapping, student: Mapping, teacher: Mapping, step: int, length: int) -> float:
+def transfer_flops_per_token(config: LayerwiseConfig, student: Mapping, teacher: Mapping, step: int, length: int) -> float:
     """Return FLOPs per token of a step of knowledge transfer, over the blocks that `depths` names.
 
     Student forward, backward through the blocks that learn, teacher forward. No head runs, the
@@ -66,8 +67,15 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
     if row.strategy == "akt":
         return 0, 0, 0  # the transfer runs inside distillation, whose steps count both models whole
     transfer = study.transfer
-    config = {"strategy": row.strategy, "losses": row.losses, "recipe": study.recipe}
-    config |= {"steps": transfer.steps, "lower_layers": transfer.lower_layers}
+    config = LayerwiseConfig(
+        recipe=study.recipe,
+        strategy=row.strategy,
+        losses=row.losses,
+        factors=transfer.factors,
+        lower_layers=transfer.lower_layers,
+        steps=transfer.steps,
+        warmup_steps=transfer.warmup_steps,
+    )
     totals, step = [0, 0, 0], 0
     while step < transfer.steps:  # one turn for each stage: all its steps have the same depths
         length = schedule.stage(step, transfer.steps, layers)[2]
@@ -76,14 +84,14 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
     return tuple(total / transfer.steps / layers for total in totals)
 
 
-def depths(config: Mapping, step: int, layers: int) -> tuple[int, int, int]:
+def depths(config: LayerwiseConfig, step: int, layers: int) -> tuple[int, int, int]:
     """Return how many of `layers` blocks the student runs at a step of PKT or JKT, how many learn,
     and how many the teacher runs.
 
-    config: strategy, losses, recipe, steps and lower_layers of a transfer job.
+    config: a transfer job's, or one with the same keys.
     """
-    if config["strategy"] == "jkt":
+    if config.strategy == "jkt":
         return layers, layers, layers
-    run = schedule.stage(step, config["steps"], layers)[0] + 1
-    whole = config["recipe"] == "released" and "fmt" in config["losses"]  # its loss uses statistics of all teacher layers
-    return run, run if config["lower_layers"] else 1, layers if whole else run
+    run = schedule.stage(step, config.steps, layers)[0] + 1
+    whole = config.recipe == "released" and "fmt" in config.losses  # its loss uses statistics of all teacher layers
+    return run, run if config.lower_layers else 1, layers if whole else run

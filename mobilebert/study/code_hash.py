@@ -17,7 +17,8 @@ CARRIERS = frozenset(
         *("", ".paper"),
         *(".util", ".util.errors", ".util.files", ".util.progress"),
         *(".study", ".study.architecture", ".study.code_hash", ".study.graph", ".study.job", ".study.load"),
-        *(".study.fields", ".study.finetune", ".study.recipe", ".study.schema", ".study.sections", ".study.stages"),
+        *(".study.fields", ".study.finetune", ".study.recipe", ".study.schema"),
+        *(".study.sections", ".study.stage_config", ".study.stages"),
         *(".jobs", ".jobs.context", ".jobs.execute", ".jobs.freshness", ".jobs.locks", ".jobs.record"),
     )
 )

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 from mobilebert.study.code_hash import canonical, code_hash, digest
+from mobilebert.study.stage_config import CONFIGS, StageConfig, shape_of, stage_config
+
+Config = TypeVar("Config", bound=StageConfig)
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,7 @@ class Job:
 
     stage: str
     name: str
-    config: dict
+    config: dict[str, Any]
     inputs: tuple[str, ...]
     fingerprint: str
 
@@ -28,21 +34,47 @@ class Job:
         """Return the model row of the job; None for a stage that runs once a study."""
         return self.name.partition("/")[0] or None
 
+    def settings(self, kind: type[Config]) -> Config:
+        """Return the typed view of `config`, which is of class `kind`.
+
+        Raises ValueError if `config` is not a configuration of the stage, TypeError if the stage has one of another class.
+        """
+        if not isinstance(self._settings, kind):
+            raise TypeError(f"{self.id}: its configuration is a {type(self._settings).__name__}, not a {kind.__name__}")
+        return self._settings
+
+    @cached_property
+    def _settings(self) -> StageConfig:
+        return stage_config(self.stage, self.config)
+
 
 # --- the graph
 
 
-class Graph(dict):
+class Graph(dict[str, Job]):
     """A mapping of job id to Job, inputs before users. `study_file`: the study's file, if any."""
 
     study_file: str | None = None
 
-    def add(self, stage: str, name: str, config: dict, inputs=()) -> str:
-        """Add a job, whose inputs are in the graph already, and return its id."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[tuple[object, ...]] = set()
+
+    def add(self, stage: str, name: str, config: dict[str, Any], inputs: Iterable[str] = ()) -> str:
+        """Add a job, whose inputs are in the graph already, and return its id.
+
+        Raises ValueError, which names job and key, if the stage has no such configuration.
+        """
         inputs = tuple(inputs)
         used = {key: self[key].fingerprint for key in inputs}
         config = json.loads(canonical(config))
         fingerprint = digest({"stage": stage, "name": name, "config": config, "inputs": used, "code": code_hash(stage)})
         job = Job(stage, name, config, inputs, fingerprint)
+        if stage in CONFIGS and (shape := shape_of(stage, config)) not in self._seen:
+            try:
+                stage_config(stage, config)
+            except ValueError as error:
+                raise ValueError(f"{job.id}: {error}") from None
+            self._seen.add(shape)
         self[job.id] = job
         return job.id

@@ -41,9 +41,10 @@ def prepare(data: Path, out: Path) -> None:
     from tokenizers import BertWordPieceTokenizer
 
     from mobilebert.data.examples import encode, encode_squad
+    from mobilebert.study.stage_config import LengthsConfig
 
     tokenizer = BertWordPieceTokenizer(str(data / "vocab.txt"), lowercase=True)._tokenizer
-    answers = {"length": 384, "doc_stride": 128, "max_query_length": 64}
+    answers = LengthsConfig(length=384, doc_stride=128, max_query_length=64)
     found = {
         "sst2": encode(tokenizer, "sst2", pd.read_parquet(data / "glue/sst2/train.parquet"), 128),
         "squad_v1.1": encode_squad(tokenizer, pd.read_parquet(data / "squad/v1.1/train.parquet"), answers, training=True)[0],
@@ -93,6 +94,7 @@ def ours(task: str, examples, options) -> float:
     from mobilebert.finetuning.task import finetune
     from mobilebert.jobs.context import JobContext
     from mobilebert.study.job import Job
+    from mobilebert.study.stage_config import FinetuneConfig
 
     model = model_of(task, options.tiny).to(options.device).train()
     setting = {"task": task, "recipe": "paper", "precision": "bf16", "batch_size": BATCH, "epochs": EPOCHS[task]}
@@ -101,7 +103,7 @@ def ours(task: str, examples, options) -> float:
         run = JobContext(Job("finetune", f"bench/{task}", {}, (), "a" * 64), "bench", Path(folder), {})
         run.begin()
         start = time.perf_counter()
-        finetune(run, examples, model, setting, 0, options.device, "seed0")
+        finetune(run, examples, model, FinetuneConfig.model_construct(**setting), 0, options.device, "seed0")
         return time.perf_counter() - start
 
 

@@ -115,6 +115,7 @@ def teacher(batch, options) -> None:
 def transfer(batch, options) -> None:
     """Measure PKT's stages of the first, the middle and the last layer."""
     from mobilebert.distillation.transfer import Transfer, layer_of
+    from mobilebert.study.stage_config import LayerwiseConfig
 
     guide = model_of("ib-bert-large", options).requires_grad_(False)
     layers = guide.config.num_hidden_layers
@@ -122,7 +123,8 @@ def transfer(batch, options) -> None:
     def version(layer: int, execution):
         model = model_of("mobilebert", options, "fused" in execution)
         settings = {"strategy": "pkt", "recipe": "paper", "losses": ("fmt", "at"), "factors": None, "lower_layers": 0.1}
-        transfer = Transfer(model, guide, {**settings, "steps": layers})  # one step a layer, so step `layer` is its stage
+        config = LayerwiseConfig.model_construct(**settings, steps=layers)  # one step a layer, so step `layer` is its stage
+        transfer = Transfer(model, guide, config)
         optimizer = optimizer_of(model, group=layer_of)
         prepare = transfer.prepare(optimizer)
         more = {"prepare": lambda step: prepare(layer), "stage": lambda step: layer}
@@ -145,9 +147,10 @@ def distill(batch, options) -> None:
     from mobilebert.distillation.objective import distillation_loss as loss
     from mobilebert.distillation.objective import teacher_guide as guide
     from mobilebert.study.budget import flops_per_token
+    from mobilebert.study.stage_config import DistillConfig
 
     wise = model_of("ib-bert-large", options).requires_grad_(False)
-    settings = {"recipe": "paper", "alpha": 0.5, "temperature": 1.0}
+    settings = DistillConfig.model_construct(recipe="paper", alpha=0.5, temperature=1.0)
 
     def version(execution):
         model = model_of("mobilebert", options, "fused" in execution)

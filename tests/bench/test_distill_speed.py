@@ -52,6 +52,7 @@ def steps():
     """Return name -> (ours, plain), each a function that returns the loss of one step."""
     from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.distillation.transfer import Transfer, layer_of
+    from mobilebert.study.stage_config import DistillConfig, LayerwiseConfig
     from mobilebert.training import optim
 
     torch.set_num_threads(1)
@@ -65,7 +66,7 @@ def steps():
         "lower_layers": 0.1,
         "steps": LAYERS,
     }
-    transfer = Transfer(student, teacher, settings)
+    transfer = Transfer(student, teacher, LayerwiseConfig.model_construct(**settings))
     prepare = transfer.prepare(optim.make(student, "lamb", 1e-3, 0.01, group=layer_of))
 
     def stage(layer):
@@ -75,7 +76,7 @@ def steps():
 
         return ours, lambda: plain.transfer(reference, teacher, data, layer)
 
-    config = {"recipe": "paper", "alpha": 0.5, "temperature": 1.0}
+    config = DistillConfig.model_construct(recipe="paper", alpha=0.5, temperature=1.0)
 
     def distillation():
         student.requires_grad_(True)

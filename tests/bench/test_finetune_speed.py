@@ -51,13 +51,14 @@ def ours(model, rows, folder):
     from mobilebert.finetuning.task import finetune
     from mobilebert.jobs.context import JobContext
     from mobilebert.study.job import Job
+    from mobilebert.study.stage_config import FinetuneConfig
 
     run = JobContext(Job("finetune", "bench/sst2", {}, (), "a" * 64), "study", folder, {})
     run.state.mkdir(parents=True)
     examples = Examples(rows.ids, [np.zeros(len(ids), np.int8) for ids in rows.ids], 0, {"labels": rows.labels})
     setting = {"task": "sst2", "recipe": "paper", "precision": "fp32", "batch_size": BATCH, "epochs": EPOCHS}
     setting |= {"learning_rate": 5e-5, "warmup_share": 0.1, "weight_decay": 0.01, "architecture": model.config.to_dict()}
-    finetune(run, examples, model.train(), setting, 0, "cpu", "seed0")
+    finetune(run, examples, model.train(), FinetuneConfig.model_construct(**setting), 0, "cpu", "seed0")
 
 
 def theirs(model, rows, folder):

@@ -75,10 +75,11 @@ def test_three_distillations_that_share_a_teacher_pass_are_faster(tmp_path):
     from mobilebert import MobileBertConfig
     from mobilebert.distillation.objective import distillation_loss, teacher_guide
     from mobilebert.modeling.cost import cost
+    from mobilebert.study.stage_config import DistillConfig
     from mobilebert.training import optim
     from mobilebert.training.loop import Task
 
-    settings = {"alpha": 0.5, "temperature": 1.0, "recipe": "paper"}
+    settings = DistillConfig.model_construct(alpha=0.5, temperature=1.0, recipe="paper")
     teacher = model(0, WIDE).requires_grad_(False)
     flops = cost(teacher.config.to_dict(), LENGTH).encoder_flops / LENGTH
     step = cost(MobileBertConfig(**WIDTHS, **NARROW).to_dict(), LENGTH).training_flops_per_token
@@ -102,6 +103,7 @@ def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
     runs twice. With 4 layers the teacher runs 3 x (1 + 2 + 3 + 4) blocks for three students alone,
     and 2 + 3 + 4 + 5 for the shared pass."""
     from mobilebert.distillation.transfer import Transfer, layer_of
+    from mobilebert.study.stage_config import LayerwiseConfig
     from mobilebert.training import optim
     from mobilebert.training.loop import Task
 
@@ -112,7 +114,7 @@ def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
         student = model(int(run.job.name), NARROW)
         settings = {"strategy": "pkt", "recipe": "paper", "factors": None, "lower_layers": 0.1, "steps": layers}
         settings["losses"] = ("fmt",) if int(run.job.name) == STUDENTS - 1 else ("fmt", "at")
-        transfer = Transfer(student, teacher, settings)
+        transfer = Transfer(student, teacher, LayerwiseConfig.model_construct(**settings))
         optimizer = optim.make(student, "lamb", 1e-3, 0.01, group=layer_of)
 
         def losses_of(batch, step):

@@ -7,6 +7,7 @@ import pytest
 from mobilebert.finetuning.trials import setting_labels
 from mobilebert.reporting.verdicts import cell
 from mobilebert.stages.pretrain import split_labels
+from mobilebert.study.stage_config import FinetuneConfig
 
 SPLIT = "split: 2 processes x 3 micro-batches, each with a dropout of its own"
 
@@ -33,5 +34,5 @@ def test_a_cell_with_a_split_is_judged():
 def test_a_split_hides_no_other_footnote():
     """A cell that is judged also says that no setting was searched for."""
     study = SimpleNamespace(finetune=SimpleNamespace(changed=lambda task: ["changed: finetune epochs 1"]))
-    found = setting_labels(study, {"search": "none", "task": "sst2"}, [SPLIT])
+    found = setting_labels(study, FinetuneConfig.model_construct(search="none", task="sst2"), [SPLIT])
     assert found == ["search: none, one setting a task", "changed: finetune epochs 1"]

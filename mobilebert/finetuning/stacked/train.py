@@ -18,6 +18,7 @@ from mobilebert.finetuning.task import BagOfEmbeddings, make_task
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.cost import cost
 from mobilebert.modeling.encoder import MobileBertPreTrainedModel
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import ahead, digest
@@ -117,7 +118,7 @@ def fit(
     trials: Sequence[Trial],
     new: Callable[[Trial], nn.Module],
     examples_of: Callable[[Trial], Examples],
-    setting: dict,
+    setting: FinetuneConfig,
     device: str,
 ) -> Callable[[Trial], nn.Module] | None:
     """Train runs that differ in learning rate and seed alone; what gives the trained model of each, or raises Diverged.
@@ -127,12 +128,12 @@ def fit(
     models = {trial.seed: new(trial) for trial in trials}
     members = []
     for trial in trials:
-        task = make_task(examples_of(trial), models[trial.seed], {**setting, **trial.setting}, trial.seed)
+        task = make_task(examples_of(trial), models[trial.seed], setting.model_copy(update=trial.setting), trial.seed)
         members.append(Member(trial.name, task, trial.learning_rate))
-    stack = stack_of([models[trial.seed] for trial in trials], members, setting["task"], device)
+    stack = stack_of([models[trial.seed] for trial in trials], members, setting.task, device)
     if stack is None:
         return None
-    train(context, stack, members, setting["task"], setting["weight_decay"], device)
+    train(context, stack, members, setting.task, setting.weight_decay, device)
 
     def trained(trial: Trial) -> nn.Module:
         place = trials.index(trial)

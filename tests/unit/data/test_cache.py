@@ -10,9 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from mobilebert.data import cache, squad
 from mobilebert.data.examples import encode, encode_squad
+from mobilebert.study.stage_config import LengthsConfig
 
 WORDS = [f"w{number}" for number in range(30)]
-CUT = {"length": 24, "doc_stride": 6, "max_query_length": 6}
+CUT = LengthsConfig(length=24, doc_stride=6, max_query_length=6)
 
 
 def new_tokenizer(words=WORDS):
@@ -95,7 +96,7 @@ def test_every_input_of_the_encoding_changes_the_cache_key(tmp_path, monkeypatch
         encode(new_tokenizer(), "rte", pairs(0), 16)  # labels are not encoded
         assert len(kept(tmp_path)) == 5
         for changes in ({}, {"doc_stride": 5}, {"length": 22}, {"max_query_length": 1}):
-            encode_squad(new_tokenizer(), questions(), CUT | changes, True)
+            encode_squad(new_tokenizer(), questions(), CUT.model_copy(update=changes), True)
         encode_squad(new_tokenizer(), questions(21), CUT, True)  # another answer, other positions
         encode_squad(new_tokenizer(), questions(), CUT, False)
         assert len(kept(tmp_path)) == 11

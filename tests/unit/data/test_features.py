@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mobilebert.data.examples import Examples, encode, sample, table_file
 from mobilebert.data.tokenizer import build_tokenizer
 from mobilebert.evaluation.scoring import evaluate, outputs
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.util.errors import Diverged
 
 EXAMPLES = settings(max_examples=40, deadline=None)
@@ -209,7 +210,7 @@ def write(folder, task, role, frame):
 
 
 def setting(task, **fields):
-    return {"task": task, "length": 32, "eval_rows": None} | fields
+    return FinetuneConfig.model_construct(**{"task": task, "length": 32, "eval_rows": None} | fields)
 
 
 def classes(count, size, seed, columns=("premise", "hypothesis"), labels=None):

@@ -201,9 +201,11 @@ def test_the_stage_records_the_quantization_before_it_scores(files, tmp_path, mo
 
     monkeypatch.setattr(quantize, "evaluate", evaluate)
     run = SimpleNamespace(
-        job=SimpleNamespace(name="m/sst2", config={"task": "sst2", "length": LENGTH}),
+        job=SimpleNamespace(name="m/sst2"),
+        settings=lambda kind: kind.model_construct(task="sst2", length=LENGTH),
+        graph={"finetune/m/sst2": SimpleNamespace(settings=lambda kind: kind.model_construct(architecture=None))},
         artefact_of=lambda *_: tmp_path / "tokenizer/tokenizer.json",
-        record_of=lambda _: SimpleNamespace(config={"architecture": None}),
+        record_of=lambda _: SimpleNamespace(),
         state=tmp_path,
         folder=tmp_path,
         metrics={},

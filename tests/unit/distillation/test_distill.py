@@ -13,6 +13,7 @@ from mobilebert.distillation.objective import distillation_loss, schedule_labels
 from mobilebert.distillation.transfer import Transfer
 from mobilebert.study.graph import build_graph
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import DistillConfig, LayerwiseConfig
 
 torch.set_num_threads(1)
 SIZES = {
@@ -59,11 +60,12 @@ def batch():
 
 
 def config(recipe="paper", alpha=0.3, temperature=1.0):
-    return {"recipe": recipe, "alpha": alpha, "temperature": temperature}
+    return DistillConfig.model_construct(recipe=recipe, alpha=alpha, temperature=temperature)
 
 
 def transfer(student, teacher, recipe, chosen=("fmt", "at")):
-    return Transfer(student, teacher, {"strategy": "akt", "recipe": recipe, "losses": chosen, "factors": None, "steps": 9})
+    config = LayerwiseConfig.model_construct(strategy="akt", recipe=recipe, losses=chosen, factors=None, steps=9)
+    return Transfer(student, teacher, config)
 
 
 def loss(student, teacher, batch, config, transfer):
@@ -147,5 +149,5 @@ def test_auxiliary_transfer_with_fewer_steps_is_labelled_scaled():
     """Distillation has the paper's 500k steps, transfer beside it 1k of the paper's 240k."""
     study = Study(schema=1, description="the paper", transfer={"steps": 1000})
     graph = build_graph(study)
-    labels = [schedule_labels(study, graph[f"distill/mobilebert-{name}"].config) for name in ("akt", "pd")]
+    labels = [schedule_labels(study, graph[f"distill/mobilebert-{name}"].settings(DistillConfig)) for name in ("akt", "pd")]
     assert labels == [["scaled: transfer sees 4.2e-03 of the paper's tokens"], []]

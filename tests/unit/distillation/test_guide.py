@@ -11,6 +11,7 @@ from mobilebert.distillation.teacher_layers import Guide
 from mobilebert.distillation.transfer import Transfer, layer_of
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
+from mobilebert.study.stage_config import LayerwiseConfig
 from mobilebert.training import optim
 from mobilebert.training.loop import Task
 
@@ -97,7 +98,7 @@ def learnt(folder, teacher, names, strategy, recipe):
         name = run.job.name
         student = models[name] = model(ord(name), intra_bottleneck_size=8, num_feedforward_networks=2)
         setting = {"strategy": strategy, "recipe": recipe, "losses": LOSSES[name], "factors": None, "lower_layers": 0.1}
-        transfer = Transfer(student, teacher, {**setting, "steps": STEPS, "warmup_steps": 1})
+        transfer = Transfer(student, teacher, LayerwiseConfig(**setting, steps=STEPS, warmup_steps=1))
         optimizer = optim.make(student, "adamw", 0.01, 0.0, group=layer_of)
         task = Task(
             steps=STEPS,

@@ -16,6 +16,7 @@ from mobilebert.distillation.teacher_layers import Guide
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
+from mobilebert.study.stage_config import LayerwiseConfig
 from mobilebert.training import optim
 from mobilebert.training.loop import Task, train
 from mobilebert.util.errors import UserError
@@ -73,15 +74,15 @@ def batch(step=0, padded=True):
 
 
 def config(strategy="pkt", recipe="paper", chosen=("fmt", "at"), lower_layers=0.1, factors=None):
-    return {
-        "strategy": strategy,
-        "recipe": recipe,
-        "losses": chosen,
-        "factors": factors,
-        "lower_layers": lower_layers,
-        "steps": STEPS,
-        "warmup_steps": 5,
-    }
+    return LayerwiseConfig(
+        strategy=strategy,
+        recipe=recipe,
+        losses=chosen,
+        factors=factors,
+        lower_layers=lower_layers,
+        steps=STEPS,
+        warmup_steps=5,
+    )
 
 
 def weights(model):
@@ -223,7 +224,7 @@ def test_learning_rates_of_the_released_stages_at_full_scale():
     stage; a tenth of it for lower layers."""
     small = {"num_hidden_layers": 24, "hidden_size": 8, "embedding_size": 4, "intra_bottleneck_size": 4}
     student, teacher = model(1, **STUDENT | small), model(2, **TEACHER | small)
-    transfer = Transfer(student, teacher, config(recipe="released") | {"steps": 240_000})
+    transfer = Transfer(student, teacher, config(recipe="released").model_copy(update={"steps": 240_000}))
     optimizer = optim.make(student, "lamb", 0.0015, 0.01, group=layer_of)
     prepare, groups = transfer.prepare(optimizer), {}
     for group in optimizer.param_groups:

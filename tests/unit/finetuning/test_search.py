@@ -30,18 +30,21 @@ from mobilebert.study.job import Job
 from mobilebert.study.load import load_study
 from mobilebert.study.recipe import Finetune
 from mobilebert.study.schema import Study
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.util.errors import Diverged, UserError
 
 torch.set_num_threads(1)
 TASK = {
     "task": "cola", "recipe": "paper", "precision": "fp32", "warmup_share": 0.1, "weight_decay": 0.01, "seeds": [0, 1],
     "search": "quick", "halving": True, "batch_size": 4, "learning_rate": 0.02, "epochs": 4,
+    "length": 16, "train_rows": None, "eval_rows": None,
     "architecture": {"model_type": "bag-of-embeddings"},
 }  # fmt: skip
+SETTING = FinetuneConfig.model_construct(**TASK)
 
 
 def config(**changes):
-    return {**TASK, "halving": False, **changes}
+    return SETTING.model_copy(update={"halving": False, **changes})
 
 
 def test_the_papers_grid_is_that_of_section_4_3():
@@ -122,7 +125,7 @@ def test_labels_say_how_the_setting_was_chosen():
     kind = {"task": "rte", "halving": False, "learning_rate": 1e-4, "batch_size": 8, "epochs": 3}
 
     def said(others, study="paper", **changes):
-        return setting_labels(load_study(study), kind | changes, others)
+        return setting_labels(load_study(study), FinetuneConfig.model_construct(**kind | changes), others)
 
     assert said([], search="paper") == ["search: chosen among 270 settings on this development set"]
     halved = said(["scaled: widths / 8"], search="quick", halving=True)
@@ -219,7 +222,7 @@ def train(part, trial, out, stop=lambda: None):
     model = BagOfEmbeddings(12, 8, 2).train()
     seen = rows if trial.part == 1 else rows.part(36 // trial.part)
     model.register_forward_pre_hook(lambda *_: stop())
-    finetune(part, seen, model, {**TASK, **trial.setting}, trial.seed, "cpu", trial.name)
+    finetune(part, seen, model, SETTING.model_copy(update=trial.setting), trial.seed, "cpu", trial.name)
     return scores(model, out)
 
 
@@ -310,7 +313,7 @@ def test_the_constant_answer_that_a_trial_on_squad_must_beat(tmp_path):
     file = tmp_path / "tasks/squad_v2.0/validation.parquet"
     file.parent.mkdir(parents=True)
     frame.to_parquet(file)
-    setting = {"task": "squad_v2.0", "eval_rows": None}
+    setting = FinetuneConfig.model_construct(task="squad_v2.0", eval_rows=None)
     assert constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}
     frame.iloc[[0, 1]].to_parquet(file)
     assert constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}  # the first word answers one of two
@@ -410,4 +413,4 @@ if __name__ == "__main__":  # the process to kill
 def test_a_whole_development_set_is_not_labelled_a_subset(rows, used, labels):
     data = SimpleNamespace(details={"labels": {}, "rows": {"rte": {"validation": rows}}})
     run = SimpleNamespace(record_of=lambda key: data, details={"rows": {"validation": used}})
-    assert subset_labels(run, "rte", 5, 5, {"eval_rows": used}) == labels
+    assert subset_labels(run, "rte", 5, 5, FinetuneConfig.model_construct(eval_rows=used)) == labels

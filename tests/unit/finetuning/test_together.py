@@ -35,6 +35,7 @@ from mobilebert.study.graph import build_graph
 from mobilebert.study.job import Job
 from mobilebert.study.load import load_study
 from mobilebert.study.recipe import Finetune
+from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import Diverged, UserError
 
@@ -110,15 +111,15 @@ def new_models(make, task_name, seeds):
 
 
 def alone(folder, make, task_name, seeds, rates, **changes):
-    setting, run = {**SETTING, "task": task_name, **changes}, new_run(folder)
+    setting, run = FinetuneConfig.model_construct(**{**SETTING, "task": task_name, **changes}), new_run(folder)
     models = new_models(make, task_name, seeds)
     for index, (model, seed, rate) in enumerate(zip(models, seeds, rates, strict=True)):
-        finetune(run, rows(task_name), model, {**setting, "learning_rate": rate}, seed, "cpu", f"run{index}")
+        finetune(run, rows(task_name), model, setting.model_copy(update={"learning_rate": rate}), seed, "cpu", f"run{index}")
     return run, models
 
 
 def stacked(folder, make, task_name, seeds, rates, stop=None, every=500, **changes):
-    setting, run = {**SETTING, "task": task_name, **changes}, new_run(folder)
+    setting, run = FinetuneConfig.model_construct(**{**SETTING, "task": task_name, **changes}), new_run(folder)
     models = new_models(make, task_name, seeds)
     members = [
         Member(f"run{index}", make_task(rows(task_name), model, setting, seed), rate)
@@ -129,7 +130,7 @@ def stacked(folder, make, task_name, seeds, rates, stop=None, every=500, **chang
         member.task.checkpoint_every = every
         if stop is not None:
             member.task.batch = stop_at(member.task.batch, stop)
-    together.train(run, stack, members, task_name, setting["weight_decay"], "cpu")
+    together.train(run, stack, members, task_name, setting.weight_decay, "cpu")
     for index, model in enumerate(models):
         stack.copy_to(model, index)
     return run, models, stack, members
@@ -258,7 +259,7 @@ def test_a_model_with_data_dependent_control_flow_is_not_stacked():
             return found if found["logits"].sum() > 0 else {"logits": -found["logits"]}
 
     def members(models, seeds):
-        setting = {**SETTING, "task": "cola"}
+        setting = FinetuneConfig.model_construct(**SETTING, task="cola")
         return [
             Member(str(seed), make_task(rows("cola"), model, setting, seed), 0.1)
             for model, seed in zip(models, seeds, strict=True)
@@ -308,7 +309,7 @@ def several(part, trials, before=lambda model: None):
         examples = toy.Rows(0).examples
         return examples if trial.part == 1 else examples.part(36 // trial.part)
 
-    trained = together.fit(part, trials, new, seen, toy.TASK, "cpu")
+    trained = together.fit(part, trials, new, seen, toy.SETTING, "cpu")
 
     def one(part, trial, out):
         return toy.scores(trained(trial), out)
@@ -516,11 +517,11 @@ def test_memory_of_a_stack_by_hand():
 def test_a_gpu_takes_no_more_than_its_memory_holds(monkeypatch):
     """The search's largest batch counts; a study's number is an upper bound; 1 asks no GPU."""
     graph = build_graph(load_study("paper"))
-    setting = graph["finetune/mobilebert/mnli"].config
+    setting = graph["finetune/mobilebert/mnli"].settings(FinetuneConfig)
     study = load_study("paper").model_copy(update={"finetune": Finetune(together=100)})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
     found = runs_at_once(study, setting, "cuda")
-    assert found == together.most(setting["architecture"], 48, 128, 80 * 2**30)
+    assert found == together.most(setting.architecture, 48, 128, 80 * 2**30)
     assert 1 < found < 100
     assert runs_at_once(study, setting, "cpu") == 100
     few = study.model_copy(update={"finetune": Finetune(together=2)})
@@ -538,7 +539,7 @@ def test_the_size_of_stacks_is_not_part_of_the_fingerprint():
 
 
 def test_the_papers_grid_is_27_stacks_of_ten_rates():
-    config = {"search": "paper", "halving": False}
+    config = FinetuneConfig.model_construct(search="paper", halving=False)
     found = stacks([Trial(**setting, seed=1, role="search") for setting in grid(config)], 10)
     assert [len(group) for group in found] == [10] * 27
     assert all(len({trial.learning_rate for trial in group}) == 10 for group in found)

@@ -181,7 +181,7 @@ def test_a_tracer_sees_one_operator_a_block(cpu_in_its_place, gradients):
 
 def test_a_training_program_enables_the_kernel_before_it_begins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = SimpleNamespace(job=SimpleNamespace(config={}, stage="distill", name="mobilebert"))
+    run = SimpleNamespace(job=SimpleNamespace(stage="distill", name="mobilebert"), settings=lambda kind: kind.model_construct())
     with pytest.raises(UserError, match="Hopper"):
         make_task(run, SimpleNamespace(distill=Distill(fused=True, precision="bf16")), build(), None)
 

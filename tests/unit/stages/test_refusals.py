@@ -79,7 +79,7 @@ def test_cuda_out_of_memory_is_a_one_line_error_and_keeps_the_state(tmp_path, ca
 def test_a_tokenizer_that_the_model_cannot_hold_is_refused():
     run = SimpleNamespace(
         record_of=lambda key: SimpleNamespace(metrics={"vocab_size": 700.0}),
-        job=SimpleNamespace(config={"architecture": {"vocab_size": 600}}),
+        settings=lambda kind: kind.model_construct(architecture={"vocab_size": 600}),
     )
     with pytest.raises(UserError, match=r"^vocab_size: the tokenizer has 700 entries, the model 600$"):
         corpus_of(run)

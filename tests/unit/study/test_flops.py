@@ -22,6 +22,7 @@ from mobilebert.pretraining import objective
 from mobilebert.stages import transfer as program
 from mobilebert.study.budget import transfer_flops_per_token
 from mobilebert.study.job import Job
+from mobilebert.study.stage_config import FinetuneConfig, TransferConfig
 from mobilebert.training import loop, optim
 from mobilebert.training.loop import Task, train
 
@@ -63,7 +64,7 @@ def teacher():
 
 def config(**changes):
     fields = {"strategy": "pkt", "recipe": "paper", "losses": ["fmt", "at"], "factors": None, "lower_layers": 0.1}
-    return {**fields, "steps": STEPS, "warmup_steps": 0, **changes}
+    return TransferConfig.model_construct(**{**fields, "steps": STEPS, "warmup_steps": 0, **changes})
 
 
 def batch(step=0):
@@ -188,7 +189,7 @@ def test_padding_counts_in_tokens_and_in_mfu(tmp_path, monkeypatch):
     setting = {"task": "rte", "architecture": fields, "batch_size": ROWS, "epochs": 1, "recipe": "paper", "warmup_share": 0.1}
     setting |= {"learning_rate": 1e-3, "weight_decay": 0.0, "precision": "fp32"}
     run = new_run(tmp_path)
-    finetuning.finetune(run, data, found.train(), setting, 0, "cpu", "seed0")
+    finetuning.finetune(run, data, found.train(), FinetuneConfig.model_construct(**setting), 0, "cpu", "seed0")
     widths = [data.batch(rows)["input_ids"].shape[1] for rows in data.epoch(ROWS, 0, 0)][1:]  # without the first step
     assert len(set(widths)) > 1
     mean = sum(width * 3 * cost(fields, width).encoder_flops / width for width in widths) / sum(widths)
@@ -210,9 +211,10 @@ def test_the_program_counts_its_own_student_and_teacher(student, teacher, monkey
     monkeypatch.setattr(program.objective, "new_model", lambda architecture: model(MobileBertForPreTraining, STUDENT))
     monkeypatch.setattr(program.objective, "save_model", lambda run, student: None)
     monkeypatch.setattr(program, "train_together", lambda run, others, make, device: tasks.append(make(run, None)[2]) or student)
-    job = Job("transfer", "mobilebert", setting, ("data", "pretrain/ib-bert-large"), "a" * 64)
+    job = Job("transfer", "mobilebert", {}, ("data", "pretrain/ib-bert-large"), "a" * 64)
     study = SimpleNamespace(labels=lambda stage: [], schedule_labels=lambda stage: [])
-    program.run(SimpleNamespace(job=job, metrics={}, details={}, label=lambda *_: None), study)
+    run = SimpleNamespace(job=job, settings=lambda kind: setting, metrics={}, details={}, label=lambda *_: None)
+    program.main(run, study)
     found = [tasks[0].flops_per_token(step, LENGTH) for step in (0, 7, 11)]
     assert found == [transfer_flops_per_token(setting, *fields, step, LENGTH) for step in (0, 7, 11)]
     assert [tasks[0].stage(step) for step in (0, 7, 11)] == ([1, 2, 3] if strategy == "pkt" else [None] * 3)

@@ -14,6 +14,7 @@ from mobilebert.pretraining.common import make_task
 from mobilebert.study.graph import build_graph
 from mobilebert.study.load import load_study
 from mobilebert.study.schedule import linear, stage, stage_curve
+from mobilebert.study.stage_config import TrainingConfig, TransferConfig
 from mobilebert.training import optim
 
 
@@ -99,11 +100,11 @@ def test_the_table_of_progressive_transfer_at_full_scale(recipe):
     do not matter to a schedule.
     """
     study = load_study("paper").model_copy(update={"recipe": recipe})
-    config = build_graph(study)["transfer/mobilebert"].config
+    config = build_graph(study)["transfer/mobilebert"].settings(TransferConfig)
     fields = {**TINY, "vocab_size": 9, "max_position_embeddings": 4, "num_attention_heads": 2, "num_feedforward_networks": 1}
     student, teacher = (MobileBertForPreTraining(MobileBertConfig(**fields)) for _ in range(2))
     transfer = Transfer(student, teacher, config)
-    optimizer = optim.make(student, config["optimizer"], config["learning_rate"], config["weight_decay"], group=layer_of)
+    optimizer = optim.make(student, config.optimizer, config.learning_rate, config.weight_decay, group=layer_of)
     prepare = transfer.prepare(optimizer)
     layers = {id(p): layer_of(name) for name, p in student.named_parameters()}
     peak = 0.0015 * (3 if recipe == "released" else 1)
@@ -118,7 +119,7 @@ def test_the_table_of_progressive_transfer_at_full_scale(recipe):
                 multiplier = 1.0 if layer == current else 0.1 if 0 <= layer < current else 0.0
                 rate = group["lr"] * group["rate"] * transfer.rate(step)
                 assert rate == pytest.approx(peak * share * multiplier), (step, layer)
-    assert config["steps"] == 240_000
+    assert config.steps == 240_000
 
 
 @pytest.mark.parametrize(("recipe", "end"), [("paper", 0.0), ("released", 1.5e-7)])
@@ -126,12 +127,12 @@ def test_pre_training_and_distillation_at_full_scale(recipe, end):
     """500,000 steps with a warm-up of 10,000 to 0.0015; the released decay ends at 1e-4 of it."""
     graph = build_graph(load_study("paper").model_copy(update={"recipe": recipe}))
     for key in ("pretrain/ib-bert-large", "distill/mobilebert"):
-        config = graph[key].config
-        assert (config["steps"], config["warmup_steps"], config["learning_rate"]) == (500_000, 10_000, 0.0015)
-        run = SimpleNamespace(job=graph[key])
+        config = graph[key].settings(TrainingConfig)
+        assert (config.steps, config.warmup_steps, config.learning_rate) == (500_000, 10_000, 0.0015)
+        run = SimpleNamespace(job=graph[key], settings=graph[key].settings)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(common.objective, "batches", lambda *arguments: None)
             task = make_task(run, load_study("paper"), None, None)
-        rates = [config["learning_rate"] * task.rate(step) for step in (0, 9_999, 255_000, 499_999)]
+        rates = [config.learning_rate * task.rate(step) for step in (0, 9_999, 255_000, 499_999)]
         middle, last = (0.0015 + end) / 2, end + (0.0015 - end) / 490_000
         assert rates == pytest.approx([1.5e-7, 0.0015, middle, last])

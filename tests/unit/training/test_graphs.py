@@ -25,6 +25,7 @@ from mobilebert.stages import transfer
 from mobilebert.study.graph import build_graph
 from mobilebert.study.job import Job
 from mobilebert.study.load import load_study
+from mobilebert.study.stage_config import DistillConfig, LayerwiseConfig
 from mobilebert.training import loop, optim
 from mobilebert.training.accelerated import cuda_graphs
 from mobilebert.training.accelerated.cuda_graphs import WARM_UP
@@ -103,8 +104,9 @@ def model(seed, **fields):
 
 def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **changes):
     """Return a student, its optimizer and its task."""
-    options = {"recipe": "released" if kind == "released" else "paper", "alpha": 0.3, "temperature": 1.0}
-    lessons = {"losses": ("fmt", "at"), "factors": None, "steps": STEPS, "warmup_steps": 2, "recipe": options["recipe"]}
+    recipe = "released" if kind == "released" else "paper"
+    options = DistillConfig.model_construct(recipe=recipe, alpha=0.3, temperature=1.0)
+    lessons = {"losses": ("fmt", "at"), "factors": None, "steps": STEPS, "warmup_steps": 2, "recipe": recipe}
     group, more = (lambda name: None), {}
     if kind == "bert":
         torch.manual_seed(1)
@@ -118,10 +120,10 @@ def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **change
         copy_outside_encoder(student, teacher)
     if kind in ("pkt", "frozen", "jkt"):
         strategy = {"strategy": "jkt" if kind == "jkt" else "pkt", "lower_layers": 0.0 if kind == "frozen" else 0.1}
-        lesson, group = Transfer(student, teacher, lessons | strategy), layer_of
+        lesson, group = Transfer(student, teacher, LayerwiseConfig(**lessons | strategy)), layer_of
         more = {"loss": lesson.loss, "rate": lesson.rate, "stage": lesson.stage}
     elif kind in ("distill", "released", "akt"):
-        lesson = Transfer(student, teacher, lessons | {"strategy": "akt"}) if kind == "akt" else None
+        lesson = Transfer(student, teacher, LayerwiseConfig.model_construct(**lessons, strategy="akt")) if kind == "akt" else None
         more["loss"] = lambda batch, step: distillation_loss(
             student, teacher_guide(teacher, batch, options, lesson), batch, options, lesson
         )
@@ -297,8 +299,9 @@ def test_the_transfer_program_tells_the_loop_its_masked_positions_and_stages(mon
     """A row masks at most 15 % of 512 tokens; stages are the depths of progressive transfer."""
     study = load_study("paper")
     study = study.model_copy(update={"transfer": study.transfer.model_copy(update={"graph": True})})
-    seen, run = [], SimpleNamespace(job=build_graph(study)["transfer/mobilebert"], details={})
-    run.job.config["steps"] = STEPS
+    job = build_graph(study)["transfer/mobilebert"]
+    job = replace(job, config={**job.config, "steps": STEPS})
+    seen, run = [], SimpleNamespace(job=job, settings=job.settings, details={})
     monkeypatch.setattr(objective, "batches", lambda *arguments: None)
     monkeypatch.setattr(objective, "new_model", lambda architecture: model(1, **STUDENT))
     monkeypatch.setattr(transfer, "corpus_of", lambda run: None)

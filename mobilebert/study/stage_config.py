@@ -1,0 +1,260 @@
+"""Define what a job of each stage is configured with: the typed view of `Job.config`.
+
+`study.graph` makes a job's configuration, the fingerprint covers its JSON, the record keeps it. The classes here name every key
+once. `Graph.add` validates the first job of every shape, so a missing or misspelt key is an error before anything runs.
+`Job.settings` validates each job that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from mobilebert.study.recipe import AXES, Batch, NotNegative, Positive, Rate, Share, Strict
+from mobilebert.study.sections import Seed
+
+Architecture = dict[str, Any]  # fields of a model's configuration, `model_type` among them; see `study.architecture`
+Length = Annotated[int, Field(ge=8)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Minutes = Annotated[float, Field(gt=0)]
+Precision = Literal["fp32", "bf16"]
+Recipe = Literal["paper", "released"]
+Strategy = Literal["none", "akt", "jkt", "pkt"]
+Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8"]
+
+# JSON has lists only. The items stay strict.
+Seeds = Annotated[tuple[NotNegative, ...], Field(strict=False)]
+Losses = Annotated[tuple[Literal["fmt", "at"], ...], Field(strict=False)]
+Factors = Annotated[tuple[float, float, float, float], Field(strict=False)]
+Engines = Annotated[tuple[Engine, ...], Field(strict=False)]
+
+_WORDS = (str, bool)  # a job's task and its switches decide which keys it has
+SQUAD_KEYS = ("doc_stride", "max_query_length", "max_answer_length")
+
+
+class StageConfig(Strict):
+    """The configuration of a job. A key is required unless only some jobs of the stage have it: those default to None."""
+
+
+class DataConfig(StageConfig):
+    """The corpus, the tables and the tokenizer. See `sections.Data`."""
+
+    source: Literal["synthetic", "local", "hub"]  # a local folder's path is not science; `sums` pins what is in it
+    sums: str | None
+    seed: Seed
+    documents: Positive | None
+    heldout_share: Rate
+    vocab_size: Positive | None
+
+
+class ModelConfig(StageConfig):
+    """A job about the model of one row."""
+
+    architecture: Architecture
+
+
+class CheckpointConfig(ModelConfig):
+    """Published weights: a local folder by its hash, a hub name by its revision. See `sections.Checkpoint`."""
+
+    sha256: str | None = None
+    source: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def one_pin(self) -> Self:
+        _need(self, self.sha256 is not None, ("sha256",))
+        _need(self, self.sha256 is None, ("source", "revision"))
+        return self
+
+
+class TrainingConfig(ModelConfig):
+    """What pre-training, transfer and distillation share. See `recipe.Training`."""
+
+    recipe: Recipe
+    seed: NotNegative
+    max_predictions: Positive | None
+    steps: Positive
+    warmup_steps: NotNegative
+    batch_size: Batch
+    length: Length
+    learning_rate: LearningRate
+    optimizer: Literal["lamb", "adamw"]
+    beta2: Rate
+    weight_decay: Share
+    precision: Precision
+    max_minutes: Minutes | None
+
+
+class PretrainConfig(TrainingConfig):
+    """Masked LM and next-sentence prediction, without a teacher."""
+
+    dropout: bool
+    accumulate: Positive | None = None  # only with dropout: each micro-batch draws its own
+
+    @model_validator(mode="after")
+    def micro_batches_draw_dropout(self) -> Self:
+        _need(self, self.dropout, ("accumulate",))
+        return self
+
+
+class StudentConfig(TrainingConfig):
+    """What transfer and distillation share."""
+
+    control: Literal["none", "fresh-student", "shuffled-teacher"]
+    strategy: Strategy
+
+
+class LayerwiseConfig(StageConfig):
+    """What the layer-wise losses depend on, in a job of their own (JKT, PKT) or beside distillation (AKT)."""
+
+    recipe: Recipe
+    strategy: Strategy
+    losses: Losses
+    factors: Factors | None
+    lower_layers: Share
+    steps: Positive
+    warmup_steps: NotNegative
+
+
+class TransferConfig(StudentConfig, LayerwiseConfig):
+    """Knowledge transfer. See `recipe.Transfer`."""
+
+
+class JointTransferConfig(StageConfig):
+    """The transfer's settings inside a distillation job (AKT). The batches, the rate and the steps are the job's own."""
+
+    strategy: Strategy
+    losses: Losses
+    factors: Factors | None
+    lower_layers: Share
+    steps: Positive
+    warmup_steps: NotNegative
+    batch_size: Batch
+    length: Length
+    learning_rate: LearningRate
+    optimizer: Literal["lamb", "adamw"]
+    beta2: Rate
+    weight_decay: Share
+    precision: Precision
+    max_minutes: Minutes | None
+
+
+class DistillConfig(StudentConfig):
+    """Pre-training distillation. See `recipe.Distill`."""
+
+    alpha: Share
+    temperature: Annotated[float, Field(gt=0)]
+    transfer: JointTransferConfig | None
+
+    @property
+    def layerwise(self) -> LayerwiseConfig | None:
+        """Return what AKT's layer-wise losses depend on; None for another strategy."""
+        if self.transfer is None:
+            return None
+        given = self.transfer
+        return LayerwiseConfig(
+            recipe=self.recipe,
+            strategy=given.strategy,
+            losses=given.losses,
+            factors=given.factors,
+            lower_layers=given.lower_layers,
+            steps=given.steps,
+            warmup_steps=given.warmup_steps,
+        )
+
+
+class LengthsConfig(StageConfig):
+    """The lengths that a task's texts are cut to, in tokens. Only SQuAD has windows, questions and spans."""
+
+    length: Length
+    doc_stride: Positive | None = None
+    max_query_length: Positive | None = None
+    max_answer_length: Positive | None = None
+
+
+class TaskConfig(LengthsConfig):
+    """One task: what fine-tuning and quantization share. See `recipe.Finetune`."""
+
+    task: str
+    search: Literal["paper", "quick", "none"]
+    halving: bool
+    batch_size: Batch | None = None  # the paper's search tries its own values of these three
+    learning_rate: LearningRate | None = None
+    epochs: Positive | None = None
+    warmup_share: Share
+    weight_decay: Share
+    precision: Precision
+    seeds: Seeds
+    train_rows: Positive | None
+    eval_rows: Positive | None
+
+    @model_validator(mode="after")
+    def own_setting_unless_searched(self) -> Self:
+        _need(self, self.search != "paper", AXES)
+        _need(self, self.task.startswith("squad"), SQUAD_KEYS)
+        return self
+
+
+class FinetuneConfig(TaskConfig, ModelConfig):
+    """Fine-tuning of one model on one task."""
+
+    recipe: Recipe
+
+
+class QuantizeConfig(TaskConfig):
+    """int8 of the model that the fine-tuning of the same name made."""
+
+
+class LatencyConfig(StageConfig):
+    """Timing of several models. See `sections.Latency`."""
+
+    architectures: dict[str, Architecture]  # model row -> architecture
+    engines: Engines
+    length: Length
+    batch_size: Batch
+    threads: Positive
+    rounds: Positive
+    warmup: NotNegative
+
+
+# Views (report, track, check) read the records of other jobs. Their configuration is only compared.
+CONFIGS: Mapping[str, type[StageConfig]] = {
+    "data": DataConfig,
+    "pretrain": PretrainConfig,
+    "checkpoint": CheckpointConfig,
+    "transfer": TransferConfig,
+    "distill": DistillConfig,
+    "finetune": FinetuneConfig,
+    "quantize": QuantizeConfig,
+    "latency": LatencyConfig,
+}
+
+
+def stage_config(stage: str, config: Mapping[str, Any]) -> StageConfig:
+    """Return the typed configuration of a job, from its JSON.
+
+    Raises ValueError, one line with the key, if the configuration is not that of the stage.
+    """
+    try:
+        return CONFIGS[stage].model_validate(config)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(f"{key}: {problem['msg']}" if key else problem["msg"].removeprefix("Value error, ")) from None
+
+
+def shape_of(stage: str, config: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the stage, the keys, the words and switches, and the other values' types: jobs alike in these are valid together.
+
+    A study has hundreds of fine-tuning jobs and a few dozen shapes.
+    """
+    return (stage, *config, *[value if type(value) in _WORDS else type(value) for value in config.values()])
+
+
+def _need(config: StageConfig, needed: bool, keys: tuple[str, ...]) -> None:
+    """Raise ValueError unless the configuration has all of the keys, or, if not needed, none of them."""
+    for key in keys:
+        if (getattr(config, key) is not None) != needed:
+            raise ValueError(f"{key}: {'missing' if needed else 'not allowed here'}")
