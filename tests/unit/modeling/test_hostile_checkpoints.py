@@ -245,7 +245,7 @@ def test_the_commands_and_the_stage_refuse_in_one_line(folder, tmp_path, capsys,
     rows = pd.DataFrame({"sentence": ["red cat"], "label": [1], "idx": [0]})
     rows.to_parquet(tmp_path / "rows.parquet")
     monkeypatch.setattr(submission, "is_whole", lambda *_: True)
-    monkeypatch.setattr(submission.rows, "read_table", lambda *_: rows)
+    monkeypatch.setattr(submission.input_rows, "read_table", lambda *_: rows)
     nine = [f"{task}={folder}" for task in submission.LEADERBOARD]
     for command in (
         ["predict", folder, "--task", "sst2", "--text", "red"],
