@@ -20,12 +20,14 @@ reproduce: $(READY)
 	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
-# Unit tests run one process a core. The others measure times or start processes of their own.
+# Tests run in one process a core, at most four. Benchmarks measure times, so they run alone.
 test: $(READY)
 	ruff check .
 	ruff format --check .
-	OMP_NUM_THREADS=1 pytest -n $(CORES) --dist loadgroup tests/unit
-	pytest tests/workflow tests/bench
+	snakefmt --check Snakefile workflows/rules
+	basedpyright --level error
+	OMP_NUM_THREADS=1 pytest -n $(CORES) --maxprocesses 4 --dist loadgroup tests/unit tests/workflow
+	pytest tests/bench
 
 test-long: $(READY)
 	python tests/long/kills.py 50

@@ -14,6 +14,9 @@ from mobilebert.study.graph import build_graph, jobs_in_scope
 from mobilebert.study.load import load_study
 from mobilebert.study.sections import Expectation
 
+# One process runs the study, once. Other tests run beside it, so it may take longer than alone.
+pytestmark = [pytest.mark.xdist_group("smoke"), pytest.mark.timeout(1500)]
+
 
 @pytest.fixture(scope="module")
 def smoke(workflow, tmp_path_factory):
