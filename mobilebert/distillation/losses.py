@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-FACTORS = {  # of feature map, means, variances, attention; the paper prints none, the released command has its own
+FACTORS = {  # of feature map, means, variances, attention; the paper prints none, the released command has the second
     "paper": (1.0, 0.0, 0.0, 1.0),
     "released": (100.0, 5000.0, 5.0, 1.0),
 }

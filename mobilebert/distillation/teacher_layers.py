@@ -10,7 +10,7 @@ from mobilebert.modeling.encoder import additive_mask
 
 
 class Guide:
-    """A frozen teacher's layers for one batch, computed once for each variant that students ask for.
+    """A frozen teacher's layers for one batch, computed once for each variant that is asked for.
 
     The blocks below the taught ones run once. The others run separately with and without attention
     maps: fused attention rounds differently, and a student must get the same bits beside others as

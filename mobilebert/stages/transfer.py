@@ -1,4 +1,4 @@
-"""Train a student's encoder to give the teacher's features (knowledge transfer).
+"""Train a student's encoder to reproduce the teacher's features (knowledge transfer).
 
 PKT trains layer by layer, JKT all layers at once.
 """
