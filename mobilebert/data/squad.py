@@ -71,7 +71,7 @@ class Windows:
         return window
 
     def characters(self, index: int, start: int, end: int) -> tuple[int, int]:
-        """Return the characters of the context, end exclusive, of a window's tokens start to end."""
+        """Return the context's characters, end exclusive, of a window's tokens start to end."""
         row = self.first_offset[index] - self.context_start[index]
         return int(self.offsets[row + start, 0]), int(self.offsets[row + end, 1])
 

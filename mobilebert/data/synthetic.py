@@ -127,7 +127,7 @@ class _Writer:
         return [LANGUAGE.questions[kind], *marker, *verb, *self.phrase([], noun)]
 
     def sentence(self) -> str:
-        """Return any sentence of the language, so that every class of words occurs in the corpus."""
+        """Return any sentence of the language: every class of words occurs in the corpus."""
         kind = self.rng.random()
         if kind < 0.55:
             return _text(self.clause())

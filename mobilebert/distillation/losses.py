@@ -1,7 +1,8 @@
-"""Losses of knowledge transfer and distillation (paper sections 3.3 and 3.4), as pure functions.
+"""Compute the losses of knowledge transfer and distillation (paper sections 3.3 and 3.4).
 
-B batch, T tokens, C channels of the feature maps, H heads, N masked positions, V vocabulary, L layers. `mask` (B, T) is 1 for
-real tokens; None counts every position, as the released code does. Half precision is compared in float32.
+All functions are pure. B batch, T tokens, C channels of the feature maps, H heads, N masked
+positions, V vocabulary, L layers. `mask` (B, T) is 1 for real tokens; None counts every position,
+as the released code does. Half precision is compared in float32.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-FACTORS = {  # of feature map, means, variances, attention: the paper prints none; the released command has these
+FACTORS = {  # of feature map, means, variances, attention; the paper prints none, the released command has the second
     "paper": (1.0, 0.0, 0.0, 1.0),
     "released": (100.0, 5000.0, 5.0, 1.0),
 }
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """float64 as it is, anything narrower as float32."""
+    """Return float64 as it is, a narrower type as float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over (B, T), over the real tokens alone with a mask."""
+    """Return the mean over (B, T), with a mask over the real tokens alone."""
     if mask is None:
         return values.mean()
     weights = mask.to(values.dtype)
@@ -29,37 +30,51 @@ def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def feature_map(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Feature map transfer, paper equation 4: mean over tokens and channels of (student - teacher)^2. Both (B, T, C)."""
+    """Return the loss of feature map transfer (paper equation 4).
+
+    It is the mean over tokens and channels of (student - teacher)^2, both (B, T, C).
+    """
     return _mean((_wide(student) - _wide(teacher)).square().mean(-1), mask)
 
 
 def normalized_feature_map(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Released code's feature term: the same after a layer norm without parameters (epsilon 1e-12). Both (B, T, C)."""
+    """Return the released code's feature term, both (B, T, C).
+
+    It is `feature_map` after a layer norm without parameters (epsilon 1e-12).
+    """
     width = (student.shape[-1],)
     return feature_map(F.layer_norm(_wide(student), width, eps=1e-12), F.layer_norm(_wide(teacher), width, eps=1e-12), mask)
 
 
 def statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of each token over its channels: (..., T, C) -> two of (..., T)."""
+    """Return mean and variance of each token over its channels: (..., T, C) -> two of (..., T)."""
     return _wide(features).mean(-1), _wide(features).var(-1, unbiased=False)
 
 
 def means(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Released code's "beta" term: squared difference of the tokens' means over channels, (B, T) or (L, B, T) of the teacher."""
+    """Return the released code's "beta" term: the squared difference of the tokens' means.
+
+    The means are over channels: student (B, T), teacher (B, T) or (L, B, T).
+    """
     return _mean((student - teacher).square().reshape(-1, *student.shape).mean(0), mask)
 
 
 def variances(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Released code's "gamma" term: absolute difference of their variances, (B, T) or (L, B, T) of the teacher."""
+    """Return the released code's "gamma" term: the absolute difference of the tokens' variances.
+
+    The variances are over channels: student (B, T), teacher (B, T) or (L, B, T).
+    """
     return _mean((student - teacher).abs().reshape(-1, *student.shape).mean(0), mask)
 
 
 def attention(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None, cross_entropy: bool = False
 ) -> torch.Tensor:
-    """Attention transfer, paper equation 5: mean over tokens and heads of KL(teacher || student). Both (B, H, T, T), softmaxed.
+    """Return the loss of attention transfer (paper equation 5).
 
-    `cross_entropy` drops the teacher's entropy, a constant, as the released code does: same gradient.
+    It is the mean over tokens and heads of KL(teacher || student), both (B, H, T, T) after softmax.
+    `cross_entropy` drops the teacher's entropy, a constant, as the released code does: the gradient
+    is the same.
     """
     student, teacher = _wide(student).clamp(min=1e-12), _wide(teacher)
     terms = -teacher * student.log()
@@ -69,21 +84,28 @@ def attention(
 
 
 def masked_lm(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Masked LM: mean cross-entropy in nats over the masked positions. Logits (N, V), labels (N,)."""
+    """Return the masked-LM loss: mean cross-entropy in nats over the masked positions.
+
+    Logits (N, V), labels (N,).
+    """
     return F.cross_entropy(_wide(logits), labels)
 
 
 def next_sentence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Next-sentence prediction: mean cross-entropy in nats over the batch. Logits (B, 2), labels (B,), 1 for a random next."""
+    """Return the loss of next-sentence prediction: mean cross-entropy in nats over the batch.
+
+    Logits (B, 2), labels (B,): 1 if the second segment is random.
+    """
     return F.cross_entropy(_wide(logits), labels)
 
 
 def soft_labels(
     student: torch.Tensor, teacher: torch.Tensor, cross_entropy: bool = False, real: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Distillation of the masked-LM prediction: mean over positions of KL(teacher || student). Logits (N, V).
+    """Return the distillation loss of masked LM: mean over positions of KL(teacher || student).
 
-    real: (N,), 0 for a position that only fills up N and is in no mean, and 1 for the others; None if all are.
+    Logits (N, V). real: (N,), 1 for a position that counts, 0 for one that only pads N; None if all
+    count. cross_entropy: as in `attention`.
     """
     logs, target = F.log_softmax(_wide(student), -1), F.softmax(_wide(teacher), -1)
     if real is not None:
@@ -102,9 +124,9 @@ def pretraining_distillation(
     cross_entropy: bool = False,
     real: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """alpha * MLM + (1 - alpha) * KD, paper section 3.4 without NSP; also MLM and KD alone. Logits (N, V), labels (N,).
+    """Return alpha * MLM + (1 - alpha) * KD (paper section 3.4 without NSP), MLM and KD.
 
-    real: as of `soft_labels`; the labels of the others are -100.
+    Logits (N, V), labels (N,). real: as in `soft_labels`; the labels of padding are -100.
     """
     hard = masked_lm(student, labels)
     soft = soft_labels(student, teacher, cross_entropy, real)
@@ -119,10 +141,12 @@ def layer(
     factors: tuple[float, float, float, float],
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The transfer loss of one layer. `student` and `teacher` hold "features" (B, T, C) and "attention" (B, H, T, T).
+    """Return the transfer loss of one layer.
 
-    paper: feature map and attention KL over real tokens. released: normalised feature map, means, variances and attention
-    cross-entropy over all positions; "statistics" of the teacher, two of (L, B, T), stand for those of its features.
+    `student` and `teacher` hold "features" (B, T, C) and "attention" (B, H, T, T).
+    paper: feature map and attention KL over real tokens.
+    released: normalised feature map, means, variances and attention cross-entropy over all
+        positions. The teacher's "statistics", two of (L, B, T), replace those of its features.
     """
     feature, mean, variance, attend = factors
     total = student["features"].new_zeros(())

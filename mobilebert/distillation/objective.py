@@ -16,12 +16,15 @@ from mobilebert.study.stage_config import DistillConfig, StudentConfig
 
 
 def schedule_labels(study: Study, config: DistillConfig) -> list[str]:
-    """The labels of distillation's schedule; of AKT, which makes the transfer's steps here, those of the transfer's too."""
+    """Return the labels of distillation's schedule.
+
+    AKT runs the transfer's steps in this job, so it gets the labels of the transfer's schedule too.
+    """
     return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config.transfer else [])
 
 
 def new_student(context: JobContext, teacher, device: str):
-    """The student that the transfer left, or a new one."""
+    """Return the student that transfer trained, or a new one."""
     config, transferred = context.settings(DistillConfig), f"transfer/{context.job.name}"
     if transferred in context.job.inputs:
         return objective.input_model(context, transferred).to(device)
@@ -33,7 +36,7 @@ def new_student(context: JobContext, teacher, device: str):
 
 
 def wanted(transfer: Transfer | None) -> dict:
-    """What AKT asks of both models beside their last hidden states."""
+    """Return the options that make a model return all hidden states and attentions, for AKT."""
     if not transfer:
         return {}
     maps = list(range(transfer.layers)) if "at" in transfer.config.losses else []
@@ -42,10 +45,9 @@ def wanted(transfer: Transfer | None) -> dict:
 
 @torch.no_grad()
 def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfer | None) -> tuple[torch.Tensor, dict[int, dict]]:
-    """What the teacher tells its students of a batch: masked-LM logits (N, V), and for AKT its layers as `Transfer.compare` takes
-    them.
+    """Return the teacher's masked-LM logits (N, V), and for AKT its layers for `Transfer.compare`.
 
-    The vocabulary logits are those of the masked positions alone, and the NSP head does not run.
+    The logits are computed at the masked positions alone. The NSP head does not run.
     """
     inputs = {key: batch[key] for key in objective.INPUTS if key in batch}
     out = teacher.mobilebert(**inputs, **wanted(transfer))
@@ -61,13 +63,16 @@ def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfe
 def distillation_loss(
     student, theirs: tuple, batch: dict, config: DistillConfig, transfer: Transfer | None
 ) -> dict[str, torch.Tensor]:
-    """alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and AKT's mean over the layers. theirs: from `guide`."""
+    """Return alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and each term.
+
+    AKT adds the mean loss of the layers. theirs: from `teacher_guide`.
+    """
     logits, layers = theirs
     out = objective.heads(student, batch, **wanted(transfer))
     released = config.recipe == "released"
     labels, real = batch["masked_labels"], batch.get("masked_real")
     mixed, mlm, kd = losses.pretraining_distillation(out["mlm"], logits, labels, config.alpha, released, real)
-    weight = batch.get("masked_weight", 1.0)  # of a part of a batch: its share of the masked positions
+    weight = batch.get("masked_weight", 1.0)  # a micro-batch's share of the masked positions
     parts = {"mlm": mlm * weight, "kd": kd * weight, "nsp": losses.next_sentence(out["nsp"], batch["next_sentence_label"])}
     parts = {"loss": mixed * weight + parts["nsp"], **parts}
     if transfer:
@@ -78,16 +83,17 @@ def distillation_loss(
 
 
 def soft_logits(teacher, states: torch.Tensor, positions: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Masked-LM logits (N, V) at `positions` of the flattened `states` (B, T, C).
+    """Return masked-LM logits (N, V) at `positions` of the flattened `states` (B, T, C).
 
-    The released code's `distill_temperature` multiplies what enters the head's transform, not the logits; at 1 nothing happens.
+    The released code's `distill_temperature` multiplies the input of the head's transform, not the
+    logits. A temperature of 1 changes nothing.
     """
     masked = states.flatten(0, 1).index_select(0, positions)
     return teacher.cls.predictions(masked if temperature == 1 else masked * temperature)
 
 
 def teacher_of(context: JobContext, study: Study, device: str):
-    """The frozen teacher; its weights shuffled for that control."""
+    """Return the frozen teacher; the control "shuffled-teacher" shuffles its weights."""
     model = models()[context.job.name]
     teacher = objective.input_model(context, final_job(study, model.teacher)).to(device).eval()
     config = context.settings(StudentConfig)

@@ -1,8 +1,9 @@
-"""Several students taught by one pass of their teacher, in one process; each one's state and record stay its own.
+"""Train several students with one forward pass of their teacher, in one process.
 
-At the paper's size the teacher's forward pass takes four times the FLOPs of a student's step. The transfer or distillation that
-starts first leads: it trains the students of other such jobs beside its own, to a state after their last step. The job of each,
-when it runs, goes on from that state as from any other, evaluates and writes its record.
+At the paper's size the teacher's forward pass takes four times the FLOPs of a student's step. The
+transfer or distillation job that starts first leads: it also trains the students of other such
+jobs, each to a saved state after the last step. When another job runs, it resumes from that state,
+evaluates and writes its record.
 """
 
 from __future__ import annotations
@@ -30,25 +31,26 @@ from mobilebert.training.distributed.processes import world
 from mobilebert.training.loop import Task, train
 from mobilebert.util.errors import Diverged, UserError
 
-NAME = "train"  # of the training, as the loop calls its state
+NAME = "train"  # the loop's name for the saved state
 Prepared = tuple[nn.Module, torch.optim.Optimizer, Task]
 BATCHES = ("batch_size", "length", "max_predictions", "seed", "precision", "max_minutes")
-LESSONS = {  # what two jobs must have alike, so that their teacher computes the same at the same step
+LESSONS = {  # settings that must be equal in two jobs, so that their teacher computes the same at each step
     "distill": (*BATCHES, "temperature", "transfer"),
-    "transfer": (*BATCHES, "strategy", "steps"),  # but not the losses: `transfer.Guide` answers each
+    "transfer": (*BATCHES, "strategy", "steps"),  # not the losses: `teacher_layers.Guide` serves all of them
 }
 
 
 class Stopped(Exception):
-    """The leading run has failed: its process ends, and with it the training of the others."""
+    """The leading job has failed: its process ends, and so does the training of the others."""
 
 
 class SharedPass:
-    """What several threads need at each of their steps, made once for all of them.
+    """A value per micro-batch, computed once and handed to the threads of several students.
 
-    Nobody gets what belongs to a step before all the others have asked for that step or a later one, or have left: one that
-    lags, after a kill, catches up by itself. From one answer to its next question a thread is alone at work: a run takes the
-    cores that one student does, its activations are the only ones, and the kernels of a device's one stream are in order.
+    A member gets a step's value only after all others have asked for that step or a later one, or
+    have left. So a member that lags after a kill catches up alone. Only one thread works at a time,
+    from its answer to its next call: the process uses the cores of one student, holds the
+    activations of one student, and queues its kernels in order on the device's only stream.
     """
 
     def __init__(self, members: list[str]):
@@ -60,7 +62,10 @@ class SharedPass:
         self.takers = 0
 
     def get(self, member: str, step: int, make: Callable[[], object]):
-        """What `make` returns for a step's next micro-batch, from whoever called first. Raises Stopped."""
+        """Return the value of a step's next micro-batch, from `make` of the first caller.
+
+        Raises Stopped after `stop`.
+        """
         with self.change:
             last, part = self.asked[member]
             key = self.asked[member] = (step, part + 1 if last == step else 0)
@@ -78,13 +83,13 @@ class SharedPass:
             return found
 
     def leave(self, member: str) -> None:
-        """Nobody waits for this one any more."""
+        """Remove a member, so that no other waits for it."""
         with self.change:
             self.asked.pop(member, None)
             self._rest(member)
 
     def stop(self) -> None:
-        """Whoever asks next gets Stopped."""
+        """Make every waiting and every later `get` raise Stopped."""
         with self.change:
             self.stopped = True
             self.change.notify_all()
@@ -97,11 +102,13 @@ class SharedPass:
 
 @contextlib.contextmanager
 def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
-    """The jobs of its stage whose students can be trained beside that of `run`, their locks held: those of a bare `snakemake`
-    with the same teacher and batches (see `_lesson`), whose inputs are there, whose own record is not, and that no process makes.
+    """Yield the jobs whose students can be trained beside that of `context`, and hold their locks.
 
-    None for one of torchrun's processes, who would have to agree on them, and where a time budget makes the schedule: the
-    others' time would count.
+    Such a job is one that a bare `snakemake` runs, of the same stage, with the same teacher and
+    batches (see `_lesson`). Its inputs are current, its record is not, and no process runs it.
+
+    Yields no job under torchrun, as all processes would have to choose the same ones, or if a time
+    budget sets the schedule, as the other students' time would count.
     """
     with contextlib.ExitStack() as held:
         found: list[JobContext] = []
@@ -121,7 +128,7 @@ def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
 
 
 def _lesson(job: Job) -> list:
-    """What the teacher computes, and from what."""
+    """Return the settings that decide what the teacher computes."""
     config = job.settings(StudentConfig)
     return [job.inputs[1], config.control == "shuffled-teacher", *(getattr(config, key) for key in LESSONS[job.stage])]
 
@@ -139,20 +146,23 @@ def _steps_left(context: JobContext) -> int:
 def train_together(
     context: JobContext, others: list[JobContext], prepare: Callable[[JobContext, SharedPass], Prepared], device: str
 ) -> nn.Module:
-    """Train the student of `run`, and those of `others` beside it; returns the first.
+    """Train the student of `context` and those of `others` beside it; return the first.
 
-    prepare: makes a run's student, optimizer and task; the task's loss asks the shared pass for the teacher's outputs. It draws
-    weights, so it is called for one run after the other, before any trains; the training draws nothing.
+    prepare: builds a job's student, optimizer and task. The task's loss gets the teacher's outputs
+        from the shared pass. It draws weights, so it is called for one job after the other before
+        any training, which draws nothing.
 
-    Raises what `train` raises for `run`. The others end where it diverges too, each at its last step; any other error of it
-    stops them. Of an error of theirs a line is printed: their own jobs will meet it again.
+    Raises what `train` raises for `context`. If that is Diverged, the others still train to their
+    last step; any other error stops them. An error of another job is printed as one line: that job
+    will raise it again when it runs.
     """
     shared = SharedPass([one.job.id for one in (context, *others)])
     student, optimizer, task = prepare(context, shared)
     threads = []
     if others:
         context.details["teacher_shared_with"] = [other.job.id for other in others]
-        # Its tokens are not all that the device computes: there is no MFU to tell. A graph waits for nobody: none are recorded.
+        # No MFU: the device also computes the other students' tokens.
+        # No CUDA graph: it cannot wait for the other threads.
         task = replace(task, batch=_once(task.batch), flops_per_token=None, graph=False)
     for other in others:
         try:
@@ -197,7 +207,7 @@ def _tell(context: JobContext, error: Exception) -> None:
 
 
 def _once(batch: Callable[[int], dict]) -> Callable[[int], dict]:
-    """The same, each step's batch made once while the students in step may ask for it."""
+    """Return `batch` with a cache, as the students ask for the same step's batch one by one."""
     kept, making = functools.lru_cache(AHEAD + 3)(batch), threading.Lock()
 
     def one(step: int) -> dict:

@@ -10,10 +10,11 @@ from mobilebert.modeling.encoder import additive_mask
 
 
 class Guide:
-    """A frozen teacher before one batch: its layers, made once in each of the ways that its students ask for them.
+    """A frozen teacher's layers for one batch, computed once for each variant that is asked for.
 
-    The blocks below the taught ones run once for all. From there on they run apart with attention maps and without: a fused
-    attention rounds in another way, and a student beside others gets the bits that it gets alone.
+    The blocks below the taught ones run once. The others run separately with and without attention
+    maps: fused attention rounds differently, and a student must get the same bits beside others as
+    alone.
     """
 
     @torch.no_grad()
@@ -30,7 +31,11 @@ class Guide:
 
     @torch.no_grad()
     def layers(self, maps: bool, slips: bool) -> dict[int, dict]:
-        """As the function `layers`. Where a loss slips all the blocks run, and of each only the statistics stay."""
+        """Return the taught layers as the function `layers` does.
+
+        maps: with attention maps. slips: run all blocks, and add the statistics of every layer (see
+        `Transfer.slips`); features are kept for the taught layers alone.
+        """
         if (maps, slips) not in self.made:
             state, found, states = self.below, [*self.found], {}
             for index in range(self.taught.start, self.model.config.num_hidden_layers if slips else self.depth):
@@ -44,9 +49,10 @@ class Guide:
 
 
 def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
-    """Run `depth` blocks; of each taught one its "features" (B, T, C), and where `maps` names it its "attention" (B, H, T, T).
+    """Run `depth` blocks and return the "features" (B, T, C) of each taught one.
 
-    A stage of PKT needs the last block's features alone: then no other hidden state is kept.
+    A block named in `maps` also has its "attention" (B, H, T, T). A stage of PKT needs the features
+    of the last block alone: then no other hidden state is kept.
     """
     last = taught == range(depth - 1, depth)
     out = model.mobilebert(**inputs, num_layers=depth, output_hidden_states=not last, attention_layers=maps)
@@ -54,7 +60,10 @@ def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list
 
 
 def by_layer(states, attentions, taught: range, last: torch.Tensor | None = None) -> dict[int, dict]:
-    """A model's hidden states, embeddings first, and attention maps as `Transfer.compare` takes them."""
+    """Return hidden states (embeddings first) and attention maps by layer, for `Transfer.compare`.
+
+    last: the only taught layer's features, if `states` is None.
+    """
     return {
         index: {"features": last if states is None else states[index + 1], "attention": attentions and attentions[index]}
         for index in taught
@@ -62,6 +71,9 @@ def by_layer(states, attentions, taught: range, last: torch.Tensor | None = None
 
 
 def with_statistics(teacher: dict[int, dict], found: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, dict]:
-    """Give every layer the means and variances, (L + 1, B, T) each, of the teacher's embeddings and all its layers."""
+    """Return the layers, each with the "statistics" of the teacher's embeddings and all its layers.
+
+    These are means and variances, (L + 1, B, T) each.
+    """
     statistics = tuple(torch.stack(one) for one in zip(*found, strict=True))
     return {index: layer | {"statistics": statistics} for index, layer in teacher.items()}

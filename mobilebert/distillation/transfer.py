@@ -1,7 +1,8 @@
-"""Knowledge transfer (paper section 3.5): which layers learn at a step, how fast, and the layers' loss.
+"""Decide which layers knowledge transfer (paper section 3.5) trains, how fast and with which loss.
 
-PKT teaches one layer after the other, each with a share of the steps; JKT teaches all at once; AKT adds the layers' loss to
-distillation. Whatever is outside the encoder comes from the teacher and does not move during PKT and JKT.
+PKT teaches one layer after the other, each with a share of the steps; JKT teaches all at once; AKT
+adds the layers' loss to distillation. All parameters outside the encoder are the teacher's and
+stay fixed during PKT and JKT.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ LAYER = re.compile(r"mobilebert\.encoder\.layer\.(\d+)\.")
 
 
 def layer_of(name: str) -> int:
-    """Encoder layer of a parameter, from 0; -1 outside the encoder."""
+    """Return the encoder layer of a parameter, from 0; -1 outside the encoder."""
     found = LAYER.match(name)
     return int(found.group(1)) if found else -1
 
 
 @torch.no_grad()
 def copy_outside_encoder(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Copy embeddings, pooler and heads from the teacher, as the released code does; returns the parameters copied.
+    """Copy embeddings, pooler and heads from the teacher, as the released code does.
 
-    The embedding norm stays out where one model has NoNorm and the other LayerNorm: the released code names them apart.
+    Return the names of the copied parameters. The embedding norm is not copied if one model has
+    NoNorm and the other LayerNorm: the released code has different names for them.
     """
     source, copied = dict(teacher.named_parameters()), []
     same_norm = student.config.normalization_type == teacher.config.normalization_type
@@ -49,7 +51,10 @@ def copy_outside_encoder(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def shuffle_weights(model: nn.Module, seed: int) -> None:
-    """Permute the entries of every weight: same distribution, nothing learnt. A control (what the teacher knows must matter)."""
+    """Permute the entries of every weight: the distribution stays, the knowledge goes.
+
+    This is a control: what the teacher knows must matter.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
@@ -66,7 +71,8 @@ def _alone(make: Callable[[], Guide]) -> Guide:
 class Transfer:
     """The layers' loss of one strategy.
 
-    config: a transfer job's configuration, or `DistillConfig.layerwise`.
+    config: a transfer job's configuration, or `DistillConfig.layerwise`. Raises UserError if the
+    shapes of student and teacher do not fit its losses.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: LayerwiseConfig):
@@ -79,20 +85,21 @@ class Transfer:
         self.progressive = config.strategy == "pkt"
 
     def depth(self, step: int) -> tuple[int, range]:
-        """Number of blocks to run at a step, and the layers taught."""
+        """Return the number of blocks to run at a step, and the layers taught."""
         if not self.progressive:
             return self.layers, range(self.layers)
         layer = schedule.stage(step, self.config.steps, self.layers)[0]
         return layer + 1, range(layer, layer + 1)
 
     def stage(self, step: int) -> int | None:
-        """The layer that PKT teaches at a step, from 1; None for the other strategies, whose steps are all alike."""
+        """Return the layer that PKT teaches at a step, from 1; None for the other strategies."""
         return self.depth(step)[0] if self.progressive else None
 
     def prepare(self, optimizer: torch.optim.Optimizer):
-        """Step -> None: gives each layer its share of the rate; what does not learn needs no gradient.
+        """Return a function of the step that sets each layer's share of the learning rate.
 
-        The optimizer's groups hold parameters of one layer each (`optim.make(..., group=layer_of)`).
+        Parameters with share 0 get no gradient. Each group of the optimizer must hold parameters of
+        one layer (`optim.make(..., group=layer_of)`).
         """
         groups = {id(parameter): layer_of(name) for name, parameter in self.student.named_parameters()}
 
@@ -111,7 +118,11 @@ class Transfer:
         return prepare
 
     def rate(self, step: int) -> float:
-        """Multiplier of the peak rate: the released curve, 3x within each stage for PKT; linear for JKT."""
+        """Return the multiplier of the peak rate at a step.
+
+        PKT follows the released curve within each stage, times 3 in the released recipe. JKT warms
+        up and decays linearly.
+        """
         steps = self.config.steps
         if self.progressive:
             _, within, length = schedule.stage(step, steps, self.layers)
@@ -119,13 +130,14 @@ class Transfer:
         return schedule.linear(step, steps, self.config.warmup_steps)
 
     def loss(self, batch: dict[str, torch.Tensor], step: int, share: Share = _alone) -> dict[str, torch.Tensor]:
-        """Run both models as deep as the step needs; the mean of the taught layers' losses."""
+        """Run both models as deep as the step needs; return the mean loss of the taught layers."""
         return {"loss": self.loss_of(batch, *self.depth(step), share)}
 
     def loss_of(self, batch: dict[str, torch.Tensor], depth: int, taught: range, share: Share = _alone) -> torch.Tensor:
-        """Mean loss of the layers `taught`, of models run `depth` blocks deep.
+        """Return the mean loss of the layers `taught`, with both models run `depth` blocks deep.
 
-        share: makes the teacher's guide, or gives that of another student of the same teacher, batch and layers.
+        share: calls its argument to build the teacher's guide, or returns the guide that another
+        student built for the same batch and layers.
         """
         maps = list(taught) if "at" in self.config.losses else []
         theirs = share(lambda: Guide(self.teacher, batch, depth, taught, self.recipe)).layers(bool(maps), self.slips)
@@ -134,15 +146,18 @@ class Transfer:
 
     @property
     def slips(self) -> bool:
-        """Whether a layer is compared with statistics of all the teacher's layers: the released TF1 code averages over a list
-        where it means the list's item, a slip of a variable name."""
+        """Return whether a layer is compared with the statistics of all the teacher's layers.
+
+        The released TF1 code does so: by a wrong variable name it averages over a list instead of
+        using the list's item.
+        """
         return self.recipe == "released" and "fmt" in self.config.losses
 
     def compare(self, student: dict[int, dict], teacher: dict[int, dict], batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean loss of the layers that `student` holds, as `layers` returns them.
+        """Return the mean loss of the layers that `student` holds, as `layers` returns them.
 
-        The released code divides a stage's one loss by the number of layers too: LAMB's step does not see a constant factor, its
-        clipping at norm 1 does.
+        The released code divides by the number of layers even in a stage of PKT, which has one
+        loss. A constant factor does not change LAMB's step, but it changes the clipping at norm 1.
         """
         mask = batch.get("attention_mask")
         total = sum(
@@ -150,10 +165,13 @@ class Transfer:
         )
         if self.recipe == "released":
             return total / self.layers
-        return total / len(student) * batch.get("token_weight", 1.0)  # of a part of a batch: its share of the real tokens
+        return total / len(student) * batch.get("token_weight", 1.0)  # a micro-batch's share of the real tokens
 
     @staticmethod
     def with_statistics(teacher: dict[int, dict], found: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, dict]:
-        """Give every layer the means and variances, (L + 1, B, T) each, of the teacher's embeddings and all its layers."""
+        """Return the layers, each with the "statistics" of the teacher's embeddings and all layers.
+
+        These are means and variances, (L + 1, B, T) each.
+        """
         statistics = tuple(torch.stack(one) for one in zip(*found, strict=True))
         return {index: layer | {"statistics": statistics} for index, layer in teacher.items()}

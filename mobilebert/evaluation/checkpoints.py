@@ -123,7 +123,7 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
 
 
 def _lengths(setting: dict) -> LengthsConfig:
-    """Return the lengths among a task's setting, as they are: those of a record may be of any version."""
+    """Return the lengths in a task's setting, unchecked: a record may be of any version."""
     return LengthsConfig.model_construct(**{key: setting[key] for key in LENGTHS if key in setting})
 
 

@@ -1,4 +1,4 @@
-"""What became of a fine-tuning run, and what several of them say together. Pure functions."""
+"""Judge fine-tuning trials and summarise their scores. All functions are pure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Literal
 
 from mobilebert.study.tasks import TASKS
 
-LOSS_POINTS = 20  # of a curve, from which on it is judged: a tenth is then two points at least, not a single batch
+LOSS_POINTS = 20  # a shorter curve is not judged: a tenth of it must be at least two points, not a single batch
 
 Status = Literal["ok", "failed", "diverged"]
 
 
 def guess(task_name: str, metrics: Mapping[str, float], rows: int) -> tuple[str, float, float]:
-    """(metric, score of guessing, its standard error): what a run must exceed by one standard error.
+    """Return (metric, score of guessing, its standard error).
 
-    Accuracy against always answering the commonest label (`metrics["majority"]`, a share m of n rows: sqrt(m (1 - m) / n)),
-    also for MRPC and QQP, whose F1 a constant answer raises. CoLA's Matthews correlation and STS-B's Spearman against none at
-    all: of n independent pairs their standard errors are 1 / sqrt(n) and 1 / sqrt(n - 1). SQuAD's exact match against the better
-    of answering nothing and of answering the context's first word (`metrics["constant_exact_match"]`).
+    A trial has learnt only if the metric exceeds the score by one standard error. With n rows:
+    - accuracy: the share m of the commonest label (`metrics["majority"]`), error
+      sqrt(m (1 - m) / n); also for MRPC and QQP, because a constant answer raises their F1
+    - Matthews correlation (CoLA) and Spearman (STS-B): 0; the errors for n independent pairs are
+      1 / sqrt(n) and 1 / sqrt(n - 1)
+    - exact match (SQuAD): the better of answering nothing and answering the context's first word
+      (`metrics["constant_exact_match"]`), error as for accuracy
     """
     task = TASKS[task_name]
     if task.is_regression:
@@ -35,12 +38,14 @@ def guess(task_name: str, metrics: Mapping[str, float], rows: int) -> tuple[str,
 def failure(
     task_name: str, metrics: Mapping[str, float], rows: int, shares: Sequence[float], losses: Sequence[float]
 ) -> str | None:
-    """Why a run that reached its end has failed; None for one that has learnt.
+    """Return why a trial that reached its end has failed; None if it has learnt.
 
-    shares: of the predicted classes on the development set, whose `rows` are counted. losses: the points of the training curve.
-    A run has failed when it predicts one class, or when its score is not above guessing by one standard error (`guess`), or
-    when the mean of the last tenth of its training losses is not below that of the first tenth; of fewer than `LOSS_POINTS`
-    losses nothing is said.
+    rows: the number of rows of the development set. shares: of the predicted classes there. losses:
+    the points of the training curve.
+
+    A trial has failed if it predicts one class, if its score is not above guessing by one standard
+    error (`guess`), or if the mean of the last tenth of its losses is not below that of the first
+    tenth. Fewer than `LOSS_POINTS` losses are not judged.
     """
     task = TASKS[task_name]
     if task.labels and max(shares) == 1:
@@ -58,10 +63,12 @@ def failure(
 
 
 def summary(runs: Sequence[Mapping], headline: str) -> dict[str, dict]:
-    """Of every metric over the runs (records of runs.jsonl) that reached an end, failed ones among them:
+    """Return statistics of every metric over the trials (lines of runs.jsonl) that did not diverge.
 
-    median, mean, sd (None for one run), best (of the run with the best headline metric), n; median_ok and n_ok, the same
-    median over the runs that did not fail, None and 0 where all did.
+    Failed trials count, except in the last two:
+    - median, mean, sd (None for one trial), n
+    - best: the value of the trial with the best headline metric
+    - median_ok, n_ok: over the trials that did not fail; None and 0 if all did
     """
     ended = [run for run in runs if run["status"] != "diverged"]
     if not ended:

@@ -1,9 +1,11 @@
-"""The search of the fine-tuning settings: which runs it makes, and which setting they choose. Pure functions.
+"""Plan the trials of a search of fine-tuning settings and choose the best setting.
 
-Paper section 4.3: batch size 16, 32 or 48, learning rate 1e-5 to 1e-4 in steps of 1e-5, 2 to 10 epochs: 3 x 10 x 9 = 270
-settings a task; the best on the development set is taken, the set that is then reported, so a score is that of a chosen run.
-A run of 10 epochs is no continuation of one of 5: the rate decays
-over the whole run, so the numbers of epochs are runs of their own.
+All functions are pure. Paper section 4.3: batch size 16, 32 or 48, learning rate 1e-5 to 1e-4 in
+steps of 1e-5, 2 to 10 epochs: 3 x 10 x 9 = 270 settings a task. The best on the development set is
+chosen. Scores are reported on that same set, so each is the score of a chosen trial.
+
+A trial of 10 epochs cannot continue one of 5, because the learning rate decays over the whole
+trial. So each number of epochs needs a trial.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ PAPER = {
     "epochs": tuple(range(2, 11)),
 }
 
-SEED = 1_000_000  # of the search's runs, not one of the seeds that are reported: those did not choose their setting
+SEED = 1_000_000  # of the search's trials; no reported seed, so no reported score has chosen its setting
 
 KEPT = 3  # successive halving keeps the best third of a rung
 
-RUNGS = (9, 3, 1)  # and a rung's runs see a ninth, a third, all of the training rows, so each costs a third of the next
+RUNGS = (9, 3, 1)  # the trials of a rung see a ninth, a third, all of the training rows: each costs a third of the next
 
 
-Searched = TaskConfig | Finetune  # a job's configuration, or the study's for all tasks: the counts are alike
+Searched = TaskConfig | Finetune  # a job's configuration, or the study's for all tasks: the counts are equal
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a setting, a seed, the part of the training rows that it sees (1/`part` of them), and what it is for."""
+    """One fine-tuning run: a setting, a seed and a role. It sees 1/`part` of the training rows."""
 
     batch_size: int
     learning_rate: float
@@ -46,21 +48,24 @@ class Trial:
 
     @property
     def setting(self) -> dict:
+        """Return batch size, learning rate and epochs by name."""
         return {axis: getattr(self, axis) for axis in AXES}
 
     @property
     def name(self) -> str:
-        """Name of the run's files and of its line in runs.jsonl."""
+        """Return the name of the trial's files and of its line in runs.jsonl."""
         if self.role == "seed":
             return f"seed{self.seed}"
         return f"search-b{self.batch_size}-lr{self.learning_rate}-e{self.epochs}" + (f"-part{self.part}" if self.part > 1 else "")
 
 
 def grid(config: Searched) -> list[dict]:
-    """Every setting that `config.search` tries.
+    """Return every setting that `config.search` tries.
 
-    `paper`: the paper's 270. `quick`: the task's own setting, half and twice its learning rate, each with its epochs and twice
-    as many: six, at any scale of the model. `none`: the task's own setting.
+    paper: the paper's 270.
+    quick: six, at any scale of the model: the configured learning rate, half and twice of it, each
+        with the configured epochs and twice as many.
+    none: the configured setting.
     """
     axes = PAPER if config.search == "paper" else {axis: (getattr(config, axis),) for axis in AXES}
     if config.search == "quick":
@@ -72,9 +77,10 @@ def grid(config: Searched) -> list[dict]:
 
 
 def rungs(config: Searched) -> list[tuple[int, int]]:
-    """(number of runs, part) of each rung: one over all rows for the plain grid, three for successive halving.
+    """Return (number of trials, part) of each rung.
 
-    Fewer rows are fewer steps, so the first rungs of halving favour high rates and many epochs: the plain grid is the paper's.
+    The plain grid, which is the paper's, has one rung over all rows. Successive halving has three;
+    fewer rows mean fewer steps, so its first rungs favour high learning rates and many epochs.
     """
     if config.search == "none":
         return []
@@ -86,9 +92,10 @@ def rungs(config: Searched) -> list[tuple[int, int]]:
 
 
 def search(config: Searched, scores_of: Callable[[list[Trial]], list[float | None]]) -> dict:
-    """The chosen setting: the best of the last rung, the earlier in the grid where two are equal.
+    """Return the best setting of the last rung; of equal ones the earliest in the grid.
 
-    scores_of: runs the trials of one rung and returns their scores on the development set, None for one that diverged.
+    scores_of: runs the trials of one rung and returns their scores on the development set, None for
+    a trial that diverged.
     """
     settings = grid(config)
     for count, part in rungs(config):
@@ -98,15 +105,19 @@ def search(config: Searched, scores_of: Callable[[list[Trial]], list[float | Non
 
 
 def ranked(trials: Sequence[Trial], scores: Sequence[float | None]) -> list[Trial]:
-    """Trials from the best score to the worst, those that diverged last; equal ones in their order."""
+    """Return the trials from best to worst score, diverged ones last, equal ones in their order."""
     order = sorted(range(len(trials)), key=lambda place: -math.inf if scores[place] is None else scores[place], reverse=True)
     return [trials[place] for place in order]
 
 
 def stacks(trials: Sequence[Trial], most: int) -> list[list[Trial]]:
-    """The trials in groups, as even as they can be, of at most `most` that differ in learning rate and seed alone: a stack's runs
-    have equal batches and equal numbers of steps. Of the paper's grid these are 27 times ten. All ninety of one batch size would
-    mean that runs leave a stack one after the other, and a kernel that does ten runs' work waits for its launch no more."""
+    """Return the trials in stacks of at most `most`, as even in size as possible.
+
+    The trials of a stack differ in learning rate and seed alone, so they have equal batch sizes and
+    equal numbers of steps. The paper's grid gives 27 stacks of ten. A stack of all ninety trials of
+    one batch size would gain nothing: its trials would end one after the other, and with ten trials
+    a kernel's launch is no bottleneck any more.
+    """
     alike: dict[tuple, list[Trial]] = {}
     for trial in trials:
         alike.setdefault((trial.batch_size, trial.epochs, trial.part), []).append(trial)
@@ -119,13 +130,16 @@ def stacks(trials: Sequence[Trial], most: int) -> list[list[Trial]]:
 
 
 def total(config: Searched) -> int:
-    """Runs of the whole job: those of the search, and the chosen setting with every seed."""
+    """Return the number of trials of a job: those of the search, and one for each seed."""
     return sum(count for count, _ in rungs(config)) + len(config.seeds)
 
 
 def passes(config: Searched) -> float:
-    """Passes over the training rows in the whole job, expected before it runs: of the settings that are not known yet
-    (of the later rungs, and the chosen one) the grid's mean number of epochs."""
+    """Return the expected number of passes over the training rows in the whole job.
+
+    Settings that are not known before it runs (in later rungs, and the chosen one) count with the
+    grid's mean number of epochs.
+    """
     settings = grid(config)
     mean = sum(setting["epochs"] for setting in settings) / len(settings)
     return sum(count * mean / part for count, part in rungs(config)) + mean * len(config.seeds)

@@ -1,4 +1,4 @@
-"""Fine-tuning heads, their losses and one training run of one task with one seed."""
+"""Build models with a task's head, compute their loss and fine-tune one with one seed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def inputs_of(model: nn.Module, batch: dict) -> dict:
-    """Those of INPUTS that the model takes, by its signature: DistilBERT has no token types."""
+    """Return the inputs that the model's signature takes: DistilBERT has no token types."""
     taken = inspect.signature(model.forward).parameters
     return {key: batch[key] for key in INPUTS if key in taken}
 
 
 class BagOfEmbeddings(nn.Module):
-    """The baseline: mean of the tokens' embeddings and a linear layer. What cannot beat it has not learnt to read."""
+    """The baseline: mean of the tokens' embeddings and a linear layer.
+
+    A model that does not beat it has not learnt to read.
+    """
 
     def __init__(self, vocab_size: int, width: int, num_labels: int):
         super().__init__()
@@ -39,14 +42,17 @@ class BagOfEmbeddings(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
-        """Logits (B, num_labels)."""
+        """Return the logits (B, num_labels)."""
         weights = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
         mean = (self.embedding(input_ids) * weights).sum(1) / weights.sum(1)
         return {"logits": self.classifier(mean)}
 
 
 def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Module:
-    """Return a float32 model with the task's head over the pre-trained weights in `folder` (none for the bag of embeddings)."""
+    """Return a float32 model with the task's head on the pre-trained weights in `folder`.
+
+    The bag of embeddings has no pre-trained weights.
+    """
     task = TASKS[task_name]
     if architecture["model_type"] == "bag-of-embeddings":
         return BagOfEmbeddings(architecture["vocab_size"], architecture["hidden_size"], task.num_labels)
@@ -62,9 +68,9 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
     if task.is_squad:
         return Answering.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     head = {}
-    if "classifier_dropout" in architecture:  # 0.1 in the released code, whatever a checkpoint says; a baseline keeps its own
+    if "classifier_dropout" in architecture:  # 0.1 in the released code, whatever a checkpoint says; absent for a baseline
         head["classifier_dropout"] = architecture["classifier_dropout"]
-    if task.labels:  # named in config.json, as whoever loads the folder expects
+    if task.labels:  # config.json names them for users of the saved folder
         head["id2label"] = dict(enumerate(task.labels))
         head["label2id"] = {label: index for index, label in enumerate(task.labels)}
     return Classification.from_pretrained(
@@ -73,7 +79,11 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
 
 
 def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy over classes; squared error for STS-B; mean of start and end cross-entropy for SQuAD."""
+    """Return the task's loss.
+
+    It is the cross-entropy over classes; the squared error for STS-B; the mean of start and end
+    cross-entropy for SQuAD.
+    """
     task = TASKS[task_name]
     if task.is_squad:
         start = F.cross_entropy(out["start_logits"].float(), batch["start_positions"])
@@ -87,9 +97,9 @@ CHECKPOINT_EVERY = 500  # steps: a minute of a small model
 
 
 def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int) -> Task:
-    """Linear warm-up and decay, batches bucketed by length."""
+    """Return the plan of a fine-tuning: linear warm-up and decay, batches bucketed by length."""
     size, epochs = setting.batch_size, setting.epochs
-    assert size is not None  # the trial's, if the paper's search chose it
+    assert size is not None  # set from the trial if the configuration has none
     assert epochs is not None
     each = -(-len(examples) // size)
     steps = each * epochs
@@ -119,22 +129,25 @@ def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, see
 def finetune(
     context: JobContext, examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int, device: str, name: str
 ) -> None:
-    """Train `model` in place. `name`: of the state and of the curves."""
+    """Train `model` in place. `name`: of the saved state and of the curves."""
     assert setting.learning_rate is not None
     optimizer = optim.make(model, "adamw", setting.learning_rate, setting.weight_decay)
     train(context, model, optimizer, make_task(examples, model, setting, seed), name, device)
 
 
 def flops_per_token(architecture: Mapping) -> Callable[[int, int], float] | None:
-    """(step, padded length of its batch) -> FLOPs of the encoder forward and backward, the embeddings learning with it; heads are
-    left out. None for the bag of embeddings and for a baseline whose sizes only transformers knows."""
+    """Return a function of (step, padded length of its batch) that returns FLOPs per token.
+
+    They are those of the encoder, forward and backward, with trained embeddings and without heads.
+    Return None for the bag of embeddings and for a baseline whose sizes only transformers knows.
+    """
     if architecture["model_type"] not in ("mobilebert", "bert"):
         return None
     return lambda step, length: 3 * cost(architecture, length).encoder_flops / length
 
 
 def forward_of(model: nn.Module, device: str):
-    """The model as a function of NumPy arrays, for scoring."""
+    """Return the model as a function of NumPy arrays, for scoring."""
     model.eval()
 
     @torch.inference_mode()

@@ -1,8 +1,9 @@
-"""Fine-tune one model on one task: search its setting on the development set, run the chosen one with every seed, score it.
+"""Run the trials of one fine-tuning job: the search on the development set, then every seed.
 
-One job, many runs. Each leaves a line in runs.jsonl: run, role (search or seed), setting, seed, part (1/part of the training
-rows), status (ok, failed, diverged), reason, metrics, details, loss (of the first and last point), started, seconds. Of a run
-that was trained in a stack of K runs `details` say `stacked_with: K`, and a K-th of the stack's time is among its seconds.
+Each trial has a line in runs.jsonl: run (its name), role (search or seed), setting, seed, part
+(1/part of the training rows), status (ok, failed, diverged), reason, metrics, details, loss (first
+and last point), training, started, seconds. If it was trained in a stack of K trials, `details` has
+`stacked_with: K`, and its seconds include a K-th of the stack's training time.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ TrainTogether = Callable[[JobContext, list[Trial]], Train | None]
 
 
 def constant_exact_match(data: Path, setting: FinetuneConfig) -> dict[str, float]:
-    """What a run on SQuAD must beat: the better of answering nothing and of answering the context's first word."""
+    """Return the score that a trial on SQuAD must beat, as a metric.
+
+    It is the better of answering nothing and answering the context's first word.
+    """
     frame = sample(pd.read_parquet(table_file(data, setting.task, "validation")), setting.eval_rows, seed=0)
     wanted = squad.references(frame)
     words = [context.split()[:1] for context in frame["context"]]
@@ -47,8 +51,12 @@ def constant_exact_match(data: Path, setting: FinetuneConfig) -> dict[str, float
 
 
 def runs_at_once(study: Study, setting: FinetuneConfig, device: str) -> int:
-    """What `finetune.together` allows, on a GPU no more than fit into its memory with the search's largest batch. That is all of
-    its memory, which a job has to itself, not what is free now: a job that goes on after a kill finds its stacks again."""
+    """Return how many trials may be trained at once.
+
+    That is `finetune.together`, on a GPU at most as many as fit into its memory with the search's
+    largest batch. The total memory counts, which a job has to itself, not the free memory: a job
+    that resumes after a kill must form the same stacks.
+    """
     if device != "cuda" or study.finetune.together == 1:
         return study.finetune.together
     rows = max(item["batch_size"] for item in grid(setting))
@@ -57,15 +65,15 @@ def runs_at_once(study: Study, setting: FinetuneConfig, device: str) -> int:
 
 
 def every_run(context: JobContext, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
-    """The runs of the search, then the chosen setting with every seed; their records, in that order.
+    """Run the search, then the chosen setting with every seed; return their lines in that order.
 
-    A failed run of the search (`training.runs.failure`) is chosen only where none learnt: its score stands below all of theirs,
-    and failed ones are ranked among themselves by theirs.
+    A failed trial (`outcomes.failure`) is chosen only if no trial learnt: it ranks below all that
+    learnt, and failed ones rank among themselves by score. A trial that was finished before a kill
+    is read, not run again; a running one continues from its last saved state.
 
-    train: (what holds state and curves, the trial, a folder for what it leaves) -> (metrics, details). A run that was finished
-    before a kill is read, not made again; the one under way goes on from its last state.
-    train_together: (what holds state and curves, at most `most` trials) -> what `train` is for each of them; None where their
-    model cannot be stacked, and each is trained alone.
+    train: (context for state and curves, trial, output folder) -> (metrics, details).
+    train_together: (context for state and curves, at most `most` trials) -> a `train` for each of
+        them; None if their model cannot be stacked: each is then trained alone.
     """
     context.resume("", 0)  # the curves of seeds that were finished before a kill
     setting, found = context.settings(FinetuneConfig), []
@@ -87,8 +95,10 @@ def every_run(context: JobContext, train: Train, train_together: TrainTogether |
 
 
 def several_runs(context: JobContext, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
-    """The record of each of several runs, trained at once where that is possible; as two halves where memory was too small for
-    all, for what a stack takes is estimated."""
+    """Yield the line of each of several trials, trained at once if possible.
+
+    The memory that a stack takes is only estimated: if it does not fit, it is split into halves.
+    """
     name = together.key_of([trial.name for trial in trials])
     shared, fits = None, True
     if len(trials) > 1 and not all(record_file(context, trial).exists() for trial in trials):
@@ -112,8 +122,13 @@ def several_runs(context: JobContext, trials: list[Trial], train: Train, train_t
 
 @dataclass
 class Shared:
-    """What runs of a stack have in common: where state and curves are, how many they are, when they began, a run's share of the
-    seconds."""
+    """The values that trials of a stack share.
+
+    part: holds saved state and curves.
+    size: the number of trials.
+    started: when training began.
+    seconds: one trial's share of the training time.
+    """
 
     part: JobContext
     size: int
@@ -122,7 +137,11 @@ class Shared:
 
 
 def part_of(context: JobContext, role: str, name: str) -> JobContext:
-    """What holds state and curves. 270 curves are no part of the record: those of a search are apart, and go with its runs."""
+    """Return the context for saved state and curves.
+
+    A search has up to 270 curves, too many for the record: it gets a separate context, whose curves
+    are deleted with its trials.
+    """
     part = context
     if role == "search":
         part = JobContext(context.job, context.study, context.results, context.graph)
@@ -132,17 +151,21 @@ def part_of(context: JobContext, role: str, name: str) -> JobContext:
 
 
 def record_file(context: JobContext, trial: Trial) -> Path:
+    """Return the file of a finished trial's line."""
     return context.state / "runs" / f"{trial.name}.json"
 
 
 def _rank(record: dict, headline: str) -> float | None:
-    """The score by which the search ranks a run; None for one that diverged."""
+    """Return the score by which the search ranks a trial; None if it diverged."""
     score = record["metrics"].get(headline)
-    return score - 3 if record["status"] == "failed" else score  # scores lie in -1..1, so the best failed one is at -2
+    return score - 3 if record["status"] == "failed" else score  # scores are in -1..1, so a failed one is at most -2
 
 
 def one_run(context: JobContext, trial: Trial, train: Train, shared: Shared | None) -> dict:
-    """The record of one run, made now or before a kill. A run of the search leaves nothing else."""
+    """Run one trial, or read its line if it finished before a kill; return the line.
+
+    The output folder of a search's trial is deleted.
+    """
     done = record_file(context, trial)
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -174,25 +197,27 @@ def one_run(context: JobContext, trial: Trial, train: Train, shared: Shared | No
         "loss": [losses[0], losses[-1]] if losses else [],
         "training": {key: value for key, value in part.details.items() if key.startswith(f"{trial.name}_")},
         "started": started.isoformat(timespec="seconds"),
-        # Of this process: a continued run's earlier ones are not in it.
+        # A resumed trial's earlier seconds, in another process, are not counted.
         "seconds": round(time.monotonic() - clock + (shared.seconds if shared else 0), 3),
     }
     write_atomically(done, json.dumps(json_safe(record), ensure_ascii=False, allow_nan=False).encode())
     if trial.role == "search":
         shutil.rmtree(out)
-    elif status != "diverged":  # whose last good state stays
+    elif status != "diverged":  # a diverged trial keeps its last good state
         (context.state / f"{trial.name}.safetensors").unlink(missing_ok=True)
     return record
 
 
 def collect(context: JobContext, runs: list[dict], headline: str) -> None:
-    """What the job's record says of its runs; artefacts are those of the best seed on the development set, of those that learnt
-    where there are any.
+    """Write the trials into the job's record, and the files of the best seed into its folder.
 
-    metrics: the median over the seeds that did not diverge, and failed_share, the share of all seeds that failed or diverged.
-    samples: every seed's value, null where it diverged. details: `summary` (see `outcomes`), `statuses` of the
-    seeds, `setting`, and `search`: its runs, the statuses' counts and the chosen setting's score. Raises Diverged when every seed
-    did.
+    The best seed is that on the development set, among those that learnt if there are any.
+    metrics: the median over the seeds that did not diverge, and failed_share, the share of all
+        seeds that failed or diverged.
+    samples: every seed's value, null if it diverged.
+    details: `summary` (see `outcomes`), `statuses` of the seeds, `setting`, and `search`: its
+        number of trials, the count of each status and the chosen setting's score.
+    Raises Diverged if every seed did.
     """
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in runs)
     write_atomically(context.folder / "runs.jsonl", text.encode())
@@ -226,15 +251,18 @@ def collect(context: JobContext, runs: list[dict], headline: str) -> None:
 
 
 def keep(context: JobContext, file: Path, name: str) -> None:
-    """Copy a file of the state to the job's folder, as an artefact."""
+    """Copy a file from the state folder to the job's folder, as an artefact."""
     (context.folder / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, context.folder / name)
     context.artefacts.append(name)
 
 
 def setting_labels(study: Study, setting: FinetuneConfig, others: list[str]) -> list[str]:
-    """How the setting was chosen: the paper's is the best of 270 on the set that is reported. Where nothing of `others` keeps the
-    result from being judged beside the paper's, also that none was sought, and what is changed of the rest."""
+    """Return labels of how the setting was chosen and how it differs from the paper's.
+
+    The paper's is the best of 270 on the reported set. A missing search and changed settings are
+    labelled only if the labels `others` leave the result comparable with the paper's.
+    """
     judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
     if setting.search != "none":
         halved = ", by successive halving" if setting.halving else ""
@@ -245,7 +273,7 @@ def setting_labels(study: Study, setting: FinetuneConfig, others: list[str]) -> 
 
 
 def subset_labels(context: JobContext, task: str, used: int, whole: int, setting: FinetuneConfig) -> list[str]:
-    """What keeps a result from being one on the whole of the task's data."""
+    """Return labels that say which part of the task's data was used, if not all of it."""
     labels = [
         f"subset ({role}): {text}"
         for role, text in context.record_of("data").details["labels"].get(task, {}).items()

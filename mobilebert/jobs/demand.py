@@ -76,9 +76,9 @@ class Demand:
         return any(self.is_up_to_date(user, forced) or self.is_not_needed(user, forced) for user in users)
 
     def newest(self) -> float:
-        """Return when the newest file of the study's jobs and tables was written; 0 if there is none.
+        """Return when the newest file of the study's jobs and tables was written.
 
-        The time is in seconds since 1970.
+        The time is in seconds since 1970; 0 if there is no file.
         """
         folders = (self.results / self.study / folder for folder in (*self.graph, "tables"))
         files = (path for folder in folders for path in folder.glob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Build what pre-training, transfer and distillation share: the corpus, the optimizer, the plan of the loop."""
+"""Build what all training stages share: the corpus, the optimizer and the plan of the loop."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mobilebert.util.errors import UserError
 
 
 def check_vocabulary(context: JobContext) -> None:
-    """Whether the weights that a job starts from, or learns from, go with the tokenizer of its data.
+    """Check that the published weights that a job reads fit the tokenizer of its data.
 
-    Raises UserError where a checkpoint brought another vocabulary. One that brought none is known by its size alone, and that may
-    be more than the tokenizer's: published tables are padded.
+    Raises UserError if a checkpoint has another vocabulary. If it has none, only the size of its
+    table is checked, which may exceed the tokenizer's: published tables are padded.
     """
     data = context.record_of("data")
     for key in context.job.inputs:
@@ -37,7 +37,10 @@ def check_vocabulary(context: JobContext) -> None:
 
 
 def corpus_labels(context: JobContext, study: Study) -> list[str]:
-    """What the model read, where it is not the paper's BooksCorpus (0.8 G words) and Wikipedia (2.5 G)."""
+    """Return a label of the corpus, which differs from the paper's.
+
+    The paper's is BooksCorpus (0.8 G words) and Wikipedia (2.5 G words).
+    """
     kind, tokens = study.data.source.split(":")[0], context.record_of("data").metrics["tokens_train"]
     if kind == "hub" and study.data.documents is None:
         return ["corpus: books of Project Gutenberg in place of BooksCorpus"]
@@ -45,7 +48,11 @@ def corpus_labels(context: JobContext, study: Study) -> list[str]:
 
 
 def corpus_of(context: JobContext):
-    """Folder of the tokenized corpus, checked: the model's vocabulary must hold the tokenizer's, a published teacher's be it."""
+    """Return the folder of the tokenized corpus.
+
+    Raises UserError if the model's vocabulary is smaller than the tokenizer's, or as
+    `check_vocabulary` does.
+    """
     size = context.record_of("data").metrics["vocab_size"]
     most = context.settings(ModelConfig).architecture["vocab_size"]
     if size > most:
@@ -55,15 +62,17 @@ def corpus_of(context: JobContext):
 
 
 def make_optimizer(model, config: TrainingConfig, **options):
+    """Return the configured optimizer; `options` go to `optim.make`."""
     return optim.make(model, config.optimizer, config.learning_rate, config.weight_decay, config.beta2, **options)
 
 
 def section(context: JobContext, study: Study) -> Training:
-    """The settings that a training stage was given: `pretrain`, `search`, `transfer` or `distill`."""
+    """Return the study's section of the job: `pretrain`, `search`, `transfer` or `distill`."""
     return getattr(study, models()[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
 
 
 def make_task(context: JobContext, study: Study, model, corpus) -> Task:
+    """Return the plan of a pre-training; transfer and distillation replace its loss and more."""
     config = context.settings(TrainingConfig)
     own = section(context, study)
     if own.fused:

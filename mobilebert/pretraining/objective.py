@@ -1,4 +1,7 @@
-"""Masked-LM and next-sentence prediction, alike for the bottleneck family and transformers' BERT; and its held-out loss."""
+"""Compute BERT's pre-training loss and its held-out figures; load and save pre-training models.
+
+The functions take the bottleneck family and transformers' BERT alike.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ HELDOUT_BATCHES, HELDOUT_SIZE = 8, 32  # 256 held-out pairs, the same for every 
 
 
 def new_model(architecture: dict) -> nn.Module:
-    """A pre-training model of the architecture, fresh weights from torch's current seed."""
+    """Return a pre-training model with new weights, drawn from torch's current seed."""
     fields = {key: value for key, value in architecture.items() if key != "model_type"}
     if architecture["model_type"] == "bert":
         from transformers import BertConfig, BertForPreTraining
@@ -37,11 +40,14 @@ def new_model(architecture: dict) -> nn.Module:
 
 
 def load_model(folder: Path | str, architecture: dict, revision: str = "main") -> nn.Module:
-    """Return the float32 pre-training model saved in a folder, or that of a hub name, whatever type its weights have there."""
+    """Return the pre-training model of a folder or hub name, as float32 whatever its weights' type.
+
+    Raises UserError as `loading.check_loaded` does.
+    """
     if architecture["model_type"] == "bert":
         from transformers import BertForPreTraining
 
-        # Every loading report is read: transformers only warns where it draws lost weights anew.
+        # Read the loading report: transformers only warns if it draws missing weights anew.
         model, report = BertForPreTraining.from_pretrained(
             folder, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -53,9 +59,9 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
 
 
 def save_model(context: JobContext, model: nn.Module, tokenizer: Path | None = None) -> None:
-    """Save the model in Hugging Face layout beside the record, with the files of its tokenizer: a folder that stands alone.
+    """Save the model and its tokenizer in Hugging Face layout beside the record.
 
-    tokenizer: the folder of these files. None takes the tokenizer of the job's data.
+    tokenizer: the folder of the tokenizer's files; None takes those of the job's data.
     """
     folder = context.folder / "model"
     checkpoint.save_pretrained(model, folder)
@@ -65,13 +71,16 @@ def save_model(context: JobContext, model: nn.Module, tokenizer: Path | None = N
 
 
 def input_model(context: JobContext, key: str) -> nn.Module:
-    """The model that another job saved, hashes checked."""
+    """Return the model that another job saved, after a check of its hashes."""
     context.artefact_of(key, "model/config.json")
     return load_model(weights_folder(context, key), context.graph[key].settings(ModelConfig).architecture)
 
 
 def weights_folder(context: JobContext, key: str) -> Path:
-    """Return the folder of the model that another job saved, its hash checked, and note the type of its weights."""
+    """Return the folder of the model that another job saved, after a check of its hash.
+
+    The type of its weights goes into the record.
+    """
     file = context.artefact_of(key, "model/model.safetensors")
     context.weights_dtype[key] = kind = float_types(read_tensors([file], str(file.parent)))
     if kind != "float32":
@@ -89,11 +98,12 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Step -> batch of segment pairs: input_ids, token_type_ids (B, T), masked_positions, masked_labels (N,),
-    next_sentence_label (B,).
+    """Return a function of the step that returns its batch of segment pairs.
 
-    `attention_mask` (B, T) is there only when something is padded, so that full batches need no mask. Each of several processes
-    makes its own rows alone, with `whole` (3,) beside them (see `batches.split`).
+    A batch has input_ids and token_type_ids (B, T), masked_positions and masked_labels (N,),
+    next_sentence_label (B,). It has attention_mask (B, T) only if a row is padded: full batches
+    need no mask. Each of several processes gets only its rows, and `whole` (3,) of all processes
+    (see `training.batches.split`).
     """
     pairs = Pairs(
         folder,
@@ -119,7 +129,10 @@ INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
-    """Masked-LM logits (N, V) at the masked positions alone, NSP logits (B, 2), and what else `wanted` names."""
+    """Return masked-LM logits (N, V) of the masked positions and NSP logits (B, 2).
+
+    The bottleneck family also gives the hidden states and attentions that `wanted` asks for.
+    """
     inputs = {key: batch[key] for key in INPUTS if key in batch}
     if hasattr(model, "mobilebert"):
         out = model(**inputs, masked_positions=batch["masked_positions"], **wanted)
@@ -135,7 +148,7 @@ def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
 
 
 def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """MLM + NSP, each a mean cross-entropy in nats (BERT's objective)."""
+    """Return BERT's loss, MLM + NSP, and both terms: each a mean cross-entropy in nats."""
     out = heads(model, batch)
     mlm = F.cross_entropy(out["mlm"].float(), batch["masked_labels"]) * batch.get("masked_weight", 1.0)
     nsp = F.cross_entropy(out["nsp"].float(), batch["next_sentence_label"])
@@ -144,8 +157,10 @@ def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 @torch.no_grad()
 def heldout_figures(model: nn.Module, corpus: Path, length: int, device: str, count: int = HELDOUT_BATCHES) -> dict[str, float]:
-    """Masked-LM loss (nats), its accuracy and that of next-sentence prediction on `count` batches of held-out pairs, the same
-    for every model."""
+    """Return masked-LM loss (nats), masked-LM accuracy and NSP accuracy on held-out pairs.
+
+    The `count` batches are the same for every model.
+    """
     batch_at = batches(corpus, "heldout", length, HELDOUT_SIZE, seed=20)
     totals = dict.fromkeys(("loss", "right", "masked", "next", "rows"), 0.0)
     for index in range(count):
@@ -165,7 +180,7 @@ def heldout_figures(model: nn.Module, corpus: Path, length: int, device: str, co
 
 
 def heldout_point(model: nn.Module, corpus: Path, length: int, device: str) -> dict[str, float]:
-    """The held-out masked-LM loss of one batch during training; `model` stays in the mode it is in."""
+    """Return the held-out masked-LM loss of one batch during training; `model` keeps its mode."""
     training = model.training
     figures = heldout_figures(model.eval(), corpus, length, device, count=1)
     model.train(training)
@@ -173,9 +188,9 @@ def heldout_point(model: nn.Module, corpus: Path, length: int, device: str) -> d
 
 
 def heldout(context: JobContext, model: nn.Module, corpus: Path, length: int, device: str) -> None:
-    """The held-out figures and the unigram entropy beside them into the record; leaves `model` in evaluation mode.
+    """Write the held-out figures and the corpus's unigram entropy into the record.
 
-    Raises Diverged when the loss is not finite.
+    Leaves `model` in evaluation mode. Raises Diverged if the loss is not finite.
     """
     context.metrics |= heldout_figures(model.eval(), corpus, length, device)
     context.metrics["unigram_entropy"] = context.record_of("data").metrics["unigram_entropy"]

@@ -1,4 +1,7 @@
-"""The study's expectations against its records: the command exits 1 when one fails, or when a record was edited by hand."""
+"""Compare the study's expectations with its records.
+
+The command exits with 1 if an expectation fails or a record was edited by hand.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from mobilebert.util.text import one_line
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Write the verdicts and counts into the record, and the lines that the command prints."""
     found = current_records(context.results, study.name, context.graph)
     edited = edited_records(context.results, study.name, context.graph)
     outcomes = expectations(study.expect, found, edited)

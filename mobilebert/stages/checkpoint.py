@@ -1,4 +1,7 @@
-"""A published checkpoint in place of pre-training: a hub name or a folder in Hugging Face layout, checked against the row."""
+"""Load a published checkpoint in place of pre-training and check it against its row.
+
+The checkpoint is a hub name or a folder in Hugging Face layout.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from mobilebert.study.stage_config import CheckpointConfig
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
 
-# Fields that make a model another one; dropout and initial ranges do not.
+# Fields that must equal the row's. Dropout and initial ranges may differ.
 SHAPES = {
     "vocab_size",
     "max_position_embeddings",
@@ -40,25 +43,29 @@ SHAPES = {
 
 
 def load_baseline(source: str, revision: str) -> PreTrainedModel:
-    """Return the float32 body of any model that transformers' Auto classes load. Heads are left behind, a pooler may be new.
+    """Return the float32 body of any model that transformers' Auto classes load.
 
-    Raises UserError as `loading.load` does.
+    Heads are dropped; a missing pooler is initialised. Raises UserError as `loading.load` does.
     """
     with checked(source, revision) as files:
         return load(AutoModel, files)[0]
 
 
 def kind_of(model_type: str):
-    """Return the class that reads a row's weights: the pre-training model of the paper's rows, the body of a baseline."""
+    """Return the class that reads a row's weights.
+
+    It is the pre-training model for the paper's rows and the body for a baseline.
+    """
     if model_type == "mobilebert":
         return MobileBertForPreTraining
     return BertForPreTraining if model_type == "bert" else AutoModel
 
 
 def vocabulary(files: Files) -> str | None:
-    """Return the tokens that lie beside the weights, one a line: vocab.txt, or those of a WordPiece tokenizer.json.
+    """Return the tokens in the weights' folder, one a line.
 
-    Return None if there is neither, or a tokenizer of another kind. Raises UserError for a file that cannot be read.
+    They are those of vocab.txt, else of a WordPiece tokenizer.json. Return None if there is neither
+    or the tokenizer is of another kind. Raises UserError if a file cannot be read.
     """
     text, rules = files.folder / "vocab.txt", files.folder / "tokenizer.json"
     if text.is_file():
@@ -69,11 +76,15 @@ def vocabulary(files: Files) -> str | None:
     try:
         ids = read_json(rules, files.source)["model"]["vocab"] if rules.is_file() else {}
         return "\n".join(sorted(ids, key=ids.__getitem__)) or None
-    except (KeyError, TypeError, AttributeError):  # not a mapping, as other kinds of tokenizers have it
+    except (KeyError, TypeError, AttributeError):  # the vocabulary is no mapping in other kinds of tokenizers
         return None
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Save the checkpoint as the row's model.
+
+    Raises UserError, naming the study's key, if it cannot be loaded or is not the row's model.
+    """
     weights, wanted = study.checkpoints[context.job.name], context.settings(CheckpointConfig).architecture
     where, source = f"checkpoints.{context.job.name}", weights.source
     if weights.is_local:
@@ -98,7 +109,7 @@ def main(context: JobContext, study: Study) -> None:
 
 
 def check_pin(folder: Path, pinned: str, where: str) -> None:
-    """Raise UserError for a folder whose model.safetensors is not the one that the study names."""
+    """Raise UserError if the folder's model.safetensors has another sha256 than the study names."""
     file = folder / WEIGHTS
     if not file.is_file():
         hint = f'; {INDEX} is there: a study pins one file, so save the model again with max_shard_size="100GB"'
@@ -108,7 +119,7 @@ def check_pin(folder: Path, pinned: str, where: str) -> None:
 
 
 def check_form(config: PreTrainedConfig, wanted: dict, where: str) -> None:
-    """Raise UserError for a configuration that is not of the row's model."""
+    """Raise UserError if a field of SHAPES differs from the row's."""
     for field in sorted(SHAPES & wanted.keys()):
         found = getattr(config, field, None)
         if found != wanted[field]:

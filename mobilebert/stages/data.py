@@ -1,4 +1,4 @@
-"""Data: check every table, train or take the tokenizer, tokenize the corpus. The root of the graph: nothing trains before it."""
+"""Check every table, build the tokenizer and tokenize the corpus: the first job of every study."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from mobilebert.util.files import file_sha256
 from mobilebert.util.machine import cores
 from mobilebert.util.progress import bar
 
-WORKERS = 5  # some 250 MB each, and 350 MB here: so that preparing a corpus stays under 2 GB on any number of cores
+WORKERS = 5  # about 250 MB each, and 350 MB in this process: under 2 GB on any number of cores
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Write tables, tokenizer and corpus to the job's folder, and their counts to the record."""
     config = study.data
     source = open_source(config.source, seed=config.seed, documents=config.documents)
     rows, labels, files = {}, {}, {}
-    for task in TASKS:  # before the corpus: a wrong table is found in a second, not after an hour
+    for task in TASKS:  # before the corpus: a wrong table is reported in a second, not after an hour
         for split in source.splits(task):
             role = next(key for key, stem in TASKS[task].splits.items() if stem == split)
             frame = source.table(task, split)
@@ -46,7 +47,7 @@ def main(context: JobContext, study: Study) -> None:
             heldout_share=config.heldout_share,
             squad_dev_paragraphs=paragraphs,
             workers=min(WORKERS, cores()),
-            cache=context.results / ".cache" / "corpus",  # of all studies
+            cache=context.results / ".cache" / "corpus",  # shared by all studies
             progress=lambda documents, tokens: _show(shown, tokens, source.share_read(documents)),
         )
     files |= source.files("corpus")
@@ -66,6 +67,6 @@ def main(context: JobContext, study: Study) -> None:
 
 
 def _show(shown, tokens: int, share: float | None) -> None:
-    """Tokens so far; how many there will be, and so how long it takes, follows from the share of the corpus read."""
+    """Show the tokens so far; estimate their total from the share of the corpus read."""
     shown.total = round(tokens / share) if share else None
     shown.update(tokens - shown.n)

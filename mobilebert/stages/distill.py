@@ -1,4 +1,7 @@
-"""Pre-training distillation: masked LM, the teacher's soft labels and NSP; for AKT the layers' losses beside them."""
+"""Train a student by pre-training distillation: masked LM, the teacher's soft labels and NSP.
+
+AKT adds the layer-wise losses.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from mobilebert.training.device import device_of
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Train the student, beside others with the same teacher; save it and its held-out figures."""
     device = device_of(study)
     corpus = corpus_of(context)
     teacher = teacher_of(context, study, device)

@@ -35,6 +35,7 @@ from mobilebert.training.device import device_of
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Run every trial of the job and collect the trials in the record."""
     setting, device = context.settings(FinetuneConfig), device_of(study)
     task = TASKS[setting.task]
     check_vocabulary(context)
@@ -62,10 +63,10 @@ def main(context: JobContext, study: Study) -> None:
 
         def finish(model: torch.nn.Module, trial: Trial, out: Path) -> tuple[dict, dict]:
             metrics, details = evaluate(forward_of(model, device), tokenizer, data, setting, out)
-            if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # nothing reads the baseline's weights
+            if trial.role == "seed" and not isinstance(model, BagOfEmbeddings):  # no stage reads the baseline's weights
                 checkpoint.save_pretrained(model, out / "model")
                 longest = getattr(model.config, "max_position_embeddings", setting.length)
-                copy_tokenizer(data / "tokenizer", out / "model", longest)  # a folder that stands alone
+                copy_tokenizer(data / "tokenizer", out / "model", longest)  # so the folder loads without the study
             return metrics | constant, details
 
         def train(part: JobContext, trial: Trial, out: Path) -> tuple[dict, dict]:

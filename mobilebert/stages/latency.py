@@ -1,4 +1,4 @@
-"""Latency (paper section 4.5): every model on every engine, interleaved in rounds, raw samples kept; void when disturbed."""
+"""Time every model on every engine (paper section 4.5), interleaved in rounds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from mobilebert.study.stage_config import LatencyConfig
 
 
 def main(context: JobContext, study: Study) -> str | None:
+    """Write the raw samples and the percentiles (ms) into the record.
+
+    Return why the measurement is void if the machine was disturbed, else None.
+    """
     config = context.settings(LatencyConfig)
     specs = [
         {"name": f"{model}/{engine}", "config": architecture, "engine": engine}

@@ -1,4 +1,7 @@
-"""Pre-training with masked LM and next-sentence prediction: the teacher, BERT_BASE, the bare student, Tables 2 and 3."""
+"""Pre-train a model with masked LM and next-sentence prediction, without a teacher.
+
+Such models are the teacher, BERT_BASE, the bare student and those of Tables 2 and 3.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from mobilebert.training.loop import Task, train
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Train the row's model; save it and its held-out figures."""
     config = context.settings(PretrainConfig)
     device = device_of(study)
     corpus = corpus_of(context)
@@ -38,7 +42,10 @@ def main(context: JobContext, study: Study) -> None:
 
 
 def split_labels(task: Task, dropout: bool, split: dict) -> list[str]:
-    """Return how a batch was split if that decided its dropout: the number of processes is in no fingerprint."""
+    """Return a label of how batches were split if the split decided their dropout.
+
+    The fingerprint does not cover the number of processes.
+    """
     if task.by_row or not dropout or split["processes"] * split["accumulate"] == 1:
         return []
     return [f"split: {split['processes']} processes x {split['accumulate']} micro-batches, each with a dropout of its own"]

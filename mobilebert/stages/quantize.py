@@ -1,4 +1,7 @@
-"""int8 (paper section 4.6.3): export the fine-tuned model to ONNX, quantize it, score it again with the same code."""
+"""Quantize a fine-tuned model to int8 (paper section 4.6.3).
+
+The model is exported to ONNX, quantized and scored again with the same code.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from mobilebert.study.stage_config import FinetuneConfig, QuantizeConfig
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Write the int8 model, its scores and their change from the float model's."""
     setting = context.settings(QuantizeConfig)
     tuned = f"finetune/{context.job.name}"
     data = context.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
@@ -40,7 +44,10 @@ def main(context: JobContext, study: Study) -> None:
 
 
 def status(task: str, source: Record, metrics: dict, details: dict) -> str:
-    """`failed` where the int8 model is no better than guessing, or its float model, the best of the seeds, had not learnt."""
+    """Return "failed" if the int8 model is no better than guessing, or its float model failed.
+
+    Return "ok" otherwise. The float model is that of the best seed.
+    """
     best = source.details["statuses"][source.details["seeds"].index(source.details["best_seed"])]
     shares = details["shares"].get("validation", [])
     reason = failure(task, source.metrics | metrics, details["rows"]["validation"], shares, [])

@@ -1,4 +1,4 @@
-"""The paper's tables with this study's cells, as Markdown and inside one HTML page."""
+"""Write the paper's tables with this study's cells, as Markdown and as one HTML page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mobilebert.util.text import markdown as escaped
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Write tables.md and index.html from the current records."""
     current = current_records(context.results, study.name, context.graph)
     found = {key: current[key] for key in context.job.inputs if key in current}
     edited = edited_records(context.results, study.name, context.graph)

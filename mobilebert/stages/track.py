@@ -1,4 +1,4 @@
-"""Every current record, and every run that was killed, as MLflow runs."""
+"""Write every current record and every killed job to MLflow, as MLflow runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from mobilebert.study.schema import Study
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Update the MLflow store and count what changed."""
     current = current_records(context.results, study.name, context.graph)
     edited = edited_records(context.results, study.name, context.graph)
     context.metrics |= ingest(context.results, study, context.graph, current, lambda: cells(study, current, edited), edited, say)
 
 
 def cells(study: Study, found: dict[str, Record], edited: list[str]) -> dict[str, int]:
-    from mobilebert.reporting.tables import counts, fill  # imports torch: a store that is out of order is told before
+    """Return the counts of the tables' cells."""
+    from mobilebert.reporting.tables import counts, fill  # imports torch: a broken store is reported before
 
     return counts(fill(study, found, edited))
 
 
 def say(line: str) -> None:
+    """Print a line to the standard error, after the program's name."""
     print(f"mobilebert: {line}", file=sys.stderr, flush=True)

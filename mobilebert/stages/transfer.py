@@ -1,4 +1,7 @@
-"""Knowledge transfer, layer by layer (PKT) or all layers at once (JKT): the student's encoder learns the teacher's features."""
+"""Train a student's encoder to reproduce the teacher's features (knowledge transfer).
+
+PKT trains layer by layer, JKT all layers at once.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from mobilebert.training.device import device_of
 
 
 def main(context: JobContext, study: Study) -> None:
+    """Train the student, beside others with the same teacher; save it and its held-out loss."""
     config = context.settings(TransferConfig)
     device = device_of(study)
     corpus = corpus_of(context)
@@ -40,7 +44,7 @@ def main(context: JobContext, study: Study) -> None:
             flops_per_token=partial(transfer_flops_per_token, config, config.architecture, teacher.config.to_dict()),
             stage=transfer.stage,
         )
-        return student.eval(), optimizer, task  # no dropout, as the released code
+        return student.eval(), optimizer, task  # no dropout, as in the released code
 
     with siblings(context, study) as others:
         student = train_together(context, others, prepare, device)
@@ -51,7 +55,7 @@ def main(context: JobContext, study: Study) -> None:
 
 @torch.no_grad()
 def heldout_loss(transfer: Transfer, corpus, config: TransferConfig, device: str) -> float:
-    """Mean transfer loss over every layer on held-out pairs, after all stages."""
+    """Return the mean transfer loss over all layers on held-out pairs, after all stages of PKT."""
     batch_at = objective.batches(corpus, "heldout", config.length, objective.HELDOUT_SIZE, seed=20)
     total = 0.0
     for index in range(objective.HELDOUT_BATCHES):

@@ -37,7 +37,8 @@ class Job:
     def settings(self, kind: type[Config]) -> Config:
         """Return the typed view of `config`, which is of class `kind`.
 
-        Raises ValueError if `config` is not a configuration of the stage, TypeError if the stage has one of another class.
+        Raises ValueError if `config` is not a configuration of the stage, TypeError if the stage's
+        class is not a `kind`.
         """
         if not isinstance(self._settings, kind):
             raise TypeError(f"{self.id}: its configuration is a {type(self._settings).__name__}, not a {kind.__name__}")
@@ -52,7 +53,10 @@ class Job:
 
 
 class Graph(dict[str, Job]):
-    """A mapping of job id to Job, inputs before users. `study_file`: the study's file, if any."""
+    """A mapping of job id to Job, each after its inputs.
+
+    study_file: the study's file, if any.
+    """
 
     study_file: str | None = None
 
@@ -63,7 +67,7 @@ class Graph(dict[str, Job]):
     def add(self, stage: str, name: str, config: dict[str, Any], inputs: Iterable[str] = ()) -> str:
         """Add a job, whose inputs are in the graph already, and return its id.
 
-        Raises ValueError, which names job and key, if the stage has no such configuration.
+        Raises ValueError, naming job and key, if the configuration is not that of the stage.
         """
         inputs = tuple(inputs)
         used = {key: self[key].fingerprint for key in inputs}

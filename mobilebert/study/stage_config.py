@@ -1,8 +1,9 @@
-"""Define what a job of each stage is configured with: the typed view of `Job.config`.
+"""Define the typed configuration of a job of each stage: the typed view of `Job.config`.
 
-`study.graph` makes a job's configuration, the fingerprint covers its JSON, the record keeps it. The classes here name every key
-once. `Graph.add` validates the first job of every shape, so a missing or misspelt key is an error before anything runs.
-`Job.settings` validates each job that is read.
+`study.graph` builds a job's configuration, the fingerprint covers its JSON, and the record keeps
+it. The classes here name every key once. `Graph.add` validates the first job of every shape, so a
+missing or misspelt key is an error before anything runs. `Job.settings` validates each job that is
+read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Recipe = Literal["paper", "released"]
 Strategy = Literal["none", "akt", "jkt", "pkt"]
 Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8"]
 
-# JSON has lists only. The items stay strict.
+# JSON has no tuples, so a list is accepted. The items stay strict.
 Seeds = Annotated[tuple[NotNegative, ...], Field(strict=False)]
 Losses = Annotated[tuple[Literal["fmt", "at"], ...], Field(strict=False)]
 Factors = Annotated[tuple[float, float, float, float], Field(strict=False)]
@@ -35,13 +36,16 @@ SQUAD_KEYS = ("doc_stride", "max_query_length", "max_answer_length")
 
 
 class StageConfig(Strict):
-    """The configuration of a job. A key is required unless only some jobs of the stage have it: those default to None."""
+    """The configuration of a job.
+
+    A key that only some jobs of the stage have defaults to None; all others are required.
+    """
 
 
 class DataConfig(StageConfig):
     """The corpus, the tables and the tokenizer. See `sections.Data`."""
 
-    source: Literal["synthetic", "local", "hub"]  # a local folder's path is not science; `sums` pins what is in it
+    source: Literal["synthetic", "local", "hub"]  # without a local folder's path: `sums` pins its content
     sums: str | None
     seed: Seed
     documents: Positive | None
@@ -50,13 +54,16 @@ class DataConfig(StageConfig):
 
 
 class ModelConfig(StageConfig):
-    """A job about the model of one row."""
+    """The configuration of a job that has the model of one row."""
 
     architecture: Architecture
 
 
 class CheckpointConfig(ModelConfig):
-    """Published weights: a local folder by its hash, a hub name by its revision. See `sections.Checkpoint`."""
+    """Published weights: a local folder with its hash or a hub name with its revision.
+
+    See `sections.Checkpoint`.
+    """
 
     sha256: str | None = None
     source: str | None = None
@@ -64,13 +71,14 @@ class CheckpointConfig(ModelConfig):
 
     @model_validator(mode="after")
     def one_pin(self) -> Self:
+        """Require either `sha256` or `source` and `revision`."""
         _need(self, self.sha256 is not None, ("sha256",))
         _need(self, self.sha256 is None, ("source", "revision"))
         return self
 
 
 class TrainingConfig(ModelConfig):
-    """What pre-training, transfer and distillation share. See `recipe.Training`."""
+    """The keys that pre-training, transfer and distillation share. See `recipe.Training`."""
 
     recipe: Recipe
     seed: NotNegative
@@ -91,23 +99,24 @@ class PretrainConfig(TrainingConfig):
     """Masked LM and next-sentence prediction, without a teacher."""
 
     dropout: bool
-    accumulate: Positive | None = None  # only with dropout: each micro-batch draws its own
+    accumulate: Positive | None = None  # only with dropout, which each micro-batch draws separately
 
     @model_validator(mode="after")
     def micro_batches_draw_dropout(self) -> Self:
+        """Require `accumulate` with dropout, refuse it without."""
         _need(self, self.dropout, ("accumulate",))
         return self
 
 
 class StudentConfig(TrainingConfig):
-    """What transfer and distillation share."""
+    """The keys that transfer and distillation share."""
 
     control: Literal["none", "fresh-student", "shuffled-teacher"]
     strategy: Strategy
 
 
 class LayerwiseConfig(StageConfig):
-    """What the layer-wise losses depend on, in a job of their own (JKT, PKT) or beside distillation (AKT)."""
+    """The keys of the layer-wise losses, in a transfer job (JKT, PKT) or in distillation (AKT)."""
 
     recipe: Recipe
     strategy: Strategy
@@ -123,7 +132,10 @@ class TransferConfig(StudentConfig, LayerwiseConfig):
 
 
 class JointTransferConfig(StageConfig):
-    """The transfer's settings inside a distillation job (AKT). The batches, the rate and the steps are the job's own."""
+    """The transfer's settings inside a distillation job (AKT).
+
+    Batches, learning rate and steps are those of the distillation.
+    """
 
     strategy: Strategy
     losses: Losses
@@ -150,7 +162,7 @@ class DistillConfig(StudentConfig):
 
     @property
     def layerwise(self) -> LayerwiseConfig | None:
-        """Return what AKT's layer-wise losses depend on; None for another strategy."""
+        """Return the settings of AKT's layer-wise losses; None for another strategy."""
         if self.transfer is None:
             return None
         given = self.transfer
@@ -166,7 +178,10 @@ class DistillConfig(StudentConfig):
 
 
 class LengthsConfig(StageConfig):
-    """The lengths that a task's texts are cut to, in tokens. Only SQuAD has windows, questions and spans."""
+    """The lengths in tokens to which a task's texts are cut.
+
+    Only SQuAD has those of windows, questions and answers.
+    """
 
     length: Length
     doc_stride: Positive | None = None
@@ -175,12 +190,12 @@ class LengthsConfig(StageConfig):
 
 
 class TaskConfig(LengthsConfig):
-    """One task: what fine-tuning and quantization share. See `recipe.Finetune`."""
+    """The keys that fine-tuning and quantization share. See `recipe.Finetune`."""
 
     task: str
     search: Literal["paper", "quick", "none"]
     halving: bool
-    batch_size: Batch | None = None  # the paper's search tries its own values of these three
+    batch_size: Batch | None = None  # the paper's search has fixed values of these three
     learning_rate: LearningRate | None = None
     epochs: Positive | None = None
     warmup_share: Share
@@ -192,6 +207,7 @@ class TaskConfig(LengthsConfig):
 
     @model_validator(mode="after")
     def own_setting_unless_searched(self) -> Self:
+        """Refuse a setting if the paper's search chooses it, and SQuAD's keys for other tasks."""
         _need(self, self.search != "paper", AXES)
         _need(self, self.task.startswith("squad"), SQUAD_KEYS)
         return self
@@ -204,7 +220,7 @@ class FinetuneConfig(TaskConfig, ModelConfig):
 
 
 class QuantizeConfig(TaskConfig):
-    """int8 of the model that the fine-tuning of the same name made."""
+    """int8 quantization of the model that the fine-tuning job of the same name trained."""
 
 
 class LatencyConfig(StageConfig):
@@ -246,15 +262,16 @@ def stage_config(stage: str, config: Mapping[str, Any]) -> StageConfig:
 
 
 def shape_of(stage: str, config: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return the stage, the keys, the words and switches, and the other values' types: jobs alike in these are valid together.
+    """Return a job's shape: its stage, keys, words, switches, and the types of the other values.
 
-    A study has hundreds of fine-tuning jobs and a few dozen shapes.
+    One check finds the missing and misspelt keys of all jobs of a shape. A study has hundreds of
+    fine-tuning jobs and a few dozen shapes.
     """
     return (stage, *config, *[value if type(value) in _WORDS else type(value) for value in config.values()])
 
 
 def _need(config: StageConfig, needed: bool, keys: tuple[str, ...]) -> None:
-    """Raise ValueError unless the configuration has all of the keys, or, if not needed, none of them."""
+    """Raise ValueError unless the configuration has all of the keys (if needed) or none of them."""
     for key in keys:
         if (getattr(config, key) is not None) != needed:
             raise ValueError(f"{key}: {'missing' if needed else 'not allowed here'}")

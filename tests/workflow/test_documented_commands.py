@@ -1,4 +1,4 @@
-"""Every command of the documents runs, is checked without running, or is listed here with the reason why it does not run."""
+"""Every command of the documents runs, or is listed here with the reason why it does not."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ MINI = Path(__file__).with_name("mini.yaml")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working tree
 
-# A command that is not run, word for word, and why. The words of each are checked all the same.
+# A command that is not run, word for word, and the reason. Its words are checked nevertheless.
 STAGES = "takes a minute: test_smoke.py runs the stages"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
@@ -99,7 +99,7 @@ def test_every_command_is_run_or_listed_with_its_reason():
     assert not NOT_RUN.keys() - {*COMMANDS}, "listed, and in no document"
 
 
-# --- make, pytest and what is not run: the words are checked
+# --- make, pytest and the commands that are not run: only their words are checked
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "make" in shlex.split(command)])
@@ -130,7 +130,7 @@ def test_a_command_that_is_not_run_has_words_that_its_program_knows(command):
         assert find_job(build_graph(load_study(options.study)), options.command, name)
 
 
-# --- Snakemake: dry runs of all commands in one process, which needs ten seconds less
+# --- Snakemake: dry runs of all commands in one process, which saves ten seconds
 
 
 DRY_RUNS = """
@@ -150,7 +150,7 @@ print(json.dumps(codes))
 
 @pytest.fixture(scope="module", autouse=True)
 def dry_runs(tmp_path_factory):
-    """Start the dry runs before the other tests; give the process that runs them."""
+    """Start the dry runs before the other tests; yield the process that runs them."""
     results = tmp_path_factory.mktemp("results")
     asked = [dry_run(shlex.split(command)[1:], results) for command in of("snakemake")]
     process = subprocess.Popen(
@@ -171,7 +171,7 @@ def dry_runs(tmp_path_factory):
 
 
 def dry_run(words: list[str], results: Path) -> list[str]:
-    """Return the words of a dry run of the same command, with results elsewhere and a study for `my.yaml`."""
+    """Return the words of the command's dry run, with other results and a study for `my.yaml`."""
     _, options = parse_args(words)
     words = [word.replace("study=my.yaml", f"study={MINI}").replace("results/", f"{results}/", 1) for word in words]
     if not options.config:
@@ -185,7 +185,7 @@ def dry_run(words: list[str], results: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the commands name: a checkpoint MODEL, a data folder D, files of rows and predictions."""
+    """Return a folder with the files of the commands: MODEL, data in D, rows and predictions."""
     folder = tmp_path_factory.mktemp("documented")
     torch.manual_seed(0)
     sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 32, "embedding_size": 16}
@@ -228,7 +228,7 @@ def test_python_runs(document, text, tmp_path):
     if "import evaluate" not in text:
         exec(program, {})
         return
-    # In a process of its own: evaluate reads at import where its cache lies.
+    # In a new process: `evaluate` reads the place of its cache at import.
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -240,13 +240,13 @@ def test_links_and_paths_lead_to_files(document):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     found = [os.path.normpath(document.parent.relative_to(ROOT) / link) for link in links]
     found += re.findall(r"`((?:mobilebert|workflows|tests|profiles|reports)/[\w./-]+)`", text)
-    named = [path for path in found if not re.search(r"NAME|_N\b", path)]  # others stand for any file of a kind
+    named = [path for path in found if not re.search(r"NAME|_N\b", path)]  # the others are placeholders
     missing = [path for path in named if not (ROOT / path).exists()]
     assert not {*missing} - GENERATED
 
 
 def test_snakemake_plans_every_command(dry_runs):
-    """The last test: by now the process that started first has ended, or nearly so."""
+    """Check the dry runs last: by now their process has ended, or nearly so."""
     out, err = dry_runs.communicate(timeout=120)
     assert dry_runs.returncode == 0, err
     codes = json.loads(out.splitlines()[-1])

@@ -1,12 +1,14 @@
-"""K models of one shape as one: every trained weight has a leading dimension K, so one kernel does the work of K.
+"""Train K models of one shape as one stack: one kernel does the work of K.
 
-`torch.func.vmap` runs the model's own code. What it would take apart or draw otherwise is done here on all models at once:
+Every trained weight has a leading dimension K, and `torch.func.vmap` runs the model's code. vmap
+would split three operations into slow ones, or draw other numbers; they are replaced here:
 
-- Dropout, also that of attention, is drawn model by model, from a generator that the model's seed sets and on the shape that it
-  has alone: a model of a stack gets the masks that it gets alone.
-- A lookup is one in the K tables end on end. Beyond a model's own length it gives zeros, which is what the trigram input sees at
-  the end of a batch; the attention mask hides those places from everything else.
-- Attention without dropout is one call of the fused kernel over K times the rows.
+- Dropout, also that of attention, is drawn model by model, from a generator with the model's seed
+  and in the shape of the model's batch: a model gets the same masks in a stack as alone.
+- A lookup is one lookup in the K tables laid end to end. Beyond a model's length it gives zeros:
+  the trigram input sees zeros at the end of a batch. The attention mask hides these tokens from all
+  other layers.
+- Attention without dropout is one call of the fused kernel on K times the rows.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ OUTPUTS = ("logits", "start_logits", "end_logits")
 
 @dataclass
 class Feed:
-    """A step's batches. `batch`: tensors (B, ...) that all K models read, or (K, B, ...), padded to the most rows and tokens.
+    """The batches of K models at a step.
 
-    rows, lengths: of each model's own batch. A row beyond them repeats the model's first one and has no weight in its loss.
+    batch: tensors (B, ...) that all models share, or (K, B, ...), padded to the most rows and
+        tokens.
+    rows, lengths: of each model's batch. A padding row repeats the model's first row and has no
+        weight in its loss.
     """
 
     batch: Batch
@@ -42,22 +47,25 @@ class Feed:
 
     @property
     def is_shared(self) -> bool:
+        """Return whether all models read the same batch."""
         return self.batch["input_ids"].dim() == 2
 
     def to(self, device: str) -> Feed:
+        """Return the batches on a device."""
         return Feed({key: value.to(device, non_blocking=True) for key, value in self.batch.items()}, self.rows, self.lengths)
 
     def pin_memory(self) -> Feed:
+        """Return the batches in pinned memory, which `to` copies without waiting."""
         return Feed({key: value.pin_memory() for key, value in self.batch.items()}, self.rows, self.lengths)
 
     @functools.cached_property
     def real_rows(self) -> torch.Tensor | None:
-        """(K, B): 1 for a row of a model's own, else 0; None where all are."""
+        """Return (K, B): 1 for a row of the model's batch, 0 for padding; None without padding."""
         return self._within(self.rows, self.batch["input_ids"].shape[-2])
 
     @functools.cached_property
     def inside(self) -> torch.Tensor | None:
-        """(K, T): 1 for a place within a model's own length, else 0; None where all are."""
+        """Return (K, T): 1 for a token within the model's length, else 0; None without padding."""
         return self._within(self.lengths, self.batch["input_ids"].shape[-1])
 
     def _within(self, sizes: list[int], most: int) -> torch.Tensor | None:
@@ -68,7 +76,7 @@ class Feed:
 
 
 def feed(batches: Sequence[Batch]) -> Feed:
-    """The batches of K models at a step, padded to one shape."""
+    """Return the batches of K models at a step, padded to one shape."""
     rows = [len(batch["input_ids"]) for batch in batches]
     lengths = [batch["input_ids"].shape[1] for batch in batches]
     stacked = {}
@@ -84,13 +92,14 @@ def feed(batches: Sequence[Batch]) -> Feed:
 
 
 class Draws:
-    """The generator of each model of a stack, in place of the device's own while that model draws."""
+    """One generator per model; it replaces the device's generator while that model draws."""
 
     def __init__(self, seeds: Sequence[int], device: str):
         self.seeds, self.device = seeds, torch.cuda if device == "cuda" else torch
 
     @functools.cached_property
     def states(self) -> list[torch.Tensor]:
+        """Return the state of each model's generator, at first as its seed sets it."""
         found = []
         for seed in self.seeds:
             torch.manual_seed(seed)
@@ -99,19 +108,21 @@ class Draws:
 
     @contextlib.contextmanager
     def of(self, index: int) -> Iterator[None]:
+        """Let the code inside the block draw from a model's generator."""
         self.device.set_rng_state(self.states[index])
         yield
         self.states[index] = self.device.get_rng_state()
 
 
 class Stack(nn.Module):
-    """The trained weights of K models; `forward` gives the outputs of all of them.
+    """The trained weights of K models; `forward` returns the outputs of all of them.
 
-    trained: names of the parameters that get a gradient; the others are those of the first model.
+    trained: names of the parameters that get a gradient. The others are those of the first model.
 
-    A table is a parameter (K, rows, width) of its own; the other weights lie in two, (K, numbers), those with weight decay and
-    those without: a few kernels clip and update all of them. `ended` (K, 3): the step, loss and gradient norm at which a model
-    diverged, -1 for one that goes on; from there on its weights do not change.
+    Each embedding table is one parameter (K, rows, width). All other weights are in two parameters
+    (K, numbers), one with weight decay and one without, so a few kernels clip and update them.
+    `ended` (K, 3): the step, loss and gradient norm at which a model diverged, -1 if it has not;
+    after that step its weights do not change.
     """
 
     def __init__(self, models: Sequence[nn.Module], trained: Sequence[str]):
@@ -119,7 +130,7 @@ class Stack(nn.Module):
         self._template = [models[0]]  # in a list: its weights are not this module's
         tables = {f"{name}.weight": module for name, module in models[0].named_modules() if isinstance(module, nn.Embedding)}
         self.tables = {name.replace(".", "/"): tables[name].padding_idx for name in trained if name in tables}
-        self.members: dict[str, list[str]] = {}  # of each parameter of this module
+        self.members: dict[str, list[str]] = {}  # parameter of this module -> names in a model
         for name in trained:
             table = name.replace(".", "/")
             key = table if table in self.tables else "excluded" if is_excluded(name) else "decayed"
@@ -136,7 +147,7 @@ class Stack(nn.Module):
         return len(self.ended)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Every trained weight by its name in a model, (K, ...)."""
+        """Return every trained weight (K, ...) by its name in a model."""
         found = {}
         for key, names in self.members.items():
             flat = getattr(self, key)
@@ -148,7 +159,7 @@ class Stack(nn.Module):
         return found
 
     def forward(self, fed: Feed, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Those of OUTPUTS that a model has, (K, B, ...). seeds: of what each model draws."""
+        """Return the model's OUTPUTS, (K, B, ...) each. seeds: of the models' dropout."""
         template = self._template[0]
 
         def one(weights: dict, inputs: dict) -> dict:
@@ -161,21 +172,21 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def rest_padding(self) -> None:
-        """Take the gradient of the padding rows away, as a lookup does."""
+        """Zero the gradient of the tables' padding rows, as a lookup with `padding_idx` does."""
         for key, row in self.tables.items():
             if row is not None:
                 getattr(self, key).grad[:, row] = 0
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module, index: int) -> None:
-        """Give `model` the weights of one model of the stack."""
+        """Copy the weights of one model of the stack into `model`."""
         own = dict(model.named_parameters())
         for name, value in self.weights().items():
             own[name].copy_(value[index])
 
 
 def optimizer_of(stack: Stack, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW, whose learning rate is a tensor (K,)."""
+    """Return AdamW with a tensor (K,) as learning rate."""
     groups = [
         {"params": [getattr(stack, key)], "weight_decay": 0.0 if all(map(is_excluded, names)) else weight_decay}
         for key, names in stack.members.items()
@@ -189,15 +200,18 @@ class _AdamW(AdamW):
             parameter.addcmul_(change, rate.view(-1, *[1] * (parameter.dim() - 1)), value=-1)
 
 
-# --- what vmap does not do
+# --- the operations that vmap must not run
 
 
 class _Physical(torch.autograd.Function):
-    """`function` of tensors as they are beneath vmap, (K, ...) each; returns (K, ...). Autograd sees what `function` calls."""
+    """Call `function` on the tensors beneath vmap, (K, ...) each; it returns (K, ...).
+
+    Autograd records the operations that `function` calls.
+    """
 
     @staticmethod
     def forward(function, *tensors):
-        raise NotImplementedError  # of none that has the dimension K
+        raise NotImplementedError  # called only if no tensor has the dimension K
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -213,7 +227,7 @@ class _Physical(torch.autograd.Function):
 
 
 class _Together(TorchFunctionMode):
-    """Lookups, dropout and attention of a stack of models on `fed`, who draw from `draws`."""
+    """The replaced lookups, dropout and attention of a stack on `fed`, drawn from `draws`."""
 
     def __init__(self, fed: Feed, draws: Draws):
         super().__init__()
@@ -231,7 +245,7 @@ class _Together(TorchFunctionMode):
         return function(*arguments, **options)
 
     def embedding(self, ids, weight, padding_idx=None, **options):
-        """A table's padding row: see `Stack.rest_padding`."""
+        """Look up in all tables at once; `Stack.rest_padding` handles the padding row."""
 
         def lookup(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             count, rows = weight.shape[:2]
@@ -243,10 +257,11 @@ class _Together(TorchFunctionMode):
         return _Physical.apply(lookup, ids, weight)
 
     def dropout(self, x, p=0.5, training=True, inplace=False):
+        """Drop out model by model."""
         if not (training and p):
             return x
 
-        tokens = {3: (1,), 4: (2, 3)}.get(x.dim(), ())  # states, attention's probabilities; not of a pooled vector
+        tokens = {3: (1,), 4: (2, 3)}.get(x.dim(), ())  # hidden states, attention probabilities; a pooled vector has none
 
         def drop(x: torch.Tensor) -> torch.Tensor:
             return self.one_by_one(lambda own: F.dropout(own, p), [tokens], x)
@@ -254,6 +269,7 @@ class _Together(TorchFunctionMode):
         return _Physical.apply(drop, x)
 
     def attention(self, query, key, value, attn_mask=None, dropout_p=0.0, **options):
+        """Attend in one call for all models, or model by model if dropout is drawn."""
         given, tokens = [query, key, value], [(2,)] * 3
         if attn_mask is not None:
             given, tokens = [*given, attn_mask], [*tokens, (2, 3)]
@@ -268,8 +284,11 @@ class _Together(TorchFunctionMode):
         return _Physical.apply(attend, *given)
 
     def one_by_one(self, function: Callable[..., torch.Tensor], tokens: list[tuple], *tensors: torch.Tensor) -> torch.Tensor:
-        """`function` of each model's tensors (B, ...), cut to the rows and, in the dimensions `tokens` of each, to the length
-        that they have alone; what it returns is as large as the first of them, with zeros beyond."""
+        """Call `function` for each model and return the results, stacked (K, B, ...).
+
+        tensors: (K, B, ...). Each model's are cut to the model's rows and, in their dimensions
+        `tokens`, to its length. A result is padded with zeros to the size of the first tensor.
+        """
         found = []
         for index, (rows, length) in enumerate(zip(self.fed.rows, self.fed.lengths, strict=True)):
             own = [x[index] for x in tensors]
@@ -286,5 +305,5 @@ class _Together(TorchFunctionMode):
 def _cut(x: torch.Tensor, rows: int, length: int, tokens: tuple[int, ...]) -> torch.Tensor:
     x = x[:rows]
     for place in tokens:
-        x = x.narrow(place, 0, min(length, x.shape[place]))  # a mask has one query for all
+        x = x.narrow(place, 0, min(length, x.shape[place]))  # a mask has size 1 in the dimension of queries
     return x

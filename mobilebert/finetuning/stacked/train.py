@@ -1,4 +1,7 @@
-"""Fine-tuning runs of one shape as a stack: one step of all of them, each with its own batch, rate, dropout, clipping and end."""
+"""Fine-tune several trials of one shape as a stack: a step trains all of them.
+
+Each trial has a separate batch, learning rate, dropout, clipping and end.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,17 @@ from mobilebert.training.loop import CURVE_POINTS, Task
 from mobilebert.util.errors import Diverged
 from mobilebert.util.progress import Speed, bar, peak_flops
 
-# Of float32 numbers a weight: itself, its gradient twice (autograd's pieces beside the whole), two moments.
+# Five float32 numbers a weight: itself, its gradient twice (autograd's pieces and the whole), two
+# moments.
 WEIGHT_BYTES = 4 * 5
-USABLE = 0.8  # of a device's memory: masks of dropout, padding, kernels' work space, what the allocator cannot use
+USABLE = 0.8  # of a device's memory; the rest is for dropout masks, padding, kernels' work space, fragmentation
 
 
 def most(architecture: Mapping, batch_size: int, length: int, memory: int) -> int:
-    """Runs of a model that fit beside each other into `memory` bytes; at least 1, and 1 for a model whose cost is not known."""
+    """Return how many trials of a model fit into `memory` bytes at once, at least 1.
+
+    Return 1 if the model's cost is not known.
+    """
     if architecture["model_type"] not in ("mobilebert", "bert"):
         return 1
     known = cost(architecture, length)
@@ -42,7 +49,7 @@ def most(architecture: Mapping, batch_size: int, length: int, memory: int) -> in
 
 @dataclass
 class Member:
-    """One run of a stack: its name, as its curves are called, its task and its peak learning rate."""
+    """One trial of a stack: its name (also of its curves), its task and its peak learning rate."""
 
     name: str
     task: Task
@@ -50,7 +57,7 @@ class Member:
 
 
 def losses(task_name: str, out: Mapping[str, torch.Tensor], fed: Feed) -> torch.Tensor:
-    """`finetuning.loss` of each model of a stack, (K,)."""
+    """Return `finetuning.task.loss` of each model of a stack, (K,)."""
     task = TASKS[task_name]
 
     def target(name: str) -> torch.Tensor:
@@ -76,10 +83,11 @@ def losses(task_name: str, out: Mapping[str, torch.Tensor], fed: Feed) -> torch.
 
 
 def stack_of(models: Sequence[nn.Module], members: Sequence[Member], task_name: str, device: str) -> Stack | None:
-    """The models as a stack; None where vmap cannot run their code, as code that looks into a batch to choose its way, and where
-    another family's models have a batch each: which of their dimensions are tokens, to cut for dropout, is not known.
+    """Return the models as a stack, with the weights that get a gradient on the first batch.
 
-    What can be stacked and which weights get a gradient is found on the first batch, before any work.
+    Return None if vmap cannot run the model (its control flow depends on the data), or if models of
+    another family have separate batches: we cannot tell which dimension holds the tokens, to cut
+    them for dropout. The first batch is tried before any training.
     """
     first = _feed(members, 0, device)
     if not (first.is_shared or isinstance(models[0], MobileBertPreTrainedModel | BagOfEmbeddings)):
@@ -121,9 +129,11 @@ def fit(
     setting: FinetuneConfig,
     device: str,
 ) -> Callable[[Trial], nn.Module] | None:
-    """Train runs that differ in learning rate and seed alone; what gives the trained model of each, or raises Diverged.
+    """Train trials that differ in learning rate and seed alone.
 
-    None, with no step made, where their models cannot be stacked. new: a run's model before training, a function of its seed.
+    Return a function that returns the trained model of a trial or raises Diverged. Return None,
+    before any step, if the models cannot be stacked.
+    new: returns a trial's model before training, which depends on its seed alone.
     """
     models = {trial.seed: new(trial) for trial in trials}
     members = []
@@ -147,16 +157,17 @@ def fit(
 
 
 def key_of(members: Sequence[str]) -> str:
-    """Name of a stack's state: another set of runs is another stack."""
+    """Return the name of a stack's saved state, which is different for another set of trials."""
     return f"stack-{hashlib.sha256(' '.join(members).encode()).hexdigest()[:12]}"
 
 
 def train(context: JobContext, stack: Stack, members: Sequence[Member], task_name: str, weight_decay: float, device: str) -> None:
     """Train every model of the stack to the end, from the stack's last saved state if there is one.
 
-    The members' tasks differ in seed and learning rate alone. What `loop.train` says of a run in `run.curves` and `run.details`
-    is said of each member under its name. A member whose loss or gradient is not finite keeps its weights from then on and leaves
-    the others as they are: `stack.ended` and `reason` tell.
+    The members' tasks differ in seed and learning rate alone. The curves and details that
+    `loop.train` writes to `context` are written for each member under its name. If a member's loss
+    or gradient is not finite, its weights do not change from then on, and the others are not
+    affected: see `stack.ended` and `reason`.
     """
     first, names = members[0].task, [member.name for member in members]
     key = key_of(names)
@@ -170,14 +181,14 @@ def train(context: JobContext, stack: Stack, members: Sequence[Member], task_nam
     with bar(first.steps, f"{context.job.id} {len(members)} runs", start) as progress:
         steps = range(start, first.steps) if any(going) else ()
         for step, fed in enumerate(speed.waiting(ahead(lambda step: _feed(members, step, device), steps)), start):
-            seeds = [(member.task.seed * 1_000_003 + step) % 2**63 for member in members]  # as `loop.train` alone
+            seeds = [(member.task.seed * 1_000_003 + step) % 2**63 for member in members]  # as in `loop.train`
             fed = fed.to(device)
             with torch.autocast(device, torch.bfloat16, enabled=first.precision == "bf16"):
                 found = losses(task_name, stack(fed, seeds), fed)
             found.sum().backward()
             stack.rest_padding()
             norms = _norms(stack)
-            values, lengths = torch.stack([found.detach().float(), norms]).tolist()  # the one moment a step waits for the device
+            values, lengths = torch.stack([found.detach().float(), norms]).tolist()  # the only wait for the device in a step
             for index, (value, length) in enumerate(zip(values, lengths, strict=True)):
                 if going[index] and not (math.isfinite(value) and math.isfinite(length)):
                     going[index] = False
@@ -191,14 +202,15 @@ def train(context: JobContext, stack: Stack, members: Sequence[Member], task_nam
             optimizer.zero_grad(set_to_none=True)
             rows, length = fed.batch["input_ids"].shape[-2:]
             flops = first.flops_per_token and len(members) * rows * length * first.flops_per_token(step, length)
-            speed.step(rows * length, flops)  # tokens of one run, as alone; MFU is the device's, of all of them
+            speed.step(rows * length, flops)  # the tokens of one trial, as if trained alone; the FLOPs of all, for MFU
             progress.update()
             over = step + 1 == first.steps or not any(going)
             if step % max(1, first.steps // CURVE_POINTS) == 0 or over:
                 points = {f"{name}_loss": value for name, value, on in zip(names, values, going, strict=True) if on}
                 context.log(step, **points)
                 progress.set_postfix_str(f"{len(points)} going on, {speed}", refresh=False)
-            # After the last step of a short stack too: to score all of its runs takes long, and a kill costs each of them.
+            # Save after the last step of a short stack too: scoring all of its trials takes long,
+            # and a kill meanwhile would lose each of them.
             if over or (step + 1) % first.checkpoint_every == 0 or pace.is_due():
                 with pace.saving():
                     checkpoint.save(path, stack, optimizer, step + 1, fingerprint, first.steps, used + speed.seconds)
@@ -212,7 +224,7 @@ def train(context: JobContext, stack: Stack, members: Sequence[Member], task_nam
 
 
 def reason(stack: Stack, members: Sequence[Member], index: int) -> str | None:
-    """Why a member of a trained stack has diverged; None for one that has not."""
+    """Return why a member of a trained stack has diverged; None if it has not."""
     step, value, length = stack.ended[index].tolist()
     if step < 0:
         return None
@@ -225,13 +237,16 @@ def reason(stack: Stack, members: Sequence[Member], index: int) -> str | None:
 
 @torch.no_grad()
 def _norms(stack: Stack) -> torch.Tensor:
-    """(K,): norm of each model's gradient."""
+    """Return the norm of each model's gradient, (K,)."""
     return torch.stack([parameter.grad.flatten(1).norm(dim=1) for parameter in stack.parameters()]).norm(dim=0)
 
 
 @torch.no_grad()
 def _clip(stack: Stack, norms: torch.Tensor, most: float, going: Sequence[bool]) -> None:
-    """As `clip_grad_norm_`, model by model; a model that has ended gets no gradient, for one that is not finite stays so."""
+    """Clip each model's gradient to norm `most`, as `clip_grad_norm_` does.
+
+    Zero the gradient of a model that has ended: scaling does not make it finite.
+    """
     scale = (most / (norms + 1e-6)).clamp(max=1.0)
     for parameter in stack.parameters():
         parameter.grad.mul_(scale.view(-1, *[1] * (parameter.dim() - 1)))

@@ -1,4 +1,4 @@
-"""The typed view of a job's configuration: what it holds, and what it refuses when the graph is built."""
+"""The typed view of a job's configuration has every key and refuses a wrong one early."""
 
 import pytest
 
