@@ -166,12 +166,3 @@ class Transfer:
         if self.recipe == "released":
             return total / self.layers
         return total / len(student) * batch.get("token_weight", 1.0)  # a micro-batch's share of the real tokens
-
-    @staticmethod
-    def with_statistics(teacher: dict[int, dict], found: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[int, dict]:
-        """Return the layers, each with the "statistics" of the teacher's embeddings and all layers.
-
-        These are means and variances, (L + 1, B, T) each.
-        """
-        statistics = tuple(torch.stack(one) for one in zip(*found, strict=True))
-        return {index: layer | {"statistics": statistics} for index, layer in teacher.items()}

@@ -325,7 +325,7 @@ def test_either_map_of_class_names_decides_the_order(maps, kind, checkpoints, tm
         ({"id2label": {0: "a", 1: "a"}}, "gives two classes one name"),
         ({"label2id": {"a": 0, "b": 0}}, "does not number its classes"),
         ({"label2id": {"a": True, "b": 0}}, "does not number its classes"),
-        ({"label2id": ["a", "b"]}, "label2id in config.json is no object"),
+        ({"label2id": ["a", "b"]}, "label2id in config.json must be a JSON object of class names"),
         ({"id2label": {0: "a", 1: "b"}, "num_labels": 3}, "num_labels in config.json is 3, but 2 classes have names"),
     ],
 )

@@ -4,6 +4,7 @@ The grid is compared with the paper's, the choice with brute force.
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -369,7 +370,8 @@ def test_a_job_stopped_between_trials_repeats_none(tmp_path, whole, runs):
 
 def test_a_killed_job_goes_on(tmp_path, whole):
     """SIGKILL at a random moment after the first trial's record, then the same job to its end."""
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # pytest's: it has tests/support
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE, env=environment)
     try:
         while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
             time.sleep(0.005)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import signal
@@ -452,7 +453,8 @@ def test_a_trial_alone_after_a_kill_keeps_the_curves_of_its_stack(tmp_path, whol
 
 def test_a_killed_job_of_stacks_goes_on(tmp_path, whole):
     """SIGKILL at a random moment after the first trial's record, then the same job to its end."""
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # pytest's: it has tests/support
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE, env=environment)
     try:
         while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
             time.sleep(0.005)

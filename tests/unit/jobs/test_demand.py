@@ -11,7 +11,8 @@ import pytest
 from mobilebert.jobs.demand import Demand, Forced
 from mobilebert.jobs.execute import execute_job
 from mobilebert.jobs.freshness import current_records
-from mobilebert.study.job import Graph
+from mobilebert.study.code_hash import digest
+from mobilebert.study.job import Graph, Job
 
 NOTHING = Forced()
 CHAIN = ("data", "pretrain/m", "finetune/m/sst2", "quantize/m/sst2")
@@ -21,9 +22,9 @@ def chain() -> Graph:
     graph, inputs = Graph(), ()
     for key in CHAIN:
         stage, _, name = key.partition("/")
-        graph.add(stage, name, {}, inputs)
+        graph[key] = Job(stage, name, {}, inputs, digest(key))
         inputs = (key,)
-    graph.add("report", "", {}, ("finetune/m/sst2", "quantize/m/sst2"))
+    graph["report"] = Job("report", "", {}, ("finetune/m/sst2", "quantize/m/sst2"), digest("report"))
     return graph
 
 
