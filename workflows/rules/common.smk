@@ -53,7 +53,15 @@ except (UserError, OSError) as error:  # OSError: an unreadable folder, a full d
 if workflow.is_main_process:
     for LINE in staleness.lines(RESULTS, STUDY.name, GRAPH):
         print(f"mobilebert: stale: {LINE}", file=sys.stderr)
-ALL_CORES = workflow.resource_settings.cores or 1  # read-only modes such as --dag run without --cores
+ALL_CORES = (
+    workflow.resource_settings.cores or 1
+)  # read-only modes such as --dag run without --cores
+# These modes of Snakemake show the study and run nothing: they see every job's inputs, up to date or not.
+VIEWING = {
+    *("--d3dag", "--dag", "--filegraph", "--rulegraph", "--report", "--archive"),
+    *("--summary", "-S", "--detailed-summary", "-D", "--generate-unit-tests"),
+}
+IS_VIEWED = any(word.partition("=")[0] in VIEWING for word in sys.argv)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"
@@ -111,6 +119,8 @@ def needs(stage):
 
     def paths(wildcards):
         key = key_of(stage, wildcards)
+        if IS_VIEWED:
+            return [record(upstream) for upstream in GRAPH[key].inputs]
         if DEMAND.is_up_to_date(key, forced()):
             return []
         exists = any(path.exists() for path in DEMAND.outputs(key))

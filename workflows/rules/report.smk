@@ -8,8 +8,16 @@ rule report:
         needs("report"),
     output:
         f"{OUT}/report/result.json",
-        f"{OUT}/report/index.html",
-        f"{OUT}/report/tables.md",
+        report(
+            f"{OUT}/report/index.html",
+            caption="../report/page.rst",
+            category="Results",
+        ),
+        report(
+            f"{OUT}/report/tables.md",
+            caption="../report/tables.rst",
+            category="Results",
+        ),
     log:
         f"{OUT}/logs/report.log",
     conda:

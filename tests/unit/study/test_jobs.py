@@ -182,7 +182,7 @@ def test_a_comment_or_a_docstring_changes_no_code_hash(package):
         "            # said anew\n            place = clock.place(step)",
     )
     assert after == before
-    assert package("study/schedule.py", '"""Learning-rate multipliers', '"""Rates') == before
+    assert package("study/schedule.py", '"""Compute the multiplier', '"""Rates') == before
 
 
 def test_a_statement_changes_the_stages_that_use_it(package):
