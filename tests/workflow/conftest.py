@@ -27,6 +27,14 @@ class Workflow:
             cls.command(study, results, *arguments), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
 
+    @staticmethod
+    def look(study, results: Path, *mode: str) -> str:
+        """Return what a mode of Snakemake that only looks prints, typed without --cores."""
+        words = [sys.executable, "-m", "snakemake", *mode, "--config", f"study={study}", f"results={results}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     @classmethod
     def scheduled(cls, study, results: Path, *targets: str) -> set[str]:
         """Return the ids of the jobs that a dry run schedules."""

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 
 import pytest
+from test_modes import check_dag, check_summary
 
 from mobilebert.jobs.freshness import VIEWS
 from mobilebert.jobs.record import read_record
@@ -165,3 +166,14 @@ def test_a_table_target_runs_only_its_missing_jobs(workflow, smoke):
     assert {"finetune/mobilebert-akt/mnli", "finetune/mobilebert-jkt/squad_v1.1"} <= made
     assert {key.split("/")[0] for key in made} == {"finetune"}
     assert "finetune/mobilebert-akt/sst2" not in made
+
+
+def test_the_modes_that_only_look_show_the_whole_finished_study(workflow, smoke):
+    check_dag(workflow.look("smoke", smoke, "--dag"), "smoke")
+    check_summary(workflow.look("smoke", smoke, "--summary"), "smoke", smoke / "smoke")
+
+
+def test_the_report_of_snakemake_holds_page_and_tables(workflow, smoke, tmp_path):
+    workflow.look("smoke", smoke, "--report", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    assert all(words in page for words in ("index.html", "tables.md", "Tables 1 to 9 of the paper", "reproduced: study"))
