@@ -18,6 +18,7 @@ import gc
 import sys
 
 from mobilebert.cli import stages, tools
+from mobilebert.cli.options import log_to_stderr
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError
 from mobilebert.util.packages import not_installed
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     0: done. 1: an expectation does not hold. 2: an error that the user can fix, in one line.
     """
     options = parser().parse_args(arguments)
+    log_to_stderr()
     # Importing torch and transformers creates 2 million objects that all stay. With Python's
     # threshold of 700 the collector walks them thousands of times: a quarter of the import's time.
     gc.set_threshold(100_000, 50, 50)

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import sys
+
+
+class StderrHandler(logging.Handler):
+    """Print what the package logs as one line of the program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record to the standard error of this moment."""
+        print(f"mobilebert: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def log_to_stderr() -> None:
+    """Print the package's warnings, once however often a program calls this."""
+    logger = logging.getLogger("mobilebert")
+    if not any(isinstance(handler, StderrHandler) for handler in logger.handlers):
+        logger.addHandler(StderrHandler())
 
 
 def positive(text: str) -> int:

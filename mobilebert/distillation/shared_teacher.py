@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +30,8 @@ from mobilebert.training.batches import AHEAD
 from mobilebert.training.distributed.processes import world
 from mobilebert.training.loop import Task, train
 from mobilebert.util.errors import Diverged, UserError
+
+logger = logging.getLogger(__name__)
 
 NAME = "train"  # the loop's name for the saved state
 Prepared = tuple[nn.Module, torch.optim.Optimizer, Task]
@@ -203,7 +205,7 @@ def _follow(
 
 
 def _tell(context: JobContext, error: Exception) -> None:
-    print(f"mobilebert: {context.job.id}: {error}", file=sys.stderr)
+    logger.warning("%s: %s", context.job.id, error)
 
 
 def _once(batch: Callable[[int], dict]) -> Callable[[int], dict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from mobilebert.study.stage_config import LengthsConfig
 from mobilebert.study.tasks import STSB_RANGE, Task
 from mobilebert.util.errors import Diverged, UserError, one_line
 from mobilebert.util.progress import bar
+
+logger = logging.getLogger(__name__)
 
 LENGTHS = ("length", "doc_stride", "max_query_length", "max_answer_length")
 
@@ -164,7 +166,7 @@ def _onnx(path: Path, task: Task, threads: int, of_study: bool):
 
     model = OnnxModel(path, threads)
     if warning := dependence(path, processor()["isa"]):
-        print(f"mobilebert: {warning}", file=sys.stderr)
+        logger.warning("%s", warning)
     wanted = ["start_logits", "end_logits"] if task.is_squad else ["logits"]
     if model.outputs != wanted:
         raise UserError(f"{path}: gives {', '.join(model.outputs)}; {task.name} needs {', '.join(wanted)}")
@@ -250,5 +252,5 @@ def _order(config, task: Task, source: str) -> list[int]:
             if sorted(found) == sorted(known):
                 return [found.index(name) for name in known]
         here = f"taken in this order for {', '.join(task.labels)} of {task.name}"
-        print(f"mobilebert: {source}: its classes are {', '.join(names)}; {here}", file=sys.stderr)
+        logger.warning("%s: its classes are %s; %s", source, ", ".join(names), here)
     return list(range(task.num_labels))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import sys
+import logging
 import time
 from pathlib import Path
 
 from mobilebert.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def lock_of(state: Path) -> Path:
@@ -48,7 +50,7 @@ def lock(path: Path, message: str, leader: str = ""):
                     continue
                 if leader or not (held_by := path.read_text()):
                     raise UserError(message) from None
-                print(f"mobilebert: waiting for {held_by}, which trains this student beside its own", file=sys.stderr, flush=True)
+                logger.warning("waiting for %s, which trains this student beside its own", held_by)
                 fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(0)  # a killed leader leaves its name
         stream.write(leader)

@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +32,8 @@ from mobilebert.modeling.checkpoint_files import (
     weight_files,
 )
 from mobilebert.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint's; BERT's masked-LM head has 24 million
 
@@ -64,9 +65,9 @@ def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
             model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2, dtype=torch.long))
     model.config.name_or_path = files.source
     for note in files.notes:
-        print(f"mobilebert: {note}", file=sys.stderr)
+        logger.warning("%s", note)
     if files.type != "float32":
-        print(f"mobilebert: {files.source}: {files.type} weights are loaded as float32", file=sys.stderr)
+        logger.warning("%s: %s weights are loaded as float32", files.source, files.type)
     return model, report
 
 
@@ -111,7 +112,7 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
     with tempfile.TemporaryDirectory(prefix="mobilebert-") as temporary:
         note = unwrap(files, tensors, Path(temporary), str(source))
         if note:
-            logging.getLogger("transformers").warning("%s", note)
+            logger.warning("%s", note)
             source, tensors = temporary, read_tensors([Path(temporary, WEIGHTS)], str(source))
             if (folder / CONFIG).is_file():
                 shutil.copyfile(folder / CONFIG, Path(temporary, CONFIG))
@@ -173,9 +174,7 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
     check_finite(model, source)
     if left_out:
         names = f"layer {left_out[0]} is" if len(left_out) == 1 else f"layers {left_out[0]} to {left_out[-1]} are"
-        logging.getLogger("transformers").warning(
-            "%s: encoder %s left out (num_hidden_layers=%d of %d)", source, names, left_out.start, left_out.stop
-        )
+        logger.warning("%s: encoder %s left out (num_hidden_layers=%d of %d)", source, names, left_out.start, left_out.stop)
 
 
 @contextlib.contextmanager
@@ -186,9 +185,9 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
     them. folder: where the checked files lie. With it, every error is the checkpoint's, and
     messages name `source` in place of the folder.
     """
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    theirs = logging.getLogger("transformers")
+    level = theirs.level
+    theirs.setLevel(logging.ERROR)
     try:
         yield
     except UserError as error:
@@ -204,7 +203,7 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
         line = " ".join(f"{type(error).__name__}: {error}".replace(str(folder), str(source)).split())[:200]
         raise UserError(f"{source}: no model can be built from its config.json and weights ({line})") from None
     finally:
-        logger.setLevel(level)
+        theirs.setLevel(level)
 
 
 def check_finite(model: torch.nn.Module, source) -> None:

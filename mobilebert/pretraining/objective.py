@@ -5,8 +5,8 @@ The functions take the bottleneck family and transformers' BERT alike.
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from mobilebert.modeling.loading import check_loaded
 from mobilebert.study.stage_config import ModelConfig
 from mobilebert.training import checkpoint
 from mobilebert.util.errors import Diverged
+
+logger = logging.getLogger(__name__)
 
 HELDOUT_BATCHES, HELDOUT_SIZE = 8, 32  # 256 held-out pairs, the same for every model of a study
 
@@ -84,7 +86,7 @@ def weights_folder(context: JobContext, key: str) -> Path:
     file = context.artefact_of(key, "model/model.safetensors")
     context.weights_dtype[key] = kind = float_types(read_tensors([file], str(file.parent)))
     if kind != "float32":
-        print(f"mobilebert: {file.parent}: {kind} weights are loaded as float32", file=sys.stderr)
+        logger.warning("%s: %s weights are loaded as float32", file.parent, kind)
     return file.parent
 
 

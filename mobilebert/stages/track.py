@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+import logging
 
 from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.freshness import current_records, edited_records
@@ -10,12 +11,15 @@ from mobilebert.jobs.record import Record
 from mobilebert.reporting.tracking import ingest
 from mobilebert.study.schema import Study
 
+logger = logging.getLogger(__name__)
+
 
 def main(context: JobContext, study: Study) -> None:
     """Update the MLflow store and count what changed."""
     current = current_records(context.results, study.name, context.graph)
     edited = edited_records(context.results, study.name, context.graph)
-    context.metrics |= ingest(context.results, study, context.graph, current, lambda: cells(study, current, edited), edited, say)
+    count = functools.partial(cells, study, current, edited)
+    context.metrics |= ingest(context.results, study, context.graph, current, count, edited, logger.warning)
 
 
 def cells(study: Study, found: dict[str, Record], edited: list[str]) -> dict[str, int]:
@@ -23,8 +27,3 @@ def cells(study: Study, found: dict[str, Record], edited: list[str]) -> dict[str
     from mobilebert.reporting.tables import counts, fill  # imports torch: a broken store is reported before
 
     return counts(fill(study, found, edited))
-
-
-def say(line: str) -> None:
-    """Print a line to the standard error, after the program's name."""
-    print(f"mobilebert: {line}", file=sys.stderr, flush=True)
