@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mobilebert.data import cache, squad
 from mobilebert.study.stage_config import LengthsConfig
 from mobilebert.study.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUCKET = 50  # batches that are sorted by length together: little padding, yet no epoch sees the same batches
 
@@ -74,7 +78,7 @@ def table_file(data: Path, task: str, split: str) -> Path:
     return data / "tasks" / task / f"{split}.parquet"
 
 
-def sample(frame, rows: int | None, seed: int):
+def sample(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
     """At most `rows` rows, drawn at random, in their order."""
     if rows is None or rows >= len(frame):
         return frame
@@ -111,6 +115,8 @@ def _rows(flat: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
 
 def encode_squad(tokenizer, frame, setting: LengthsConfig, training: bool) -> tuple[Examples, squad.Windows]:
     """SQuAD rows as windows (see `mobilebert.data.squad`) and as examples of them."""
+    assert setting.doc_stride is not None
+    assert setting.max_query_length is not None
     cut = {"max_length": setting.length, "doc_stride": setting.doc_stride, "max_query_length": setting.max_query_length}
     texts = [frame["question"].tolist(), frame["context"].tolist()]
     answers = None

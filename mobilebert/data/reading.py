@@ -230,6 +230,7 @@ def _column(column: pa.ChunkedArray, kind: str, name: str, path: Path) -> pd.Ser
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: column {name} is not UTF-8 in row {row} ({one_line(error)})") from None
         column.validate(full=True)  # raises again
+    raise AssertionError(name)
 
 
 def _size(limit: int) -> str:

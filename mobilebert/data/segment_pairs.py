@@ -61,6 +61,10 @@ class Pairs:
         self.vocab_size = tokenizer.get_vocab_size()
         if self.tokens.dtype != token_type(self.vocab_size):
             raise UserError(f"{folder}: {split}.tokens.npy was not written with this tokenizer of {self.vocab_size}")
+        self.pad: int
+        self.cls: int
+        self.sep: int
+        self.mask: int
         self.pad, self.cls, self.sep, self.mask = (tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK))
 
     def __len__(self) -> int:
@@ -191,6 +195,7 @@ def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
 
 def _skip(generator: np.random.Generator, draws: int) -> None:
     """Go past so many draws of float32, two of which are made of each number of 64 bits."""
+    assert isinstance(generator.bit_generator, np.random.PCG64)
     generator.bit_generator.advance(draws // 2)
     generator.random(draws % 2, np.float32)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from torch import nn
 
 from mobilebert.distillation import losses
 from mobilebert.distillation.teacher_layers import by_layer, with_statistics
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, shuffle_weights
 from mobilebert.jobs.context import JobContext
+from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.study.graph import final_job
@@ -20,13 +24,13 @@ def schedule_labels(study: Study, config: DistillConfig) -> list[str]:
     return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config.transfer else [])
 
 
-def new_student(context: JobContext, teacher, device: str):
+def new_student(context: JobContext, teacher: MobileBertForPreTraining, device: str) -> MobileBertForPreTraining:
     """The student that the transfer left, or a new one."""
     config, transferred = context.settings(DistillConfig), f"transfer/{context.job.name}"
     if transferred in context.job.inputs:
-        return objective.input_model(context, transferred).to(device)
+        return cast(MobileBertForPreTraining, objective.input_model(context, transferred).to(device))
     torch.manual_seed(config.seed)
-    student = objective.new_model(config.architecture).to(device)
+    student = cast(MobileBertForPreTraining, objective.new_model(config.architecture).to(device))
     if config.control != "fresh-student":
         copy_outside_encoder(student, teacher)
     return student
@@ -41,7 +45,9 @@ def wanted(transfer: Transfer | None) -> dict:
 
 
 @torch.no_grad()
-def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfer | None) -> tuple[torch.Tensor, dict[int, dict]]:
+def teacher_guide(
+    teacher: MobileBertForPreTraining, batch: dict, config: DistillConfig, transfer: Transfer | None
+) -> tuple[torch.Tensor, dict[int, dict]]:
     """What the teacher tells its students of a batch: masked-LM logits (N, V), and for AKT its layers as `Transfer.compare` takes
     them.
 
@@ -59,7 +65,7 @@ def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfe
 
 
 def distillation_loss(
-    student, theirs: tuple, batch: dict, config: DistillConfig, transfer: Transfer | None
+    student: nn.Module, theirs: tuple, batch: dict, config: DistillConfig, transfer: Transfer | None
 ) -> dict[str, torch.Tensor]:
     """alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and AKT's mean over the layers. theirs: from `guide`."""
     logits, layers = theirs
@@ -77,7 +83,9 @@ def distillation_loss(
     return parts
 
 
-def soft_logits(teacher, states: torch.Tensor, positions: torch.Tensor, temperature: float) -> torch.Tensor:
+def soft_logits(
+    teacher: MobileBertForPreTraining, states: torch.Tensor, positions: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """Masked-LM logits (N, V) at `positions` of the flattened `states` (B, T, C).
 
     The released code's `distill_temperature` multiplies what enters the head's transform, not the logits; at 1 nothing happens.
@@ -86,10 +94,12 @@ def soft_logits(teacher, states: torch.Tensor, positions: torch.Tensor, temperat
     return teacher.cls.predictions(masked if temperature == 1 else masked * temperature)
 
 
-def teacher_of(context: JobContext, study: Study, device: str):
+def teacher_of(context: JobContext, study: Study, device: str) -> MobileBertForPreTraining:
     """The frozen teacher; its weights shuffled for that control."""
-    model = models()[context.job.name]
-    teacher = objective.input_model(context, final_job(study, model.teacher)).to(device).eval()
+    model = models()[context.job.name].teacher
+    final = model and final_job(study, model)
+    assert final
+    teacher = cast(MobileBertForPreTraining, objective.input_model(context, final).to(device).eval())
     config = context.settings(StudentConfig)
     if config.control == "shuffled-teacher":
         shuffle_weights(teacher, config.seed)

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,14 +53,15 @@ class SharedPass:
     """
 
     def __init__(self, members: list[str]):
-        self.asked = dict.fromkeys(members, (-1, 0))  # (step, micro-batch)
+        self.asked: dict[str, tuple[int, int]] = dict.fromkeys(members, (-1, 0))  # (step, micro-batch)
         self.change = threading.Condition()
         self.worker: str | None = None
         self.stopped = False
-        self.key = self.kept = None
+        self.key: tuple[int, int] | None = None
+        self.kept: Any = None
         self.takers = 0
 
-    def get(self, member: str, step: int, make: Callable[[], object]):
+    def get(self, member: str, step: int, make: Callable[[], Any]) -> Any:
         """What `make` returns for a step's next micro-batch, from whoever called first. Raises Stopped."""
         with self.change:
             last, part = self.asked[member]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from mobilebert.distillation import losses
 from mobilebert.modeling.encoder import additive_mask
+from mobilebert.modeling.heads import MobileBertForPreTraining
 
 
 class Guide:
@@ -17,7 +17,7 @@ class Guide:
     """
 
     @torch.no_grad()
-    def __init__(self, teacher: nn.Module, batch: dict[str, torch.Tensor], depth: int, taught: range, recipe: str):
+    def __init__(self, teacher: MobileBertForPreTraining, batch: dict[str, torch.Tensor], depth: int, taught: range, recipe: str):
         self.model, self.depth, self.taught = teacher.mobilebert, depth, taught
         self.mask = additive_mask(batch.get("attention_mask"), self.model.compute_dtype(), teacher.config.mask_value)
         self.made: dict[tuple[bool, bool], dict[int, dict]] = {}
@@ -43,7 +43,7 @@ class Guide:
         return self.made[maps, slips]
 
 
-def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
+def layers(model: MobileBertForPreTraining, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
     """Run `depth` blocks; of each taught one its "features" (B, T, C), and where `maps` names it its "attention" (B, H, T, T).
 
     A stage of PKT needs the last block's features alone: then no other hidden state is kept.

@@ -14,6 +14,7 @@ from torch import nn
 
 from mobilebert.distillation import losses
 from mobilebert.distillation.teacher_layers import Guide, layers
+from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.pretraining.objective import INPUTS
 from mobilebert.study import schedule
 from mobilebert.study.architecture import mismatch
@@ -30,7 +31,7 @@ def layer_of(name: str) -> int:
 
 
 @torch.no_grad()
-def copy_outside_encoder(student: nn.Module, teacher: nn.Module) -> list[str]:
+def copy_outside_encoder(student: MobileBertForPreTraining, teacher: MobileBertForPreTraining) -> list[str]:
     """Copy embeddings, pooler and heads from the teacher, as the released code does; returns the parameters copied.
 
     The embedding norm stays out where one model has NoNorm and the other LayerNorm: the released code names them apart.
@@ -69,13 +70,13 @@ class Transfer:
     config: a transfer job's configuration, or `DistillConfig.layerwise`.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, config: LayerwiseConfig):
+    def __init__(self, student: MobileBertForPreTraining, teacher: MobileBertForPreTraining, config: LayerwiseConfig):
         if problem := mismatch(student.config.to_dict(), teacher.config.to_dict(), config.losses):
             raise UserError(problem)
         self.student, self.teacher, self.config = student, teacher, config
         self.recipe = config.recipe
         self.layers = student.config.num_hidden_layers
-        self.factors = tuple(config.factors or losses.FACTORS[self.recipe])
+        self.factors = config.factors or losses.FACTORS[self.recipe]
         self.progressive = config.strategy == "pkt"
 
     def depth(self, step: int) -> tuple[int, range]:
@@ -148,6 +149,7 @@ class Transfer:
         total = sum(
             losses.layer(student[index], teacher[index], self.recipe, self.config.losses, self.factors, mask) for index in student
         )
+        assert isinstance(total, torch.Tensor)
         if self.recipe == "released":
             return total / self.layers
         return total / len(student) * batch.get("token_weight", 1.0)  # of a part of a batch: its share of the real tokens

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,7 +85,7 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
         wanted = " and ".join(f"--{name.replace('_', '-')}" for name in options)
         raise UserError(f"{task.name} reads {' and '.join(task.text_columns)}: give {wanted}, or a file with --input")
     try:
-        "".join(texts[name] for name in options).encode()
+        "".join(texts[name] or "" for name in options).encode()
     except UnicodeEncodeError:  # what Python makes of bytes that are none of the terminal's encoding
         raise UserError(f"{' and '.join(options)}: not UTF-8") from None
     return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
@@ -108,12 +110,13 @@ def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
     if key not in frame:
         frame = frame.assign(**{key: [str(row) if task.is_squad else row for row in range(len(frame))]})
     frame = frame.assign(**{key: _keys(frame[key], key, task, where)})
-    if (repeated := frame[key].duplicated()).any():
-        raise UserError(f"{where}: {key} {frame[key][repeated].iloc[0]} is there twice")
-    return frame[[key, *task.text_columns]].reset_index(drop=True)
+    keys: Any = frame[key]
+    if (repeated := keys.duplicated()).any():
+        raise UserError(f"{where}: {key} {keys[repeated].iloc[0]} is there twice")
+    return pd.DataFrame(frame[[key, *task.text_columns]]).reset_index(drop=True)
 
 
-def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | list[int | str]:
+def _keys(values: Iterable, key: str, task: Task, where: str) -> list[str] | list[int | str]:
     """The rows' keys, text or integers; SQuAD's as text, so that 5 and "5" are one key."""
     found = []
     for row, value in enumerate(values.astype(object)):

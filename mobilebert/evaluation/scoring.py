@@ -104,6 +104,7 @@ def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: TaskConfig
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)
     found = outputs(forward, examples, ("start_logits", "end_logits"), size)
     start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
+    assert setting.max_answer_length is not None
     texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting.max_answer_length, v2=v2)
     wanted = squad.references(frame)
     scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,11 +46,12 @@ class BagOfEmbeddings(nn.Module):
         return {"logits": self.classifier(mean)}
 
 
-def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Module:
+def new_model(task_name: str, architecture: Mapping[str, Any], folder: Path | None) -> nn.Module:
     """Return a float32 model with the task's head over the pre-trained weights in `folder` (none for the bag of embeddings)."""
     task = TASKS[task_name]
     if architecture["model_type"] == "bag-of-embeddings":
         return BagOfEmbeddings(architecture["vocab_size"], architecture["hidden_size"], task.num_labels)
+    assert folder is not None
     if architecture["model_type"] == "bert":
         from transformers import BertForQuestionAnswering as Answering
         from transformers import BertForSequenceClassification as Classification
@@ -60,16 +62,15 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
         from mobilebert.modeling.tasks import MobileBertForQuestionAnswering as Answering
         from mobilebert.modeling.tasks import MobileBertForSequenceClassification as Classification
     if task.is_squad:
-        return Answering.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    head = {}
+        return cast(nn.Module, Answering.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False))
+    head: dict[str, Any] = {}
     if "classifier_dropout" in architecture:  # 0.1 in the released code, whatever a checkpoint says; a baseline keeps its own
         head["classifier_dropout"] = architecture["classifier_dropout"]
     if task.labels:  # named in config.json, as whoever loads the folder expects
         head["id2label"] = dict(enumerate(task.labels))
         head["label2id"] = {label: index for index, label in enumerate(task.labels)}
-    return Classification.from_pretrained(
-        folder, num_labels=task.num_labels, dtype=torch.float32, trust_remote_code=False, **head
-    )
+    options = {"num_labels": task.num_labels, "dtype": torch.float32, "trust_remote_code": False}
+    return cast(nn.Module, Classification.from_pretrained(folder, **options, **head))
 
 
 def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -136,7 +136,7 @@ def refuse_adapter(folder: Path, source: str) -> None:
 
 def _of_hub(source: str, revision: str) -> dict[str, Path]:
     """Return a hub's files by their names, downloaded or from its cache."""
-    from transformers.utils import cached_file
+    from transformers.utils import cached_file  # pyright: ignore[reportPrivateImportUsage]  (documented, not in __all__)
 
     def fetch(name: str) -> Path | None:
         try:

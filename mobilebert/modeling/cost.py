@@ -12,6 +12,7 @@ Memory is of tensors, without what the allocator and the kernels use beside them
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from mobilebert import paper
 from mobilebert.modeling.presets import names, preset
@@ -269,7 +270,8 @@ def _published(name: str) -> tuple[float | None, int | None, float | None]:
         return params, 1, flops
     for row in paper.table(2).rows:
         if row.model == name:
-            return row.published["params_M"], 2, None
+            printed: Any = row.published["params_M"]
+            return printed, 2, None
     return None, None, None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -10,7 +11,6 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from mobilebert.modeling.configuration import MobileBertConfig
@@ -54,6 +54,7 @@ class MobileBertLayer(GradientCheckpointingLayer):
             query_key_input, value_input, residual = self.bottleneck(hidden_states)
         x, probabilities = self.attention(query_key_input, value_input, residual, attention_mask, with_probabilities)
         if self.fused and fused.serves(self, x):
+            assert self.output.bottleneck is not None
             return self.output.bottleneck(fused.feed_forward(self, x), hidden_states), probabilities
         for ffn in self.ffn:
             x = ffn(x)
@@ -74,7 +75,7 @@ class MobileBertEncoder(nn.Module):
         num_layers: int,
         attention_layers: Collection[int],
         states_wanted: Collection[int] | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor | None, ...]]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor | None, ...]]:
         """Return the output of the first `num_layers` blocks, their hidden states and each one's probabilities or None.
 
         Hidden state n is the output of n blocks, or None if it is not wanted; there is no tuple if none are. What nobody asked
@@ -84,10 +85,10 @@ class MobileBertEncoder(nn.Module):
         states = None if states_wanted is None else [hidden_states if 0 in states_wanted else None]
         for index in range(num_layers):
             hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
-            if states is not None:
+            if states is not None and states_wanted is not None:
                 states.append(hidden_states if index + 1 in states_wanted else None)
             attentions.append(probabilities)
-        return hidden_states, states and tuple(states), tuple(attentions)
+        return hidden_states, None if states is None else tuple(states), tuple(attentions)
 
 
 class MobileBertPooler(nn.Module):
@@ -105,7 +106,8 @@ class MobileBertPooler(nn.Module):
 class MobileBertPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving for the whole family."""
 
-    config_class = MobileBertConfig
+    config: MobileBertConfig
+    config_class: type[MobileBertConfig] = MobileBertConfig
     base_model_prefix = "mobilebert"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the losses are plain means, so a Trainer must divide by its accumulation steps
@@ -135,7 +137,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
                 with one_refusal(pretrained_model_name_or_path, Path(place)):
                     check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
             # True always: transformers then reports shapes that differ, and the refusal can name them.
-            model, report = super().from_pretrained(
+            model, report = super().from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  (Self, says its annotation)
                 place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
         layers = cls._layers_to_leave_out(pretrained_model_name_or_path, **kwargs)
@@ -144,7 +146,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         return (model, report) if wants_report else model
 
     @classmethod
-    def _own_config(cls, source, config=None, **kwargs) -> MobileBertConfig:
+    def _own_config(cls, source, config=None, **kwargs) -> PreTrainedConfig:
         """The configuration as it is before the keyword arguments change it."""
         if isinstance(config, PreTrainedConfig):
             return config
@@ -167,6 +169,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         elif getattr(module, "writes_residual", False) and self.config.residual_init_scale != 1.0:
             # Drawn again, not multiplied: `init` leaves weights alone that came from a checkpoint.
             std = self.config.initializer_range * self.config.residual_init_scale
+            assert isinstance(module.weight, torch.Tensor)
             init.normal_(module.weight, mean=0.0, std=std)
 
 

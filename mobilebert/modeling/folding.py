@@ -17,6 +17,7 @@ float64. Weights are kept as (inputs, outputs), the layout of the product.
 
 import copy
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,10 @@ LARGEST_SCALE = 2.0**20
 class Affine(nn.Module):
     """x W + b of (tokens, inputs), where b is a vector, or the stream that is added to: one kernel."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    keep: torch.Tensor | None
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, keep: torch.Tensor | None = None):
         super().__init__()
         self.register_buffer("weight", weight.t().contiguous())
@@ -47,6 +52,7 @@ class Affine(nn.Module):
             stream = self.bias
         elif self.keep is not None:
             stream = stream * self.keep
+        assert stream is not None
         return torch.addmm(stream, x, self.weight)
 
 
@@ -62,7 +68,7 @@ class Stream:
         weight, bias = _exact(linear)
         return _affine(linear, weight * self.scale, bias + weight @ self.shift)
 
-    def write(self, linear: nn.Linear, norm: NoNorm) -> Affine:
+    def write(self, linear: nn.Linear, norm: NoNorm | nn.LayerNorm) -> Affine:
         """norm(linear(y) + stream), which becomes the stream."""
         weight, bias = _exact(linear)
         gain, offset = _exact(norm)
@@ -76,7 +82,7 @@ class Stream:
         return folded
 
 
-def _exact(module: nn.Linear | NoNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _exact(module: nn.Linear | NoNorm | nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     return module.weight.detach().double(), module.bias.detach().double()
 
 
@@ -87,6 +93,9 @@ def _affine(like: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 class FoldedLayer(nn.Module):
     """One block with its norms folded; called as `MobileBertLayer`."""
+
+    gain: torch.Tensor
+    offset: torch.Tensor
 
     def __init__(self, layer: MobileBertLayer, hidden_act: str):
         super().__init__()
@@ -122,6 +131,7 @@ class FoldedLayer(nn.Module):
             self.output, gain, offset = None, stream.scale, stream.shift
         else:
             out = layer.output.bottleneck
+            assert out is not None
             weight, bias = _exact(out.dense)
             self.output = _affine(out.dense, weight * stream.scale, None)
             gain, offset = _exact(out.LayerNorm)
@@ -160,7 +170,7 @@ class FoldedLayer(nn.Module):
         return torch.addcmul(self.offset, x, self.gain).view(batch, tokens, -1), probabilities
 
 
-def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm | nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     gain, offset = _exact(norm)
     return weight * gain[:, None], bias * gain + offset
 
@@ -170,7 +180,7 @@ def foldable(model: nn.Module) -> bool:
     base = getattr(model, "mobilebert", model)
     return (
         isinstance(base, MobileBertModel)
-        and model.config.normalization_type == "no_norm"
+        and base.config.normalization_type == "no_norm"
         and not isinstance(base.encoder.layer[0], FoldedLayer)
     )
 
@@ -186,7 +196,7 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     """
     if not foldable(model):
         raise UserError(f"fold: {type(model).__name__} is not a MobileBERT model with no_norm, or is folded already")
-    base = getattr(model, "mobilebert", model)
+    base: Any = getattr(model, "mobilebert", model)
     layers = base.encoder.layer
     _check_untouched(layers, model.config)
     base.encoder.layer = nn.ModuleList()  # the copy need not hold what the fold replaces
@@ -196,7 +206,8 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
         base.encoder.layer = layers
     with torch.no_grad():
         blocks = nn.ModuleList(FoldedLayer(layer, model.config.hidden_act) for layer in layers)
-    getattr(folded, "mobilebert", folded).encoder.layer = blocks
+    body: Any = getattr(folded, "mobilebert", folded)
+    body.encoder.layer = blocks
     folded.save_pretrained = _refuse_saving
     folded.train = MethodType(_train, folded)
     return folded.requires_grad_(False).eval()

@@ -54,7 +54,7 @@ def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: ty
     adapter's or a tracer's. And it must be one that can be written: a tensor subclass, a vmap or a dual number may refuse.
     x: the tensor itself, or the one that `maker` reads. A forward asks 400 times, so no generator, no `nn.Module` attribute.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler works in place where it can
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # a compiler works in place where it can
         return False
     for reader in readers:
         if not untouched(reader, *READERS):

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -72,7 +73,7 @@ def configuration(files: Files, kind=None) -> PreTrainedConfig:
     """Return the configuration that the class `kind` reads. Raises UserError for values of which none can be made."""
     import transformers
 
-    reader = getattr(kind, "config_class", None) or transformers.AutoConfig
+    reader: Any = getattr(kind, "config_class", None) or transformers.AutoConfig
     if (found := files.values["model_type"]) != getattr(reader, "model_type", found):
         raise UserError(f"{files.source}: model_type is {found!r} in config.json, not {reader.model_type!r}")
     with one_refusal(files.source, files.folder):
@@ -207,7 +208,8 @@ def _of_body(model: torch.nn.Module, keys) -> list[str]:
     """Return the keys of the body's weights, sorted. No checkpoint may lack them; heads and poolers may be new, as fine-tuning
     starts."""
     prefix = f"{model.base_model_prefix}."
-    body = tuple(f"{name}." for name, _ in model.base_model.named_children() if name != "pooler")
+    base: Any = model.base_model
+    body = tuple(f"{name}." for name, _ in base.named_children() if name != "pooler")
     # A buffer of older transformers: position_ids is the row 0, 1, 2, ..., not a weight.
     return sorted(key for key in keys if key.removeprefix(prefix).startswith(body) and not key.endswith(".position_ids"))
 

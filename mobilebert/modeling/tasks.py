@@ -99,7 +99,9 @@ class MobileBertForMultipleChoice(MobileBertPreTrainedModel):
     ) -> MultipleChoiceModelOutput:
         """labels: (batch,). logits: (batch, choices)."""
         check_shape(input_ids, inputs_embeds, ("batch", "choices", "tokens"))
-        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        given_first = input_ids if input_ids is not None else inputs_embeds
+        assert given_first is not None
+        choices = given_first.shape[1]
         flat = (
             None if given is None else given.flatten(0, 1)
             for given in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -177,7 +179,7 @@ class MobileBertForQuestionAnswering(MobileBertPreTrainedModel):
                 F.cross_entropy(logits, positions.flatten().clamp(0, beyond), ignore_index=beyond)
                 for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
             ]
-            loss = sum(losses) / 2
+            loss = (losses[0] + losses[1]) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

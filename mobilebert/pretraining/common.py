@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from torch import nn
+
 from mobilebert.data.segment_pairs import predictions
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.kernels import fused
@@ -44,7 +49,7 @@ def corpus_labels(context: JobContext, study: Study) -> list[str]:
     return [f"scaled: a corpus of {tokens:,.0f} tokens"]
 
 
-def corpus_of(context: JobContext):
+def corpus_of(context: JobContext) -> Path:
     """Folder of the tokenized corpus, checked: the model's vocabulary must hold the tokenizer's, a published teacher's be it."""
     size = context.record_of("data").metrics["vocab_size"]
     most = context.settings(ModelConfig).architecture["vocab_size"]
@@ -54,7 +59,7 @@ def corpus_of(context: JobContext):
     return context.artefact_of("data", "corpus/train.tokens.npy").parent
 
 
-def make_optimizer(model, config: TrainingConfig, **options):
+def make_optimizer(model: nn.Module, config: TrainingConfig, **options) -> torch.optim.Optimizer:
     return optim.make(model, config.optimizer, config.learning_rate, config.weight_decay, config.beta2, **options)
 
 
@@ -63,7 +68,7 @@ def section(context: JobContext, study: Study) -> Training:
     return getattr(study, models()[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
 
 
-def make_task(context: JobContext, study: Study, model, corpus) -> Task:
+def make_task(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> Task:
     config = context.settings(TrainingConfig)
     own = section(context, study)
     if own.fused:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
         from transformers import BertForPreTraining
 
         # Every loading report is read: transformers only warns where it draws lost weights anew.
-        model, report = BertForPreTraining.from_pretrained(
+        model, report = BertForPreTraining.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  (Self, it says)
             folder, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         check_loaded(model, folder, report, ignore_mismatched_sizes=False)
@@ -121,6 +122,7 @@ INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
     """Masked-LM logits (N, V) at the masked positions alone, NSP logits (B, 2), and what else `wanted` names."""
     inputs = {key: batch[key] for key in INPUTS if key in batch}
+    named: Any = model
     if hasattr(model, "mobilebert"):
         out = model(**inputs, masked_positions=batch["masked_positions"], **wanted)
         return {
@@ -129,9 +131,9 @@ def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
             "states": out.hidden_states,
             "attentions": out.attentions,
         }
-    hidden = model.bert(**inputs)
+    hidden = named.bert(**inputs)
     masked = hidden.last_hidden_state.flatten(0, 1)[batch["masked_positions"]]
-    return {"mlm": model.cls.predictions(masked), "nsp": model.cls.seq_relationship(hidden.pooler_output)}
+    return {"mlm": named.cls.predictions(masked), "nsp": named.cls.seq_relationship(hidden.pooler_output)}
 
 
 def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

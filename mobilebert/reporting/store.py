@@ -15,10 +15,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from mobilebert.util.errors import UserError
 from mobilebert.util.text import cut, one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 ARTEFACTS = "mlartifacts"  # beside mlflow.db
@@ -38,7 +42,7 @@ SETTINGS = {
 class Store:
     """An open store. `keeps_files`: whether artefacts may be written where the experiment keeps them."""
 
-    client: object
+    client: MlflowClient
     experiment: str
     keeps_files: bool
     is_own: bool  # `mlflow.db` beside the results, not what MLFLOW_TRACKING_URI names

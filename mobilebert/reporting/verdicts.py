@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from mobilebert.jobs.record import Record
 from mobilebert.study.sections import Expectation
@@ -32,7 +32,7 @@ def cell(published, measured, tolerance: float | None, labels=(), status: str | 
     if status is None:
         return "not run"
     if status != "ok":
-        return status
+        return cast(Verdict, status)
     if isinstance(measured, float) and not math.isfinite(measured):
         return "diverged"
     if published is None or tolerance is None or any(not text.startswith(NAMED) for text in labels):
@@ -84,14 +84,17 @@ def _expectation(item: Expectation, records: Mapping[str, Record], edited: Colle
     margin = f" by {item.by:g}" if item.by else ""
     comparison = f"{item.metric} {side} {bound}{margin}"
     left, problem = _values(item.metric, records, edited)
+    assert bound is not None
     right, other = _values(bound, records, edited)
     problem = problem or other
-    means = [sum(values) / len(values) if values else None for values in (left, right)]
+    mine, theirs = (sum(values) / len(values) if values else None for values in (left, right))
     outcome = "fail" if problem else "pass"
     if problem is None:
+        assert mine is not None
+        assert theirs is not None
         if len(left) > 1 or len(right) > 1:
             comparison = f"{_spread(left)} {side} {_spread(right)}{margin}: {comparison}"
-        lead = means[0] - means[1] if side == "above" else means[1] - means[0]
+        lead = mine - theirs if side == "above" else theirs - mine
         # Without a margin equal values are neither above nor below; with one the margin itself is enough.
         holds = lead >= item.by - _ROUNDING if item.by else lead > 0
         if not holds:
@@ -100,7 +103,7 @@ def _expectation(item: Expectation, records: Mapping[str, Record], edited: Colle
             outcome = "shown"
     if condition is not None and condition.outcome != "pass":
         outcome, problem = "void", f"{condition.outcome}: {condition.what}"
-    return Outcome(item.what, outcome, *means, comparison, problem, item.reason)
+    return Outcome(item.what, outcome, mine, theirs, comparison, problem, item.reason)
 
 
 def _spread(values: list[float]) -> str:

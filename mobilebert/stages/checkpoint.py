@@ -48,7 +48,7 @@ def load_baseline(source: str, revision: str) -> PreTrainedModel:
         return load(AutoModel, files)[0]
 
 
-def kind_of(model_type: str):
+def kind_of(model_type: str) -> type:
     """Return the class that reads a row's weights: the pre-training model of the paper's rows, the body of a baseline."""
     if model_type == "mobilebert":
         return MobileBertForPreTraining
@@ -78,6 +78,7 @@ def main(context: JobContext, study: Study) -> None:
     where, source = f"checkpoints.{context.job.name}", weights.source
     if weights.is_local:
         source = str(Path(source).expanduser())
+        assert weights.sha256 is not None
         check_pin(Path(source), weights.sha256, where)
     try:
         with checked(source, weights.revision) as files:

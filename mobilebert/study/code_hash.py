@@ -71,7 +71,9 @@ def _file(module: str) -> Path | None:
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
     """Hash of a module's syntax, and the package's modules that it imports."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    file = _file(module)
+    assert file is not None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        most = max(counts, key=counts.get, default="")
+        most = max(counts, key=counts.__getitem__, default="")
         if counts[most] > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key given twice: {most}", node.start_mark)
         return super().construct_mapping(node, deep)

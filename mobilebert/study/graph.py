@@ -6,13 +6,15 @@ uses. Threads, paths and devices never enter it. Snakemake, `plan`, the stages a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mobilebert import paper
 from mobilebert.study import expectations
 from mobilebert.study.architecture import architecture, mismatch
 from mobilebert.study.budget import scratch_steps
 from mobilebert.study.code_hash import digest
 from mobilebert.study.job import Graph, Job
-from mobilebert.study.recipe import AXES, EXECUTION, TASK_NAMES
+from mobilebert.study.recipe import AXES, EXECUTION, TASK_NAMES, Training
 from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError, allowed, shown
 
@@ -34,12 +36,12 @@ STAGES = (
 MAX_PREDICTIONS = {"paper": None, "released": 20}
 
 
-def _science(settings) -> dict:
+def _science(settings: Training) -> dict:
     """Settings that decide a result; micro-batches do with dropout alone, see `_dropout`."""
     return settings.model_dump(exclude=EXECUTION)
 
 
-def _dropout(settings, row: paper.Model) -> dict:
+def _dropout(settings: Training, row: paper.Model) -> dict:
     """With dropout the micro-batches are science: on a GPU each draws its own. So do the processes of a data-parallel run; their
     number is not known here, and is a label of the record."""
     return {"dropout": True, "accumulate": settings.accumulate} if row.dropout else {"dropout": False}
@@ -117,6 +119,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     if problem := mismatch(base["architecture"], architecture(study, row.teacher), row.losses):
         raise UserError(f"{study.name}: {model}, taught by {row.teacher}: {problem}")
     teacher = final_job(study, row.teacher)
+    assert teacher is not None
     base["control"] = row.control
     transfer = {**_science(study.transfer), "strategy": row.strategy, "losses": row.losses}
     inputs = ["data", teacher]
@@ -136,13 +139,15 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
 
 def _scratch(study: Study, row: paper.Model) -> dict:
     """Settings of a model that gets, without a teacher, what a student gets with one."""
+    assert row.budget_of is not None
     student = paper.models()[row.budget_of]
-    architectures = [architecture(study, name) for name in (row.budget_of, student.teacher)]
+    assert student.teacher is not None
+    mine, theirs = (architecture(study, name) for name in (row.budget_of, student.teacher))
     settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
-    return {**settings, "steps": scratch_steps(study, student, *architectures, row.budget), "max_minutes": None}
+    return {**settings, "steps": scratch_steps(study, student, mine, theirs, row.budget), "max_minutes": None}
 
 
-def with_upstream(graph: Graph, ids) -> list[str]:
+def with_upstream(graph: Graph, ids: Iterable[str]) -> list[str]:
     """`ids` and everything they are made from, in the graph's order."""
     wanted, waiting = set(), list(ids)
     while waiting:
@@ -159,8 +164,9 @@ def jobs_in_scope(study: Study, graph: Graph) -> list[str]:
     for model in study.models:
         ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
         ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
-        if final_job(study, model) and not study.tasks_of(model) and model in study.run:
-            ids.append(final_job(study, model))  # `run: {control: []}`: pre-trained and compared, not fine-tuned
+        final = final_job(study, model)
+        if final and not study.tasks_of(model) and model in study.run:
+            ids.append(final)  # `run: {control: []}`: pre-trained and compared, not fine-tuned
     return with_upstream(graph, ids)
 
 
@@ -186,7 +192,7 @@ def cell_job(row: paper.Row, column: paper.Column) -> str | None:
     return f"{'quantize' if row.precision == 'int8' else 'finetune'}/{row.model}/{column.task}"
 
 
-def add_views(study: Study, graph: Graph, extra=()) -> Graph:
+def add_views(study: Study, graph: Graph, extra: Iterable[str] = ()) -> Graph:
     """Add report, tracking and check over the scope and over what else has a current record."""
     wanted = {*jobs_in_scope(study, graph), *extra}
     inputs = [key for key in graph if key in wanted]

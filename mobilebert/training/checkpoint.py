@@ -105,7 +105,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
     for name, parameter in model.named_parameters():
         found = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("m", "v")}
         if found["m"] is not None:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items() if value is not None}
     return int(facts["step"]), float(facts["seconds"])
 
 

@@ -68,6 +68,7 @@ class _Clock:
         return self.used + self.speed.seconds
 
     def share(self) -> float:
+        assert self.task.max_minutes is not None
         return self.group.agree(self.seconds) / (60 * self.task.max_minutes)
 
     def place(self, step: int) -> int:

@@ -5,6 +5,8 @@ Both leave normalisation parameters and biases out of decay; LAMB leaves them ou
 not a few a parameter.
 """
 
+# pyright: reportPrivateImportUsage=false  (torch lists no _foreach function in __all__)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable

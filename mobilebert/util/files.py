@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 
 def file_sha256(path: Path) -> str:
@@ -41,7 +42,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def json_safe(value):
+def json_safe(value: Any) -> Any:
     """NaN and infinity are not JSON; a record says null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None

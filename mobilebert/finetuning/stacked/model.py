@@ -132,6 +132,8 @@ class Stack(nn.Module):
         device = next(models[0].parameters()).device
         self.register_buffer("ended", torch.full((len(models), 3), -1.0, dtype=torch.float64, device=device))
 
+    ended: torch.Tensor
+
     def __len__(self) -> int:
         return len(self.ended)
 

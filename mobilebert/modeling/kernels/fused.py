@@ -21,6 +21,7 @@ Arithmetic, for 4 networks of 128 -> 512 -> 128, 32,768 tokens, autocast to bf16
 """
 
 from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ WIDTHS = (16, 32, 64, 128)  # a matrix instruction takes 16 at least, and a tile
 FORWARD = {"TILE": 128, "CHUNK": 64, "STAGES": 3, "num_warps": 8, "num_stages": 1}
 OF_INPUT = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 3}
 OF_WEIGHTS = {"TILE": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 3}
+SevenTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 PROGRAMS = 128  # of the weights' gradients: one on each of an H100's 132 processors, whose registers it fills
 
 
@@ -54,7 +56,7 @@ def enable(model: nn.Module) -> None:
         raise UserError("fused: the kernel is for an NVIDIA Hopper GPU (compute capability 9.0), and this machine shows none")
     if find_spec("triton") is None:
         raise UserError("fused: the package triton is not installed; PyTorch for CUDA brings it")
-    blocks = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    blocks: Any = getattr(model, getattr(model, "base_model_prefix", ""), model)
     blocks = blocks.encoder.layer if isinstance(model.config, MobileBertConfig) else []
     if not blocks or not all(hasattr(block, "fused") and _is_stack(block) for block in blocks):
         raise UserError(
@@ -65,7 +67,7 @@ def enable(model: nn.Module) -> None:
         block.fused = True
 
 
-def serves(block: nn.Module, x: torch.Tensor) -> bool:
+def serves(block: Any, x: torch.Tensor) -> bool:
     """Whether the kernel may stand in for a block's stack on x: bf16 products, on the GPU, of plain modules nobody listens to."""
     if x.device.type != DEVICE or x.numel() == 0 or not _is_stack(block):
         return False
@@ -76,7 +78,7 @@ def _product_dtype(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else weight.dtype
 
 
-def _is_stack(block: nn.Module) -> bool:
+def _is_stack(block: Any) -> bool:
     activation, output = type(block.intermediate.activation), block.output
     if activation not in CEILINGS or output.bottleneck is None:
         return False
@@ -94,7 +96,7 @@ def _is_stack(block: nn.Module) -> bool:
     return width in WIDTHS and (inner % 128 == 0 or inner in WIDTHS)
 
 
-def feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def feed_forward(block: Any, x: torch.Tensor) -> torch.Tensor:
     """The stack of `block`, which `serves` x (..., width) -> the same shape, in the dtype that the modules would give."""
     networks = [*block.ffn, block]
     up = [network.intermediate.dense for network in networks]
@@ -127,9 +129,10 @@ def stack(
     """
     from mobilebert.modeling.kernels import fused_kernels
 
+    forward: Any = fused_kernels.forward
     x, (y, kept), (networks, inner, width) = x.contiguous(), _outputs(x, up, scale, dtype, keep), up.shape
     tokens = x.numel() // width
-    fused_kernels.forward[(-(-tokens // FORWARD["TILE"]),)](
+    forward[(-(-tokens // FORWARD["TILE"]),)](
         x, y, kept, up.to(dtype), up_bias, _transposed(down, dtype), down_bias, scale, shift, tokens,
         networks, width, inner, ceiling, keep, **_within(FORWARD, inner),
     )  # fmt: skip
@@ -163,6 +166,8 @@ def stack_backward(
     """Gradients of x and of the six parameters of `stack`; of the parameters empty ones, unless one of them `learns`."""
     from mobilebert.modeling.kernels import fused_kernels
 
+    of_input: Any = fused_kernels.backward_of_input
+    of_weights: Any = fused_kernels.backward_of_weights
     networks, inner, width = up.shape
     tokens, dtype, dy = kept.shape[1], kept.dtype, dy.contiguous()
     tiles = -(-tokens // OF_INPUT["TILE"])
@@ -170,18 +175,19 @@ def stack_backward(
     gradients = torch.empty_like(kept) if learns else kept
     sums = up.new_empty((tiles, networks, 2, width), dtype=torch.float32)
     products = up.to(dtype), up_bias, _transposed(down * scale[:, :, None], dtype)
-    fused_kernels.backward_of_input[(tiles,)](
+    of_input[(tiles,)](
         dy, dx, kept, gradients, sums, *products, scale, tokens,
         networks, width, inner, ceiling, learns, **_within(OF_INPUT, inner),
     )  # fmt: skip
     if not learns:
-        return dx, *(like.new_empty(0) for like in (up, up_bias, down, down_bias, scale, scale))
+        empty = (like.new_empty(0) for like in (up, up_bias, down, down_bias, scale, scale))
+        return cast(SevenTensors, (dx, *empty))
     tile = _within(OF_WEIGHTS, inner)
     chunks = inner // tile["CHUNK"]
     splits = max(1, PROGRAMS // (networks * chunks))
     d_up = up.new_empty((splits, networks, inner, width), dtype=torch.float32)
     d_up_bias, d_product = d_up.new_empty((splits, networks, inner)), torch.empty_like(d_up)
-    fused_kernels.backward_of_weights[(chunks, networks, splits)](
+    of_weights[(chunks, networks, splits)](
         kept, gradients, d_up, d_up_bias, d_product, *products, tokens,
         networks, width, inner, ceiling, splits, **tile,
     )  # fmt: skip
@@ -191,7 +197,7 @@ def stack_backward(
     d_scale = (d_product * down).sum(2) + down_bias * d_shift + by_x
     found = d_up.sum(0), d_up_bias.sum(0), d_product * scale[:, :, None], d_shift * scale, d_scale, d_shift.contiguous()
     likes = up, up_bias, down, down_bias, scale, scale
-    return dx, *(gradient.to(like.dtype) for gradient, like in zip(found, likes, strict=True))
+    return cast(SevenTensors, (dx, *(gradient.to(like.dtype) for gradient, like in zip(found, likes, strict=True))))
 
 
 @stack_backward.register_fake

@@ -5,8 +5,8 @@ one set of addresses serves both; biases, scale and shift (NETWORKS, their width
 up in float32, as does everything else. No kernel adds to memory atomically, so that equal inputs give equal bits.
 """
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]  (PyTorch for CUDA brings it)
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 
 @triton.jit

@@ -6,6 +6,8 @@ Every process holds all weights and takes the same steps; the optimizer's state 
 writes state, curves and record; the others read the results folder, so on several machines it is a folder that all of them see.
 """
 
+# pyright: reportPrivateImportUsage=false  (torch lists no _foreach function in __all__)
+
 from __future__ import annotations
 
 import contextlib

@@ -10,6 +10,8 @@ wants the gradients summed everywhere first, half as much traffic again, sends w
 collects its state by pickle.
 """
 
+# pyright: reportPrivateImportUsage=false  (torch lists no _foreach function in __all__)
+
 from __future__ import annotations
 
 import contextlib
