@@ -37,9 +37,10 @@ def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None
         elif kind == "integer" and frame[name].dtype.kind not in "iu":
             raise UserError(f"{where}: column {name} is of type {frame[name].dtype}; allowed: integers")
     key = "id" if task.is_squad else "idx"
-    repeated: Any = frame[key].duplicated()
+    keys: Any = frame[key]
+    repeated = keys.duplicated()
     if repeated.any():
-        first = shown_key(frame[key][repeated].iloc[0])
+        first = shown_key(keys[repeated].iloc[0])
         raise UserError(f"{where}: {int(repeated.sum())} rows repeat the {key} of another row, first {key} {first}")
     if task.is_squad:
         _check_answers(frame, task, where)
@@ -58,9 +59,10 @@ def _check_labels(frame: pd.DataFrame, task: Task, split: str, where: str) -> No
     if split.startswith("test"):
         good |= label == HIDDEN_LABEL
     if not good.all():
+        idx: Any = frame["idx"]
         raise UserError(
             f"{where}: {int((~good).sum())} labels of {task.name} are out of range, first {label[~good].iloc[0]} "
-            f"at idx {frame['idx'][~good].iloc[0]}; allowed: {allowed}"
+            f"at idx {idx[~good].iloc[0]}; allowed: {allowed}"
         )
 
 

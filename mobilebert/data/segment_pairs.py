@@ -1,6 +1,7 @@
 """BERT's pre-training examples, drawn at random access: a batch is a function of the seed and its step alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -61,11 +62,8 @@ class Pairs:
         self.vocab_size = tokenizer.get_vocab_size()
         if self.tokens.dtype != token_type(self.vocab_size):
             raise UserError(f"{folder}: {split}.tokens.npy was not written with this tokenizer of {self.vocab_size}")
-        self.pad: int
-        self.cls: int
-        self.sep: int
-        self.mask: int
-        self.pad, self.cls, self.sep, self.mask = (tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK))
+        special: Any = [tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK)]
+        self.pad, self.cls, self.sep, self.mask = special
 
     def __len__(self) -> int:
         """Pairs that an epoch would have: as many as fill the corpus once."""

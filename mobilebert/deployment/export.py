@@ -54,7 +54,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
             # (batch, 1, 1, sequence), made once for all layers; both model families add a 4-D mask as it is.
             mask = (1.0 - attention_mask.to(torch.float32))[:, None, None, :] * masked_score
             out = self.model(input_ids=input_ids, attention_mask=mask, token_type_ids=token_type_ids)
-            return tuple(out[name] for name in names)
+            return tuple(out[name] for name in names or ())
 
     # Padded, so that no branch of a model that looks at the mask is traced as "nothing to mask".
     ids = torch.zeros(2, length, dtype=torch.int64, device=model.device)

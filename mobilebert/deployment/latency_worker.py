@@ -1,13 +1,15 @@
 """What runs in the processes of `latency`: one prepares files and the reference output, one times each model."""
 
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime  # noqa: F401  (here so that the processes share one import)
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
@@ -17,7 +19,7 @@ from mobilebert.modeling.encoder import MobileBertModel
 CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
 
 
-def build(config: dict, seed: int) -> torch.nn.Module:
+def build(config: dict, seed: int) -> PreTrainedModel:
     """The encoder of `config` with random weights: the same in every process for the same seed."""
     fields = dict(config)
     config_class, model_class = CLASSES[fields.pop("model_type")]
@@ -49,6 +51,7 @@ def serve(
 ) -> None:
     """Load the ONNX `file`, or PyTorch where there is none; say so, then answer questions until the pipe closes."""
     torch.set_num_threads(threads)
+    forward: Callable[[], Any]
     if file is None:
         forward = _forward(build(config, seed), inputs)
     else:
@@ -70,7 +73,7 @@ def serve(
             connection.send(("array", np.asarray(output)))
 
 
-def _forward(model: torch.nn.Module, inputs: dict[str, np.ndarray]):
+def _forward(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Callable[[], torch.Tensor]:
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
 
     def forward() -> torch.Tensor:

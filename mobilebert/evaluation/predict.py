@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +108,14 @@ def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
                 raise UserError(f"{where}: column {name} is not text in row {row}")
     if key not in frame:
         frame = frame.assign(**{key: [str(row) if task.is_squad else row for row in range(len(frame))]})
-    frame = frame.assign(**{key: _keys(frame[key], key, task, where)})
+    frame = frame.assign(**{key: _keys(pd.Series(frame[key]), key, task, where)})
     keys: Any = frame[key]
     if (repeated := keys.duplicated()).any():
         raise UserError(f"{where}: {key} {keys[repeated].iloc[0]} is there twice")
     return pd.DataFrame(frame[[key, *task.text_columns]]).reset_index(drop=True)
 
 
-def _keys(values: Iterable, key: str, task: Task, where: str) -> list[str] | list[int | str]:
+def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | list[int | str]:
     """The rows' keys, text or integers; SQuAD's as text, so that 5 and "5" are one key."""
     found = []
     for row, value in enumerate(values.astype(object)):

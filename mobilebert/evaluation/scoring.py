@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,8 @@ def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: TaskConfig
     scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)
     answers = squad_scores.with_null(texts, odds, 0.0) if v2 else texts
     kept = pd.DataFrame({"id": list(texts), "prediction": list(texts.values())})
-    (kept.assign(null_odds=kept["id"].map(odds)) if v2 else kept).to_parquet(out / "predictions.parquet", index=False)
+    ids: Any = kept["id"]
+    (kept.assign(null_odds=ids.map(odds)) if v2 else kept).to_parquet(out / "predictions.parquet", index=False)
     empty = sum(not text for text in answers.values()) / len(answers)
     details = {
         "rows": {"validation": len(frame)},

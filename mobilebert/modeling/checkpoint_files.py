@@ -140,13 +140,13 @@ def _of_hub(source: str, revision: str) -> dict[str, Path]:
 
     def fetch(name: str) -> Path | None:
         try:
-            return Path(cached_file(source, name, revision=revision))
+            return Path(cached_file(source, name, revision=revision))  # pyright: ignore[reportArgumentType]  (it raises)
         except (OSError, ValueError):  # not there
             return None
 
     def must(name: str) -> Path:
         try:
-            return Path(cached_file(source, name, revision=revision))
+            return Path(cached_file(source, name, revision=revision))  # pyright: ignore[reportArgumentType]  (it raises)
         except (OSError, ValueError) as error:  # its messages have several lines, the first says it
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{source}: no checkpoint that can be loaded ({line}); a local folder works offline") from None

@@ -201,7 +201,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         output_hidden_states: bool | int | Collection[int] | None = None,
         num_layers: int | None = None,
         attention_layers: Collection[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # pyright: ignore[reportGeneralTypeIssues]  (transformers' models do so)
     ) -> BaseModelOutputWithPooling:
         """transformers' arguments and outputs, and two for layer-wise knowledge transfer.
 

@@ -17,7 +17,7 @@ float64. Weights are kept as (inputs, outputs), the layout of the product.
 
 import copy
 from types import MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +175,7 @@ def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm | nn.LayerNorm
     return weight * gain[:, None], bias * gain + offset
 
 
-def foldable(model: nn.Module) -> bool:
+def foldable(model: nn.Module) -> TypeGuard[MobileBertPreTrainedModel]:
     """Whether `fold` takes the model: one of ours, with NoNorm, not folded yet."""
     base = getattr(model, "mobilebert", model)
     return (

@@ -37,8 +37,10 @@ def check_vocabulary(context: JobContext) -> None:
                 f"data's ({data.metrics['vocab_size']:.0f} entries, sha256 {data.details['vocab'][:12]})"
             )
         size = context.graph[key].settings(CheckpointConfig).architecture["vocab_size"] if model else 0
-        if model and data.metrics["vocab_size"] > size:
-            raise UserError(f"{key}: the tokenizer has {data.metrics['vocab_size']:.0f} entries, the model {size}")
+        tokens = data.metrics["vocab_size"]
+        assert tokens is not None
+        if model and tokens > size:
+            raise UserError(f"{key}: the tokenizer has {tokens:.0f} entries, the model {size}")
 
 
 def corpus_labels(context: JobContext, study: Study) -> list[str]:

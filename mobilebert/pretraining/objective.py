@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
         return model
     from mobilebert.modeling.heads import MobileBertForPreTraining
 
-    return MobileBertForPreTraining.from_pretrained(folder, revision=revision, dtype=torch.float32)
+    return cast(nn.Module, MobileBertForPreTraining.from_pretrained(folder, revision=revision, dtype=torch.float32))
 
 
 def save_model(context: JobContext, model: nn.Module, tokenizer: Path | None = None) -> None:
@@ -180,6 +180,6 @@ def heldout(context: JobContext, model: nn.Module, corpus: Path, length: int, de
     Raises Diverged when the loss is not finite.
     """
     context.metrics |= heldout_figures(model.eval(), corpus, length, device)
-    context.metrics["unigram_entropy"] = context.record_of("data").metrics["unigram_entropy"]
+    context.metrics["unigram_entropy"] = cast(float, context.record_of("data").metrics["unigram_entropy"])
     if not math.isfinite(context.metrics["heldout_mlm_loss"]):
         raise Diverged("held-out loss is not finite")

@@ -159,11 +159,11 @@ def _check_server(uri: str) -> None:
 
 def _cause(error: BaseException) -> str:
     """Return the innermost reason of a failed request: the outer ones repeat the address."""
-    reason = error
+    reason: BaseException | None = error
     while reason is not None and not (isinstance(reason, OSError) and reason.strerror):
         inner = [item for item in (*reason.args, getattr(reason, "reason", None)) if isinstance(item, BaseException)]
         reason = inner[0] if inner else reason.__cause__ or reason.__context__
-    return reason.strerror if reason else cut(str(error), 120)
+    return reason.strerror if isinstance(reason, OSError) and reason.strerror else cut(str(error), 120)
 
 
 def _check_database(path: Path, what: str, hint: str) -> None:

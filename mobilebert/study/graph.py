@@ -38,7 +38,7 @@ MAX_PREDICTIONS = {"paper": None, "released": 20}
 
 def _science(settings: Training) -> dict:
     """Settings that decide a result; micro-batches do with dropout alone, see `_dropout`."""
-    return settings.model_dump(exclude=EXECUTION)
+    return settings.model_dump(exclude={*EXECUTION})
 
 
 def _dropout(settings: Training, row: paper.Model) -> dict:

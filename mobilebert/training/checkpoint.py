@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -136,7 +137,7 @@ def weights_crc32(model: nn.Module) -> int:
 def save_pretrained(model: nn.Module, folder: Path) -> None:
     """Save a finished model in Hugging Face layout. Raises UserError when it cannot be written, as on a full disk."""
     try:
-        model.save_pretrained(folder)
+        cast(Any, model).save_pretrained(folder)
     except (SafetensorError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)  # what there is of it fills the disk
         raise UserError(f"{folder}: the model cannot be written ({' '.join(str(error).split())})") from None
@@ -146,5 +147,5 @@ def _crc32(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
     """Of every name, byte and fact: a safetensors file by itself does not know that a weight has changed."""
     found = zlib.crc32(json.dumps([facts, sorted(tensors)], sort_keys=True).encode())
     for key in sorted(tensors):
-        found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy().data, found)
     return f"{found:08x}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,5 +25,6 @@ def usable(device: str, study: str) -> str:
 
 def compile_blocks(model: nn.Module) -> None:
     """`torch.compile` each encoder block, in place. The blocks share their code, so one compilation serves all of them."""
-    for block in getattr(model, model.base_model_prefix).encoder.layer:
+    prefix: Any = model.base_model_prefix
+    for block in getattr(model, prefix).encoder.layer:
         block.compile(dynamic=False)  # the evaluation's other batch size must not make the step's kernels general

@@ -5,7 +5,8 @@ Both leave normalisation parameters and biases out of decay; LAMB leaves them ou
 not a few a parameter.
 """
 
-# pyright: reportPrivateImportUsage=false  (torch lists no _foreach function in __all__)
+# torch lists no _foreach function in __all__.
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class _WithoutBiasCorrection(torch.optim.Optimizer):
     can be part of a CUDA graph.
     """
 
-    def __init__(self, groups, learning_rate: float, betas=(0.9, 0.999), eps: float = 1e-6):
+    def __init__(self, groups, learning_rate: float | torch.Tensor, betas=(0.9, 0.999), eps: float = 1e-6):
         super().__init__(
             groups, {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": 0.0, "rate": 1.0, "excluded": False}
         )

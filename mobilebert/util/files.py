@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def file_sha256(path: Path) -> str:
@@ -51,5 +51,5 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
     if hasattr(value, "item") and not isinstance(value, str | bytes):
-        return json_safe(value.item())
+        return json_safe(cast(Any, value).item())
     return value

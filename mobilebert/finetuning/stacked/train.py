@@ -226,7 +226,8 @@ def reason(stack: Stack, members: Sequence[Member], index: int) -> str | None:
 @torch.no_grad()
 def _norms(stack: Stack) -> torch.Tensor:
     """(K,): norm of each model's gradient."""
-    return torch.stack([parameter.grad.flatten(1).norm(dim=1) for parameter in stack.parameters()]).norm(dim=0)
+    gradients = (parameter.grad for parameter in stack.parameters())
+    return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients if gradient is not None]).norm(dim=0)
 
 
 @torch.no_grad()
@@ -234,6 +235,7 @@ def _clip(stack: Stack, norms: torch.Tensor, most: float, going: Sequence[bool])
     """As `clip_grad_norm_`, model by model; a model that has ended gets no gradient, for one that is not finite stays so."""
     scale = (most / (norms + 1e-6)).clamp(max=1.0)
     for parameter in stack.parameters():
+        assert parameter.grad is not None
         parameter.grad.mul_(scale.view(-1, *[1] * (parameter.dim() - 1)))
         for index, on in enumerate(going):
             if not on:

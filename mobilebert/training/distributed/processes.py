@@ -6,7 +6,8 @@ Every process holds all weights and takes the same steps; the optimizer's state 
 writes state, curves and record; the others read the results folder, so on several machines it is a folder that all of them see.
 """
 
-# pyright: reportPrivateImportUsage=false  (torch lists no _foreach function in __all__)
+# torch lists no _foreach function in __all__.
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ wants the gradients summed everywhere first, half as much traffic again, sends w
 collects its state by pickle.
 """
 
-# pyright: reportPrivateImportUsage=false  (torch lists no _foreach function in __all__)
+# torch lists no _foreach function in __all__.
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ class Shards:
             self.learning = [[p for p in trained if self.owner[p] == rank] for rank in range(self.group.size)]
         for rank, theirs in enumerate(self.learning):
             if theirs:
-                flat = torch.cat([p.grad.flatten() for p in theirs])
+                flat = torch.cat([p.grad.flatten() for p in theirs if p.grad is not None])
                 dist.reduce(flat, rank)
                 for p, piece in zip(theirs, flat.split([p.numel() for p in theirs])):
                     p.grad = piece.view_as(p) if rank == self.group.rank else None
@@ -72,7 +73,7 @@ class Shards:
                 dist.broadcast(flat, rank)
                 if rank != self.group.rank:
                     pieces = flat.split([p.numel() for p in theirs])
-                    torch._foreach_copy_(theirs, [piece.view_as(p) for p, piece in zip(theirs, pieces)])
+                    torch._foreach_copy_([*theirs], [piece.view_as(p) for p, piece in zip(theirs, pieces)])
 
     def drop(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget the moments that other processes keep."""
