@@ -15,6 +15,7 @@ from mobilebert.study.tasks import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tokenizers import Tokenizer
 
 BUCKET = 50  # batches that are sorted by length together: little padding, yet no epoch sees the same batches
 
@@ -86,7 +87,7 @@ def sample(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
     return frame.iloc[chosen].reset_index(drop=True)
 
 
-def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
+def encode(tokenizer: Tokenizer, task_name: str, frame: pd.DataFrame, length: int) -> Examples:
     """GLUE rows: [CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `length` from the longer text's end."""
     task = TASKS[task_name]
     tokenizer.no_padding()
@@ -106,14 +107,18 @@ def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
     found = cache.arrays(tokens, tokenizer.to_str(), texts, length)
     labels = frame["label"].to_numpy().astype(np.float32 if task.is_regression else np.int64)
     ids, types = (_rows(found[name], found["bounds"]) for name in ("ids", "types"))
-    return Examples(ids, types, tokenizer.token_to_id("[PAD]"), {"labels": labels})
+    pad = tokenizer.token_to_id("[PAD]")
+    assert pad is not None
+    return Examples(ids, types, pad, {"labels": labels})
 
 
 def _rows(flat: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
     return [flat[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def encode_squad(tokenizer, frame, setting: LengthsConfig, training: bool) -> tuple[Examples, squad.Windows]:
+def encode_squad(
+    tokenizer: Tokenizer, frame: pd.DataFrame, setting: LengthsConfig, training: bool
+) -> tuple[Examples, squad.Windows]:
     """SQuAD rows as windows (see `mobilebert.data.squad`) and as examples of them."""
     assert setting.doc_stride is not None
     assert setting.max_query_length is not None
@@ -133,4 +138,5 @@ def encode_squad(tokenizer, frame, setting: LengthsConfig, training: bool) -> tu
     targets = {name: found[name].astype(np.int64) for name in names}
     rows = [windows[index] for index in range(len(windows))]
     pad = tokenizer.token_to_id("[PAD]")
+    assert pad is not None
     return Examples([row["input_ids"] for row in rows], [row["token_type_ids"] for row in rows], pad, targets), windows

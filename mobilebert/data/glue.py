@@ -66,7 +66,7 @@ def _check_labels(frame: pd.DataFrame, task: Task, split: str, where: str) -> No
         )
 
 
-def plain_answers(answers, where: str) -> dict[str, list]:
+def plain_answers(answers: Any, where: str) -> dict[str, list]:
     """Return {"text": list[str], "answer_start": list[int]}, whatever kind of lists the values of `answers` are.
 
     Raises UserError, in one line that begins with `where`, for anything else.

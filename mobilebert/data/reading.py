@@ -10,9 +10,9 @@ import contextlib
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -124,7 +124,7 @@ def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, l
         raise UserError(f"{path}: is empty")
 
 
-def json_of(content: str, where: str, pairs_hook=None):
+def json_of(content: str, where: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value of a JSON text. Raises UserError where it is none, is nested too deep, or holds half a character."""
     try:
         value = json.loads(content, object_pairs_hook=pairs_hook)
@@ -137,7 +137,7 @@ def json_of(content: str, where: str, pairs_hook=None):
     return value
 
 
-def json_file(path: Path, pairs_hook=None, limit: int = LARGEST_JSON):
+def json_file(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None, limit: int = LARGEST_JSON) -> Any:
     """Return the value of a JSON file, plain or .gz."""
     content = text(path, "not JSON", limit)
     if not content.strip():

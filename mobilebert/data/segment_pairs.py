@@ -185,7 +185,7 @@ class Pairs:
         return np.flatnonzero(chosen), labels
 
 
-def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
+def predictions(real: Any, mask_share: float = MASK_SHARE, most: int | None = None) -> Any:
     """Tokens masked in rows of `real` tokens, special tokens counted: array or number, and no less where there are more."""
     count = np.minimum(np.maximum(1, np.rint(real * mask_share).astype(np.int64)), real - SPECIALS)
     return count if most is None else np.minimum(count, most)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mobilebert.util.errors import UserError
 
@@ -85,7 +86,7 @@ def references(examples: Columns) -> list[dict]:
 
 
 def windows(
-    tokenizer,
+    tokenizer: Tokenizer,
     examples: Columns,
     max_length: int = 384,
     doc_stride: int = 128,

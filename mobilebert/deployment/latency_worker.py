@@ -57,8 +57,10 @@ def serve(
     else:
         model = OnnxModel(file, threads)
 
-        def forward():
+        def from_onnx() -> np.ndarray:
             return model(inputs)["last_hidden_state"]
+
+        forward = from_onnx
 
     connection.send(("ready", None))
     while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mobilebert.distillation import losses
@@ -53,7 +55,12 @@ def layers(model: MobileBertForPreTraining, inputs: dict, depth: int, taught: ra
     return by_layer(None if last else out.hidden_states, out.attentions, taught, out.last_hidden_state)
 
 
-def by_layer(states, attentions, taught: range, last: torch.Tensor | None = None) -> dict[int, dict]:
+def by_layer(
+    states: Sequence[torch.Tensor] | None,
+    attentions: Sequence[torch.Tensor | None] | None,
+    taught: range,
+    last: torch.Tensor | None = None,
+) -> dict[int, dict]:
     """A model's hidden states, embeddings first, and attention maps as `Transfer.compare` takes them."""
     return {
         index: {"features": last if states is None else states[index + 1], "attention": attentions and attentions[index]}

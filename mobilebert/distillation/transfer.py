@@ -90,7 +90,7 @@ class Transfer:
         """The layer that PKT teaches at a step, from 1; None for the other strategies, whose steps are all alike."""
         return self.depth(step)[0] if self.progressive else None
 
-    def prepare(self, optimizer: torch.optim.Optimizer):
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
         """Step -> None: gives each layer its share of the rate; what does not learn needs no gradient.
 
         The optimizer's groups hold parameters of one layer each (`optim.make(..., group=layer_of)`).

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tokenizers import Tokenizer
 
 from mobilebert.data import squad
 from mobilebert.data.examples import encode, encode_squad
@@ -38,7 +39,7 @@ class Model:
     source: str
     task: Task
     forward: Forward
-    tokenizer: object
+    tokenizer: Tokenizer
     setting: LengthsConfig
     order: list[int]
     size: int

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def check_output(path: Path | None, task: Task, parts: int = 1) -> None:
         raise UserError(f"{path}: cannot be written; a file in a folder that is there is allowed")
 
 
-def server_tsv(task: Task, idx, predictions) -> str:
+def server_tsv(task: Task, idx: Iterable, predictions: Iterable) -> str:
     """A file of the GLUE server: header `index`, `prediction`; names of classes for MNLI, QNLI, RTE and AX, else numbers."""
     lines = ["index\tprediction"]
     for key, value in zip(idx, predictions):

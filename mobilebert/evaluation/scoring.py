@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from mobilebert.evaluation import squad as squad_scores
 from mobilebert.study.stage_config import TaskConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import Diverged
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # input_ids, attention_mask, token_type_ids -> logits
 BATCH = 64
@@ -52,7 +55,9 @@ def outputs(
     return found
 
 
-def evaluate(forward: Forward, tokenizer, data: Path, setting: TaskConfig, out: Path, size: int = BATCH) -> tuple[dict, dict]:
+def evaluate(
+    forward: Forward, tokenizer: Tokenizer, data: Path, setting: TaskConfig, out: Path, size: int = BATCH
+) -> tuple[dict, dict]:
     """Score a model on every labelled validation split of a task, and predict AX beside MNLI. size: see `outputs`.
 
     Returns (metrics, details): fractions by the task's metric names, `mismatched_` before MNLI's second set; rows, shares of the
@@ -99,7 +104,9 @@ def padded(rows: list[np.ndarray]) -> np.ndarray:
     return table
 
 
-def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: TaskConfig, out: Path, size: int) -> tuple[dict, dict]:
+def _evaluate_squad(
+    forward: Forward, tokenizer: Tokenizer, data: Path, setting: TaskConfig, out: Path, size: int
+) -> tuple[dict, dict]:
     v2 = setting.task == "squad_v2.0"
     frame = sample(pd.read_parquet(table_file(data, setting.task, "validation")), setting.eval_rows, seed=0)
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)

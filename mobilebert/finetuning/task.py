@@ -39,7 +39,9 @@ class BagOfEmbeddings(nn.Module):
         self.classifier = nn.Linear(width, num_labels)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """Logits (B, num_labels)."""
         weights = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
         mean = (self.embedding(input_ids) * weights).sum(1) / weights.sum(1)
@@ -73,7 +75,7 @@ def new_model(task_name: str, architecture: Mapping[str, Any], folder: Path | No
     return cast(nn.Module, Classification.from_pretrained(folder, **options, **head))
 
 
-def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss(task_name: str, out: Mapping[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy over classes; squared error for STS-B; mean of start and end cross-entropy for SQuAD."""
     task = TASKS[task_name]
     if task.is_squad:
@@ -134,7 +136,7 @@ def flops_per_token(architecture: Mapping) -> Callable[[int, int], float] | None
     return lambda step, length: 3 * cost(architecture, length).encoder_flops / length
 
 
-def forward_of(model: nn.Module, device: str):
+def forward_of(model: nn.Module, device: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """The model as a function of NumPy arrays, for scoring."""
     model.eval()
 

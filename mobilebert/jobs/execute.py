@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from mobilebert.jobs.context import JobContext
@@ -25,7 +26,7 @@ def _finished(context: JobContext) -> Record | None:
     return record if record.status != "void" and there else None
 
 
-def execute_job(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
+def execute_job(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[JobContext], str | None]) -> Record:
     """Run `stage(run)` and leave a record, whatever came of it. What is done already is not done again.
 
     A loss that is not finite is an outcome: the record says `diverged`, and the stages after it say `refused`. A UserError

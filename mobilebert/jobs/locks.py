@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from mobilebert.util.errors import UserError
@@ -29,7 +30,7 @@ def is_live(state: Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(path: Path, message: str, leader: str = ""):
+def lock(path: Path, message: str, leader: str = "") -> Iterator[None]:
     """A kernel lock, gone with its process however that ends. `leader`: the job that takes another's run upon it.
 
     Raises UserError with `message` where it is held, but waits, and says so, for one that a leader holds.

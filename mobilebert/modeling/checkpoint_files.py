@@ -309,7 +309,7 @@ def float_types(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted({FLOATS[tensor.type] for tensor in tensors.values() if tensor.type in FLOATS}))
 
 
-def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source) -> None:
+def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError for more layers than there are weights: a model of a million layers takes hours to build."""
     rest: list = [values]
     while rest:

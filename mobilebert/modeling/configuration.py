@@ -1,8 +1,10 @@
 """The configuration of every model of the MobileBERT family: student, teacher and what lies between."""
 
 import contextlib
+import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -99,13 +101,13 @@ class MobileBertConfig(PreTrainedConfig):
         return cls.from_preset(rows[name].preset, **{**rows[name].overrides, **overrides})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Any:
         """As transformers. Raises UserError, which names the folder, as the constructor and `get_config_dict` do."""
         with naming(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
         """As transformers, which sets overrides after the constructor has looked. Raises UserError as that does."""
         source = kwargs.get("name_or_path")  # given by AutoConfig alone
         with naming(source) if source else contextlib.nullcontext():
@@ -114,7 +116,7 @@ class MobileBertConfig(PreTrainedConfig):
             return found
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
         """As transformers. Raises UserError for a config.json of another family, and for what `checkpoint_files` refuses."""
         source, file = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path, CONFIG)
         if file.is_file() and not kwargs.get("subfolder"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -123,7 +123,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         super().__init__(config)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
         """As transformers', for a folder or a hub name, with the refusals of `loading.check_loaded`.
 
         A head or a pooler that the checkpoint lacks is drawn anew; weights of the body are not. `num_hidden_layers` below the
@@ -273,17 +273,25 @@ def _states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Co
     return {number % count for number in numbers if -count <= number < count}
 
 
-def check_shape(input_ids, inputs_embeds, dimensions: tuple[str, ...] = ("batch", "tokens")) -> None:
+def check_shape(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, dimensions: tuple[str, ...] = ("batch", "tokens")
+) -> None:
     """Raise ValueError unless there is one of the two, of these dimensions (embeddings have one more), none of them empty."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give input_ids or inputs_embeds, and not both")
     name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     wanted = dimensions if inputs_embeds is None else (*dimensions, "embedding_size")
+    assert given is not None
     if given.dim() != len(wanted) or 0 in given.shape:
         raise ValueError(f"{name}: shape {tuple(given.shape)}; wanted is ({', '.join(wanted)}), each at least 1")
 
 
-def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, position_ids) -> None:
+def refuse_ids(
+    embeddings: MobileBertEmbeddings,
+    input_ids: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> None:
     """Raise UserError for the first of the three whose ids its table does not hold."""
     for name, ids, table in (
         ("input_ids", input_ids, embeddings.word_embeddings),

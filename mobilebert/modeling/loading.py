@@ -38,7 +38,7 @@ from mobilebert.util.errors import UserError
 NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint's: BERT's masked-LM head is 24 million
 
 
-def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
+def load(kind: Any, files: Files, config: PreTrainedConfig | None = None) -> tuple[PreTrainedModel, dict]:
     """Return the float32 model of class `kind`, a model class or one of transformers' Auto classes, and its loading report.
 
     config: None for what `configuration` returns. Heads and a pooler that the checkpoint lacks are new. What was converted or
@@ -69,7 +69,7 @@ def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
     return model, report
 
 
-def configuration(files: Files, kind=None) -> PreTrainedConfig:
+def configuration(files: Files, kind: Any = None) -> PreTrainedConfig:
     """Return the configuration that the class `kind` reads. Raises UserError for values of which none can be made."""
     import transformers
 
@@ -113,7 +113,7 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
         yield source, tensors
 
 
-def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], source) -> None:
+def check_size(kind: Any, config: PreTrainedConfig, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError for a configuration of a far larger model than the weights are of, before it takes the memory and time."""
     check_counts(config.to_dict(), tensors, source)
     with torch.device("meta"):
@@ -124,7 +124,7 @@ def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], so
         raise UserError(f"{source}: config.json is of a model of {wanted:,} weights, the checkpoint holds {held:,}")
 
 
-def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source) -> None:
+def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError, by name, for the first weight of the model that was saved as integers or 8-bit floats: they lack their
     scales."""
     prefix = f"{model.base_model_prefix}."
@@ -136,7 +136,9 @@ def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source) -
             raise UserError(f"{source}: {name} has type {tensors[name].type}; allowed: {allowed}")
 
 
-def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched_sizes: bool, left_out: range = range(0)) -> None:
+def check_loaded(
+    model: torch.nn.Module, source: object, report: dict, ignore_mismatched_sizes: bool, left_out: range = range(0)
+) -> None:
     """Refuse weights of another architecture, and weights that are not numbers.
 
     report: transformers' loading report (missing_keys, unexpected_keys, mismatched_keys as (key, found, wanted)).
@@ -167,7 +169,7 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
 
 
 @contextlib.contextmanager
-def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
+def one_refusal(source: object, folder: Path | None = None) -> Iterator[None]:
     """Make one line, a UserError that names `source`, of what transformers raises or prints about a checkpoint.
 
     Its reports of what it drew anew stay off standard error, for `check_loaded` judges that. folder: where the checked files
@@ -194,7 +196,7 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_finite(model: torch.nn.Module, source) -> None:
+def check_finite(model: torch.nn.Module, source: object) -> None:
     """Raise UserError, by name, for the first weight with NaN or infinite values."""
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.device.type == "meta":

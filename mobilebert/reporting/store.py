@@ -78,7 +78,7 @@ def _troubles() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, CommandError, RequestException, sqlite3.Error
 
 
-def trouble(folder: Path):
+def trouble(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Return the context manager that names the store of a study's folder and the way out."""
     given = os.environ.get(VARIABLE)
     if given:

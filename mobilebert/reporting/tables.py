@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from mobilebert import paper
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
@@ -250,7 +250,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def show(value, unit: str = "", measured: bool = True) -> str:
+def show(value: Any, unit: str = "", measured: bool = True) -> str:
     """A value as a cell prints it; a published number keeps the paper's digits."""
     if value is None:
         return NOTHING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from mobilebert.jobs.record import Record
 from mobilebert.study.sections import Expectation
@@ -21,7 +21,14 @@ NEAR = 1.5  # a value within this multiple of the tolerance is `near`
 _ROUNDING = 1e-9  # 84.5 - 83.5 must not exceed a tolerance of 1.0 by a float's last digit
 
 
-def cell(published, measured, tolerance: float | None, labels=(), status: str | None = "ok", relative=False) -> Verdict:
+def cell(
+    published: Any,
+    measured: Any,
+    tolerance: float | None,
+    labels: Iterable[str] = (),
+    status: str | None = "ok",
+    relative: bool = False,
+) -> Verdict:
     """The verdict on one table cell, two-sided: a value that is too good differs like one that is too bad.
 
     published, measured: numbers in one unit, or text and lists, which either are equal or not; `tolerance` is in that

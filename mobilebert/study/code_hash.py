@@ -27,11 +27,11 @@ CARRIERS = frozenset(
 BOOKKEEPING = frozenset(f"mobilebert.{name}" for name in ("data.preflight", "util.machine", "modeling.cost", "study.budget"))
 
 
-def canonical(value) -> str:
+def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def digest(value) -> str:
+def digest(value: object) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 

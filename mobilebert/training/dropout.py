@@ -51,7 +51,16 @@ class RowDropout(TorchFunctionMode):
             row.bernoulli_(1 - p, generator=generator)
         return x * mask.div_(1 - p)
 
-    def attention(self, query, key, value, attn_mask=None, dropout_p: float = 0.0, is_causal: bool = False, **options):
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options,
+    ) -> torch.Tensor:
         """As torch's, which on a CPU holds the probabilities too if it drops some of them."""
         if not dropout_p:
             return F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal, **options)

@@ -41,7 +41,7 @@ def graph(tmp_path):
 
 
 def execute(stage, graph, results):
-    return execute_job(graph[stage.__name__.rpartition(".")[2]], "study", results, graph, lambda run: stage.run(run, STUDY))
+    return execute_job(graph[stage.__name__.rpartition(".")[2]], "study", results, graph, lambda run: stage.main(run, STUDY))
 
 
 def test_report_writes_page_and_tables(graph, tmp_path):
