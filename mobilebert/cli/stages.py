@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mobilebert.jobs.record import Record
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add a command for every stage, and `table`."""
     for stage in STAGES.values():
         one = commands.add_parser(stage.name, help=stage.help, description=stage.help)

@@ -11,7 +11,7 @@ from mobilebert.util.errors import UserError
 from mobilebert.util.machine import cores
 
 
-def add_commands(commands) -> None:
+def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands on a study or a model, and those that score any file or checkpoint."""
     plan = commands.add_parser("plan", help="print tokens, FLOPs, hours and memory of every stage, and the number of jobs")
     plan.add_argument("named", nargs="?", metavar="STUDY", help="the study, as with --study")

@@ -80,7 +80,7 @@ def prepare_corpus(
     size = tokenizer.get_vocab_size()
     encoder = _Encoder(tokenizer, Paragraphs(squad_dev_paragraphs), cache)
     writers = {split: _Writer(out, split, size) for split in SPLITS}
-    counts = dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), 0)
+    counts: dict[str, int] = dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), 0)
     try:
         for batch in _ordered_map(encoder, _batches(source.documents()), workers):
             for name, number in zip(counts, batch.counts):
@@ -246,11 +246,14 @@ def _start_worker(encoder: _Encoder) -> None:
 
 def _end_with_parent() -> None:
     """Exit when the parent ends: if it was killed, the worker would wait for a batch for ever."""
-    parent_process().join()
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
 def _encode(batch: list[str]) -> _Batch:
+    assert _worker is not None
     return _worker(batch)
 
 

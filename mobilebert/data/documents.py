@@ -112,7 +112,7 @@ def _values(column: pa.Array) -> list[str | bytes]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     raw = column.cast(pa.large_binary())
-    longest = pc.max(pc.binary_length(raw)).as_py() or 0
+    longest = pc.call_function("max", [pc.call_function("binary_length", [raw])]).as_py() or 0
     try:
         return (column if longest <= LARGEST_DOCUMENT else raw).to_pylist()
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ and single punctuation marks, as the tokenizer does, and each of these is encode
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain, count, islice
 
 import numpy as np
@@ -59,9 +60,11 @@ class SentenceEncoder:
     def _encode(self, words: list[str]) -> None:
         plain = {word: _PART.findall(word.lower()) for word in words if _PLAIN.fullmatch(word)}
         self._encode_parts({part for parts in plain.values() for part in parts} - self.parts.keys())
-        found = {word: tuple(chain.from_iterable(map(self.parts.get, parts))) for word, parts in plain.items()}
+        found: dict[str, Sequence[int]] = {}
+        for word, parts in plain.items():
+            found[word] = tuple(chain.from_iterable(map(self.parts.__getitem__, parts)))
         rest = [word for word in words if word not in plain]
-        found |= zip(rest, (encoding.ids for encoding in self.tokenizer.encode_batch_fast(rest, add_special_tokens=False)))
+        found.update(zip(rest, (item.ids for item in self.tokenizer.encode_batch_fast(rest, add_special_tokens=False))))
         new = [found[word] for word in words]
         lengths = np.fromiter(map(len, new), np.int64, len(new))
         ids = np.fromiter(chain.from_iterable(new), np.uint32, lengths.sum())

@@ -8,12 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mobilebert.data import cache, squad
 from mobilebert.study.stage_config import LengthsConfig
 from mobilebert.study.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from tokenizers import Tokenizer
 
 BUCKET = 50  # batches that are sorted by length together: little padding, yet different batches in each epoch
 
@@ -84,7 +89,7 @@ def table_file(data: Path, task: str, split: str) -> Path:
     return data / "tasks" / task / f"{split}.parquet"
 
 
-def sample(frame, rows: int | None, seed: int):
+def sample(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
     """Return at most `rows` rows of a table, drawn at random, in the table's order."""
     if rows is None or rows >= len(frame):
         return frame
@@ -92,7 +97,7 @@ def sample(frame, rows: int | None, seed: int):
     return frame.iloc[chosen].reset_index(drop=True)
 
 
-def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
+def encode(tokenizer: Tokenizer, task_name: str, frame: pd.DataFrame, length: int) -> Examples:
     """Return GLUE rows as examples: [CLS] a [SEP], or [CLS] a [SEP] b [SEP].
 
     Rows longer than `length` are cut at the longer text's end.
@@ -115,15 +120,21 @@ def encode(tokenizer, task_name: str, frame, length: int) -> Examples:
     found = cache.arrays(tokens, tokenizer.to_str(), texts, length)
     labels = frame["label"].to_numpy().astype(np.float32 if task.is_regression else np.int64)
     ids, types = (_rows(found[name], found["bounds"]) for name in ("ids", "types"))
-    return Examples(ids, types, tokenizer.token_to_id("[PAD]"), {"labels": labels})
+    pad = tokenizer.token_to_id("[PAD]")
+    assert pad is not None
+    return Examples(ids, types, pad, {"labels": labels})
 
 
 def _rows(flat: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
     return [flat[start:end] for start, end in pairwise(bounds.tolist())]
 
 
-def encode_squad(tokenizer, frame, setting: LengthsConfig, training: bool) -> tuple[Examples, squad.Windows]:
+def encode_squad(
+    tokenizer: Tokenizer, frame: pd.DataFrame, setting: LengthsConfig, training: bool
+) -> tuple[Examples, squad.Windows]:
     """Return SQuAD rows as examples, one a window, and as windows (see `mobilebert.data.squad`)."""
+    assert setting.doc_stride is not None
+    assert setting.max_query_length is not None
     cut = {"max_length": setting.length, "doc_stride": setting.doc_stride, "max_query_length": setting.max_query_length}
     texts = [frame["question"].tolist(), frame["context"].tolist()]
     answers = None
@@ -140,4 +151,5 @@ def encode_squad(tokenizer, frame, setting: LengthsConfig, training: bool) -> tu
     targets = {name: found[name].astype(np.int64) for name in names}
     rows = [windows[index] for index in range(len(windows))]
     pad = tokenizer.token_to_id("[PAD]")
+    assert pad is not None
     return Examples([row["input_ids"] for row in rows], [row["token_type_ids"] for row in rows], pad, targets), windows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobilebert.study.tasks import HIDDEN_LABEL, STSB_RANGE, Task
 from mobilebert.util.errors import UserError, shown_key
@@ -29,7 +29,7 @@ def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None
         raise UserError(f"{where}: the {split} split of {task.name} is empty")
     for name, kind in task.columns.items():
         if kind == "text":
-            wrong = ~frame[name].map(lambda value: isinstance(value, str)).astype(bool)
+            wrong: Any = ~frame[name].map(lambda value: isinstance(value, str)).astype(bool)
             if wrong.any():
                 raise UserError(
                     f"{where}: column {name} holds {int(wrong.sum())} values that are not text, first in row "
@@ -38,9 +38,10 @@ def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None
         elif kind == "integer" and frame[name].dtype.kind not in "iu":
             raise UserError(f"{where}: column {name} is of type {frame[name].dtype}; allowed: integers")
     key = "id" if task.is_squad else "idx"
-    repeated = frame[key].duplicated()
+    keys: Any = frame[key]
+    repeated = keys.duplicated()
     if repeated.any():
-        first = shown_key(frame[key][repeated].iloc[0])
+        first = shown_key(keys[repeated].iloc[0])
         raise UserError(f"{where}: {int(repeated.sum())} rows repeat the {key} of another row, first {key} {first}")
     if task.is_squad:
         _check_answers(frame, task, where)
@@ -51,25 +52,28 @@ def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None
 def _check_labels(frame: pd.DataFrame, task: Task, split: str, where: str) -> None:
     low, high = STSB_RANGE if task.is_regression else (0, task.num_labels - 1)
     allowed = f"{low} to {high}" + (f", or {HIDDEN_LABEL}" if split.startswith("test") else "")
-    label = frame["label"]
+    label: Any = frame["label"]
     kind = label.dtype.kind
     if kind not in ("fiu" if task.is_regression else "iu"):
         raise UserError(f"{where}: label of {task.name} is of type {label.dtype}; allowed: {allowed}")
-    good = label.between(low, high) & label.notna()
+    good: Any = label.between(low, high) & label.notna()
     if split.startswith("test"):
         good |= label == HIDDEN_LABEL
     if not good.all():
+        idx: Any = frame["idx"]
         raise UserError(
             f"{where}: {int((~good).sum())} labels of {task.name} are out of range, first {label[~good].iloc[0]} "
-            f"at idx {frame['idx'][~good].iloc[0]}; allowed: {allowed}"
+            f"at idx {idx[~good].iloc[0]}; allowed: {allowed}"
         )
 
 
-def plain_answers(answers, where: str) -> dict[str, list]:
+def plain_answers(answers: Any, where: str) -> dict[str, list]:
     """Return {"text": list[str], "answer_start": list[int]} from `answers` with lists or arrays.
 
     Raises UserError, in one line that begins with `where`, if `answers` has another form.
     """
+    texts: Any
+    starts: Any
     texts, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
     if not all(isinstance(values, list) or getattr(values, "ndim", None) == 1 for values in (texts, starts)):
         raise UserError(f"{where} must hold the lists text and answer_start")

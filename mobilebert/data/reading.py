@@ -11,9 +11,9 @@ import contextlib
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -131,7 +131,7 @@ def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, l
         raise UserError(f"{path}: is empty")
 
 
-def json_of(content: str, where: str, pairs_hook=None):
+def json_of(content: str, where: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return the value of a JSON text.
 
     Raises UserError if it is not JSON, is nested too deep or holds half of a surrogate pair.
@@ -147,7 +147,7 @@ def json_of(content: str, where: str, pairs_hook=None):
     return value
 
 
-def json_file(path: Path, pairs_hook=None, limit: int = LARGEST_JSON):
+def json_file(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None, limit: int = LARGEST_JSON) -> Any:
     """Return the value of a JSON file, plain or .gz."""
     content = text(path, "not JSON", limit)
     if not content.strip():
@@ -242,6 +242,7 @@ def _column(column: pa.ChunkedArray, kind: str, name: str, path: Path) -> pd.Ser
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: column {name} is not UTF-8 in row {row} ({one_line(error)})") from None
         column.validate(full=True)  # raises the suppressed error, if no row explained it
+    raise AssertionError(name)
 
 
 def _size(limit: int) -> str:

@@ -1,6 +1,7 @@
 """Draw BERT's pre-training examples with random access: a batch depends only on seed and step."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -67,7 +68,8 @@ class Pairs:
             raise UserError(
                 f"{folder}: {split}.tokens.npy was not written with this tokenizer, whose vocabulary is {self.vocab_size}"
             )
-        self.pad, self.cls, self.sep, self.mask = (tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK))
+        special: Any = [tokenizer.token_to_id(token) for token in (PAD, CLS, SEP, MASK)]
+        self.pad, self.cls, self.sep, self.mask = special
 
     def __len__(self) -> int:
         """Return the number of pairs whose tokens add up to the corpus, at least 1."""
@@ -208,7 +210,7 @@ class Pairs:
         return np.flatnonzero(chosen), labels
 
 
-def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
+def predictions(real: Any, mask_share: float = MASK_SHARE, most: int | None = None) -> Any:
     """Return how many tokens are masked in rows of `real` tokens, special tokens counted.
 
     real: an array or a number. The result never decreases with `real`.
@@ -219,6 +221,7 @@ def predictions(real, mask_share: float = MASK_SHARE, most: int | None = None):
 
 def _skip(generator: np.random.Generator, draws: int) -> None:
     """Skip `draws` float32 draws; each 64-bit number of the generator gives two."""
+    assert isinstance(generator.bit_generator, np.random.PCG64)
     generator.bit_generator.advance(draws // 2)
     generator.random(draws % 2, np.float32)
 

@@ -177,6 +177,7 @@ class HubSource(Source):
         hashes = {}
         for split in self.splits(name):
             rows = self.table(name, split).to_json(orient="records", lines=True)
+            assert rows is not None
             hashes["/".join(filter(None, (*_hub_name(name), split)))] = hashlib.sha256(rows.encode()).hexdigest()
         return hashes
 

@@ -9,12 +9,20 @@ by the tokens' offsets; the released code instead realigns WordPieces with white
 DataFrame, a `datasets.Dataset`, a dict of lists.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mobilebert.util.errors import UserError
+
+
+class Columns(Protocol):
+    """A table that gives its columns by name."""
+
+    def __getitem__(self, key: str, /) -> Any: ...
+
 
 _ROWS_AT_ONCE = 1024  # postprocess holds n_best^2 pair scores a window: 1024 * 400 * 4 bytes = 1.6 MB
 _IMPOSSIBLE = np.float32(-np.inf)
@@ -55,7 +63,7 @@ class Windows:
         """Return the tokens of each window, [N]."""
         return np.diff(self.bounds)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one window: input_ids and token_type_ids (int32 [length]; 1 from the context on).
 
         In training, also the positions.
@@ -63,7 +71,7 @@ class Windows:
         ids = self.input_ids[self.bounds[index] : self.bounds[index + 1]]
         types = (np.arange(len(ids)) >= self.context_start[index]).astype(np.int32)
         window = {"input_ids": ids, "token_type_ids": types}
-        if self.start_positions is not None:
+        if self.start_positions is not None and self.end_positions is not None:
             window |= {
                 "start_positions": int(self.start_positions[index]),
                 "end_positions": int(self.end_positions[index]),
@@ -76,7 +84,7 @@ class Windows:
         return int(self.offsets[row + start, 0]), int(self.offsets[row + end, 1])
 
 
-def references(examples: Mapping) -> list[dict]:
+def references(examples: Columns) -> list[dict]:
     """Return the questions in the form of `mobilebert.evaluation.squad`.
 
     That is [{"id": ..., "answers": [texts]}].
@@ -85,8 +93,8 @@ def references(examples: Mapping) -> list[dict]:
 
 
 def windows(
-    tokenizer,
-    examples: Mapping,
+    tokenizer: Tokenizer,
+    examples: Columns,
     max_length: int = 384,
     doc_stride: int = 128,
     max_query_length: int = 64,
@@ -120,7 +128,7 @@ def windows(
     for row, question in enumerate(questions):
         begin, end = context_bounds[context_of[row]], context_bounds[context_of[row] + 1]
         before = np.array([cls, *question.ids[:max_query_length], sep], dtype=np.int32)
-        cuts = _cuts(end - begin, max_length - len(before) - 1, doc_stride)
+        cuts = _cuts(int(end - begin), max_length - len(before) - 1, doc_stride)
         for (start, size), best in zip(cuts, _max_context(cuts)):
             pieces.append(np.concatenate([before, token_ids[begin + start : begin + start + size], [sep]]).astype(np.int32))
             best_places.append(np.concatenate([np.zeros(len(before), bool), best, [False]]))
@@ -200,7 +208,7 @@ def _max_context(cuts: list[tuple[int, int]]) -> list[np.ndarray]:
     return [best[start : start + size] == piece for piece, (start, size) in enumerate(cuts)]
 
 
-def _answer_spans(examples: Mapping, offsets: np.ndarray, bounds: np.ndarray, context_of: np.ndarray) -> np.ndarray:
+def _answer_spans(examples: Columns, offsets: np.ndarray, bounds: np.ndarray, context_of: np.ndarray) -> np.ndarray:
     """Return first and last token, in its context, of each example's first answer, [E, 2].
 
     (-1, -1) if there is none. The span holds all tokens that share a character with the answer; it
@@ -223,7 +231,7 @@ def postprocess(
     windows: Windows,
     start_logits: np.ndarray,
     end_logits: np.ndarray,
-    examples: Mapping,
+    examples: Columns,
     n_best: int = 20,
     max_answer_length: int = 30,
     v2: bool = False,

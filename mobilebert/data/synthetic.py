@@ -254,6 +254,7 @@ class SyntheticSource(Source):
     def documents(self) -> Iterator[str]:
         rng = self._rng("corpus")
         leaks = self._leaked()
+        assert self.limit is not None
         for number in range(self.limit):
             w = _Writer(rng, int(rng.integers(TOPICS)))
             paragraphs = [" ".join(w.sentence() for _ in range(rng.integers(3, 6))) for _ in range(rng.integers(2, 5))]

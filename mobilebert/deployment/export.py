@@ -58,7 +58,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
             # and BERT) add a 4-D mask unchanged.
             mask = (1.0 - attention_mask.to(torch.float32))[:, None, None, :] * masked_score
             out = self.model(input_ids=input_ids, attention_mask=mask, token_type_ids=token_type_ids)
-            return tuple(out[name] for name in names)
+            return tuple(out[name] for name in names or ())
 
     # The example has padding, so that no branch on the mask is traced as "nothing to mask".
     ids = torch.zeros(2, length, dtype=torch.int64, device=model.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Product(NamedTuple):
     def weight_range(self) -> tuple[int, int]:
         """Return the smallest and largest weight, or its type's range if it is not a constant."""
         if self.weights is None:
+            assert self.types is not None
             limits = np.iinfo(self.types[1])
             return limits.min, limits.max
         return int(self.weights.min()), int(self.weights.max())
@@ -135,7 +136,7 @@ def int8_flops_share(model: onnx.ModelProto, length: int) -> float | None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    shapes = dict(zip(tensors, session.run(None, feed)))
+    shapes: dict[str, Any] = dict(zip(tensors, session.run(None, feed)))
     flops = {True: 0, False: 0}
     for item in counted:
         transposed = any(given.name == "transA" and given.i for given in item.node.attribute)
@@ -159,7 +160,7 @@ def describe(source: Path, target: Path, length: int) -> Quantization:
         method="dynamic",
         engine=f"onnxruntime {onnxruntime.__version__}",
         weight_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
-        activation_type=", ".join(sorted({item.types[0] for item in integer})),
+        activation_type=", ".join(sorted({item.types[0] for item in integer if item.types})),
         saturates=any(item.saturates for item in integer),
         scored_on=processor(),
         bytes_before=source.stat().st_size,

@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +28,7 @@ OTHERS_CORES = 0.10
 SETTLE_S = 0.01
 
 
-def measure(
-    specs: list[dict], *, length: int, batch: int, threads: int, rounds: int, warmup: int, seed: int
-) -> dict[str, object]:
+def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds: int, warmup: int, seed: int) -> dict[str, Any]:
     """Return the times of one forward pass of each model, measured in turn, `rounds` times.
 
     specs: {"name", "engine" (one of ENGINES), "config" (fields of a model's configuration,

@@ -1,13 +1,15 @@
 """Run in the processes of `latency`: prepare files and the reference output, or time one model."""
 
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime  # noqa: F401  (here so that the processes share one import)
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
@@ -17,7 +19,7 @@ from mobilebert.modeling.encoder import MobileBertModel
 CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
 
 
-def build(config: dict, seed: int) -> torch.nn.Module:
+def build(config: dict, seed: int) -> PreTrainedModel:
     """Return the encoder of `config` with random weights, the same in every process for a seed."""
     fields = dict(config)
     config_class, model_class = CLASSES[fields.pop("model_type")]
@@ -57,13 +59,16 @@ def serve(
     (seconds of this process) and "output" (the last forward's array).
     """
     torch.set_num_threads(threads)
+    forward: Callable[[], Any]
     if file is None:
         forward = _forward(build(config, seed), inputs)
     else:
         model = OnnxModel(file, threads)
 
-        def forward():
+        def from_onnx() -> np.ndarray:
             return model(inputs)["last_hidden_state"]
+
+        forward = from_onnx
 
     connection.send(("ready", None))
     while True:
@@ -78,7 +83,7 @@ def serve(
             connection.send(("array", np.asarray(output)))
 
 
-def _forward(model: torch.nn.Module, inputs: dict[str, np.ndarray]):
+def _forward(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Callable[[], torch.Tensor]:
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
 
     def forward() -> torch.Tensor:

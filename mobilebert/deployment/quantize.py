@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,8 @@ class OnnxModel:
             raise UserError(f"{self.path}: needs the input {unknown[0]}; given are {', '.join(batch)}")
         feed = {name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs}
         try:
-            return dict(zip(self.outputs, self._session.run(self.outputs, feed)))
+            found: Any = self._session.run(self.outputs, feed)
+            return dict(zip(self.outputs, found))
         except Exception as error:  # as above
             shape = " x ".join(map(str, next(iter(feed.values())).shape))
             raise UserError(f"{self.path}: does not run on {shape} tokens ({str(error).splitlines()[0][:200]})") from error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from torch import nn
 
 from mobilebert.distillation import losses
 from mobilebert.distillation.teacher_layers import by_layer, with_statistics
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, shuffle_weights
 from mobilebert.jobs.context import JobContext
+from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.study.graph import final_job
@@ -23,13 +27,13 @@ def schedule_labels(study: Study, config: DistillConfig) -> list[str]:
     return study.schedule_labels("distill") + (study.schedule_labels("transfer") if config.transfer else [])
 
 
-def new_student(context: JobContext, teacher, device: str):
+def new_student(context: JobContext, teacher: MobileBertForPreTraining, device: str) -> MobileBertForPreTraining:
     """Return the student that transfer trained, or a new one."""
     config, transferred = context.settings(DistillConfig), f"transfer/{context.job.name}"
     if transferred in context.job.inputs:
-        return objective.input_model(context, transferred).to(device)
+        return cast(MobileBertForPreTraining, objective.input_model(context, transferred).to(device))
     torch.manual_seed(config.seed)
-    student = objective.new_model(config.architecture).to(device)
+    student = cast(MobileBertForPreTraining, objective.new_model(config.architecture).to(device))
     if config.control != "fresh-student":
         copy_outside_encoder(student, teacher)
     return student
@@ -44,7 +48,9 @@ def wanted(transfer: Transfer | None) -> dict:
 
 
 @torch.no_grad()
-def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfer | None) -> tuple[torch.Tensor, dict[int, dict]]:
+def teacher_guide(
+    teacher: MobileBertForPreTraining, batch: dict, config: DistillConfig, transfer: Transfer | None
+) -> tuple[torch.Tensor, dict[int, dict]]:
     """Return the teacher's masked-LM logits (N, V), and for AKT its layers for `Transfer.compare`.
 
     The logits are computed at the masked positions alone. The NSP head does not run.
@@ -61,7 +67,7 @@ def teacher_guide(teacher, batch: dict, config: DistillConfig, transfer: Transfe
 
 
 def distillation_loss(
-    student, theirs: tuple, batch: dict, config: DistillConfig, transfer: Transfer | None
+    student: nn.Module, theirs: tuple, batch: dict, config: DistillConfig, transfer: Transfer | None
 ) -> dict[str, torch.Tensor]:
     """Return alpha * MLM + (1 - alpha) * KD + NSP (paper section 3.4), and each term.
 
@@ -82,7 +88,9 @@ def distillation_loss(
     return parts
 
 
-def soft_logits(teacher, states: torch.Tensor, positions: torch.Tensor, temperature: float) -> torch.Tensor:
+def soft_logits(
+    teacher: MobileBertForPreTraining, states: torch.Tensor, positions: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """Return masked-LM logits (N, V) at `positions` of the flattened `states` (B, T, C).
 
     The released code's `distill_temperature` multiplies the input of the head's transform, not the
@@ -92,10 +100,12 @@ def soft_logits(teacher, states: torch.Tensor, positions: torch.Tensor, temperat
     return teacher.cls.predictions(masked if temperature == 1 else masked * temperature)
 
 
-def teacher_of(context: JobContext, study: Study, device: str):
+def teacher_of(context: JobContext, study: Study, device: str) -> MobileBertForPreTraining:
     """Return the frozen teacher; the control "shuffled-teacher" shuffles its weights."""
-    model = models()[context.job.name]
-    teacher = objective.input_model(context, final_job(study, model.teacher)).to(device).eval()
+    model = models()[context.job.name].teacher
+    final = model and final_job(study, model)
+    assert final
+    teacher = cast(MobileBertForPreTraining, objective.input_model(context, final).to(device).eval())
     config = context.settings(StudentConfig)
     if config.control == "shuffled-teacher":
         shuffle_weights(teacher, config.seed)

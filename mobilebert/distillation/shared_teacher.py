@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,14 +57,15 @@ class SharedPass:
     """
 
     def __init__(self, members: list[str]):
-        self.asked = dict.fromkeys(members, (-1, 0))  # (step, micro-batch)
+        self.asked: dict[str, tuple[int, int]] = dict.fromkeys(members, (-1, 0))  # (step, micro-batch)
         self.change = threading.Condition()
         self.worker: str | None = None
         self.stopped = False
-        self.key = self.kept = None
+        self.key: tuple[int, int] | None = None
+        self.kept: Any = None
         self.takers = 0
 
-    def get(self, member: str, step: int, make: Callable[[], object]):
+    def get(self, member: str, step: int, make: Callable[[], Any]) -> Any:
         """Return the value of a step's next micro-batch, from `make` of the first caller.
 
         Raises Stopped after `stop`.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
 
 from mobilebert.distillation import losses
 from mobilebert.modeling.encoder import additive_mask
+from mobilebert.modeling.heads import MobileBertForPreTraining
 
 
 class Guide:
@@ -18,7 +20,7 @@ class Guide:
     """
 
     @torch.no_grad()
-    def __init__(self, teacher: nn.Module, batch: dict[str, torch.Tensor], depth: int, taught: range, recipe: str):
+    def __init__(self, teacher: MobileBertForPreTraining, batch: dict[str, torch.Tensor], depth: int, taught: range, recipe: str):
         self.model, self.depth, self.taught = teacher.mobilebert, depth, taught
         self.mask = additive_mask(batch.get("attention_mask"), self.model.compute_dtype(), teacher.config.mask_value)
         self.made: dict[tuple[bool, bool], dict[int, dict]] = {}
@@ -48,7 +50,7 @@ class Guide:
         return self.made[maps, slips]
 
 
-def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
+def layers(model: MobileBertForPreTraining, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:
     """Run `depth` blocks and return the "features" (B, T, C) of each taught one.
 
     A block named in `maps` also has its "attention" (B, H, T, T). A stage of PKT needs the features
@@ -59,7 +61,12 @@ def layers(model: nn.Module, inputs: dict, depth: int, taught: range, maps: list
     return by_layer(None if last else out.hidden_states, out.attentions, taught, out.last_hidden_state)
 
 
-def by_layer(states, attentions, taught: range, last: torch.Tensor | None = None) -> dict[int, dict]:
+def by_layer(
+    states: Sequence[torch.Tensor] | None,
+    attentions: Sequence[torch.Tensor | None] | None,
+    taught: range,
+    last: torch.Tensor | None = None,
+) -> dict[int, dict]:
     """Return hidden states (embeddings first) and attention maps by layer, for `Transfer.compare`.
 
     last: the only taught layer's features, if `states` is None.

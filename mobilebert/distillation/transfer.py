@@ -15,6 +15,7 @@ from torch import nn
 
 from mobilebert.distillation import losses
 from mobilebert.distillation.teacher_layers import Guide, layers
+from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.pretraining.objective import INPUTS
 from mobilebert.study import schedule
 from mobilebert.study.architecture import mismatch
@@ -31,7 +32,7 @@ def layer_of(name: str) -> int:
 
 
 @torch.no_grad()
-def copy_outside_encoder(student: nn.Module, teacher: nn.Module) -> list[str]:
+def copy_outside_encoder(student: MobileBertForPreTraining, teacher: MobileBertForPreTraining) -> list[str]:
     """Copy embeddings, pooler and heads from the teacher, as the released code does.
 
     Return the names of the copied parameters. The embedding norm is not copied if one model has
@@ -75,13 +76,13 @@ class Transfer:
     shapes of student and teacher do not fit its losses.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, config: LayerwiseConfig):
+    def __init__(self, student: MobileBertForPreTraining, teacher: MobileBertForPreTraining, config: LayerwiseConfig):
         if problem := mismatch(student.config.to_dict(), teacher.config.to_dict(), config.losses):
             raise UserError(problem)
         self.student, self.teacher, self.config = student, teacher, config
         self.recipe = config.recipe
         self.layers = student.config.num_hidden_layers
-        self.factors = tuple(config.factors or losses.FACTORS[self.recipe])
+        self.factors = config.factors or losses.FACTORS[self.recipe]
         self.progressive = config.strategy == "pkt"
 
     def depth(self, step: int) -> tuple[int, range]:
@@ -95,7 +96,7 @@ class Transfer:
         """Return the layer that PKT teaches at a step, from 1; None for the other strategies."""
         return self.depth(step)[0] if self.progressive else None
 
-    def prepare(self, optimizer: torch.optim.Optimizer):
+    def prepare(self, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
         """Return a function of the step that sets each layer's share of the learning rate.
 
         Parameters with share 0 get no gradient. Each group of the optimizer must hold parameters of
@@ -163,6 +164,7 @@ class Transfer:
         total = sum(
             losses.layer(student[index], teacher[index], self.recipe, self.config.losses, self.factors, mask) for index in student
         )
+        assert isinstance(total, torch.Tensor)
         if self.recipe == "released":
             return total / self.layers
         return total / len(student) * batch.get("token_weight", 1.0)  # a micro-batch's share of the real tokens

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tokenizers import Tokenizer
 
 from mobilebert.data import squad
 from mobilebert.data.examples import encode, encode_squad
@@ -42,7 +43,7 @@ class Model:
     source: str
     task: Task
     forward: Forward
-    tokenizer: object
+    tokenizer: Tokenizer
     setting: LengthsConfig
     order: list[int]
     size: int
@@ -60,6 +61,7 @@ class Model:
             found = self._outputs(examples, ("start_logits", "end_logits"), what)
             start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
             longest, v2 = self.setting.max_answer_length, self.task.name == "squad_v2.0"
+            assert longest is not None
             texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=longest, v2=v2)
             keys = list(frame["id"])
             table = pd.DataFrame({"id": keys, "prediction": [texts[key] for key in keys]})
@@ -72,7 +74,8 @@ class Model:
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = (odds / odds.sum(axis=1, keepdims=True)).T
         return pd.DataFrame(
-            {"prediction": logits.argmax(axis=1)} | {f"probability_{name}": row for name, row in zip(self.task.labels, shares)}
+            {"prediction": logits.argmax(axis=1)}
+            | {f"probability_{name}": row for name, row in zip(self.task.labels or (), shares)}
         )
 
     def _outputs(self, examples, names: tuple[str, ...], what: str) -> dict[str, list[np.ndarray]]:
@@ -226,7 +229,7 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
     if absent := sorted(info["missing_keys"]):
         raise UserError(f"{source}: not fine-tuned for {task.name}: its checkpoint has no {', '.join(absent[:3])}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).eval()
+    model.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers wraps Module.to and loses its self)
     named = inspect.signature(model.forward).parameters  # DistilBERT, for one, takes no token_type_ids
 
     @torch.inference_mode()

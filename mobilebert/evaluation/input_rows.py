@@ -54,7 +54,7 @@ def read_table(data: str, task: Task, split: str) -> pd.DataFrame:
     if not path.is_file():
         path = _file(path, task, stem)
     frame = tables.read(path, task)
-    hidden = "label" in frame and len(frame) and (frame["label"] == HIDDEN_LABEL).all()
+    hidden = "label" in frame and len(frame) and bool((frame["label"] == HIDDEN_LABEL).to_numpy().all())
     return tables.checked(frame, task, "test" if hidden and "test" in task.splits else split, str(path))
 
 
@@ -64,7 +64,7 @@ def labelled_table(data: str, task: Task, split: str) -> pd.DataFrame:
     Raises UserError also if its labels are hidden, because nothing can be scored on it.
     """
     frame = read_table(data, task, split)
-    if not task.is_squad and (frame["label"] == HIDDEN_LABEL).any():
+    if not task.is_squad and (frame["label"] == HIDDEN_LABEL).to_numpy().any():
         raise UserError(f"{data}: {task.name} has hidden labels (-1) in this split; only a labelled split can be scored")
     return frame
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,7 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
         wanted = " and ".join(f"--{name.replace('_', '-')}" for name in options)
         raise UserError(f"{task.name} reads {' and '.join(task.text_columns)}: give {wanted}, or a file with --input")
     try:
-        "".join(texts[name] for name in options).encode()
+        "".join(texts[name] or "" for name in options).encode()
     except UnicodeEncodeError:  # Python turns bytes of another encoding in arguments into surrogates
         raise UserError(f"{' and '.join(options)}: not UTF-8") from None
     return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
@@ -111,10 +112,11 @@ def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
                 raise UserError(f"{where}: column {name} is not text in row {row}")
     if key not in frame:
         frame = frame.assign(**{key: [str(row) if task.is_squad else row for row in range(len(frame))]})
-    frame = frame.assign(**{key: _keys(frame[key], key, task, where)})
-    if (repeated := frame[key].duplicated()).any():
-        raise UserError(f"{where}: {key} {frame[key][repeated].iloc[0]} is there twice")
-    return frame[[key, *task.text_columns]].reset_index(drop=True)
+    frame = frame.assign(**{key: _keys(pd.Series(frame[key]), key, task, where)})
+    keys: Any = frame[key]
+    if (repeated := keys.duplicated()).any():
+        raise UserError(f"{where}: {key} {keys[repeated].iloc[0]} is there twice")
+    return pd.DataFrame(frame[[key, *task.text_columns]]).reset_index(drop=True)
 
 
 def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | list[int | str]:

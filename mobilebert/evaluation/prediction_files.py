@@ -17,7 +17,9 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +65,7 @@ def read_glue(path: Path, task: Task) -> pd.DataFrame:
         raise UserError(f"{path}: column split holds {unknown[0]!r:.80}; allowed: {', '.join(SPLITS)}")
     convert = _value if task.is_regression else _class
     values = [convert(value, task, f"{path}: idx {key}") for key, value in zip(idx, frame["prediction"])]
-    found = frame[["split"]].copy() if "split" in frame else pd.DataFrame(index=frame.index)
+    found: Any = frame[["split"]].copy() if "split" in frame else pd.DataFrame(index=frame.index)
     found["idx"], found["prediction"] = idx, values
     repeated = found.drop(columns="prediction").duplicated()
     if repeated.any():
@@ -90,14 +92,14 @@ def _value(value, task: Task, where: str) -> float:
 
 def _class(value, task: Task, where: str) -> int:
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    for code, name in enumerate(task.labels):
+    for code, name in enumerate(task.labels or ()):
         if text in (str(code), name):
             return code
     raise UserError(f"{where}: prediction {text!r:.80} is no class of {task.name}; allowed: {_classes(task)}")
 
 
 def _classes(task: Task) -> str:
-    return f"0 to {task.num_labels - 1} or {', '.join(task.labels)}"
+    return f"0 to {task.num_labels - 1} or {', '.join(task.labels or ())}"
 
 
 def _aligned(found: pd.DataFrame, table: pd.DataFrame, where: Path) -> np.ndarray:
@@ -154,11 +156,10 @@ def read_squad(path: Path) -> tuple[dict[str, str], dict[str, float] | None]:
         for row, key in enumerate(frame["id"]):
             if not isinstance(key, str):
                 raise UserError(f"{path}: row {row}: column id holds something else than text")
-        repeated = frame["id"].duplicated()
+        ids: Any = frame["id"]
+        repeated = ids.duplicated()
         if repeated.any():
-            raise UserError(
-                f"{path}: {int(repeated.sum())} ids are there twice, first {shown_key(frame['id'][repeated].iloc[0])}"
-            )
+            raise UserError(f"{path}: {int(repeated.sum())} ids are there twice, first {shown_key(ids[repeated].iloc[0])}")
         texts = dict(zip(frame["id"], frame["prediction"]))
         if "null_odds" in frame:
             odds = _odds(dict(zip(frame["id"], frame["null_odds"])), path)
@@ -234,7 +235,7 @@ def score(task_name: str, data: str, predictions: Path, null_odds: Path | None =
         roles = [role for role in roles if role in there] or roles[:1]
     for role in roles:
         table = input_rows.labelled_table(data, task, role)
-        mine = found[found["split"] == role] if "split" in found else found
+        mine: Any = found[found["split"] == role] if "split" in found else found
         count_rows(result, task, role, table)
         result |= glue_metrics(task, role, _aligned(mine, table, predictions), table)
     return result
@@ -264,7 +265,7 @@ def check_output(path: Path | None, task: Task, parts: int = 1) -> None:
         raise UserError(f"{path}: cannot be written; name a file in a folder that exists and is writable")
 
 
-def server_tsv(task: Task, idx, predictions) -> str:
+def server_tsv(task: Task, idx: Iterable, predictions: Iterable) -> str:
     """Return the text of a file for the GLUE server, with the header `index`, `prediction`.
 
     Classes are names for MNLI, QNLI, RTE and AX, else numbers.
@@ -274,6 +275,7 @@ def server_tsv(task: Task, idx, predictions) -> str:
         if task.is_regression:
             value = f"{value:.6f}"
         elif task.name in NAMED_BY_SERVER:
+            assert task.labels is not None
             value = task.labels[value]
         lines.append(f"{key}\t{value}")
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from mobilebert.evaluation import squad as squad_scores
 from mobilebert.study.stage_config import TaskConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import Diverged
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # input_ids, attention_mask, token_type_ids -> logits
 BATCH = 64
@@ -51,7 +55,9 @@ def outputs(
     return found
 
 
-def evaluate(forward: Forward, tokenizer, data: Path, setting: TaskConfig, out: Path, size: int = BATCH) -> tuple[dict, dict]:
+def evaluate(
+    forward: Forward, tokenizer: Tokenizer, data: Path, setting: TaskConfig, out: Path, size: int = BATCH
+) -> tuple[dict, dict]:
     """Score a model on every labelled validation split of a task; return (metrics, details).
 
     metrics: fractions by the task's metric names, with `mismatched_` before those of MNLI's second
@@ -99,18 +105,22 @@ def padded(rows: list[np.ndarray]) -> np.ndarray:
     return table
 
 
-def _evaluate_squad(forward: Forward, tokenizer, data: Path, setting: TaskConfig, out: Path, size: int) -> tuple[dict, dict]:
+def _evaluate_squad(
+    forward: Forward, tokenizer: Tokenizer, data: Path, setting: TaskConfig, out: Path, size: int
+) -> tuple[dict, dict]:
     v2 = setting.task == "squad_v2.0"
     frame = sample(pd.read_parquet(table_file(data, setting.task, "validation")), setting.eval_rows, seed=0)
     examples, windows = encode_squad(tokenizer, frame, setting, training=False)
     found = outputs(forward, examples, ("start_logits", "end_logits"), size)
     start, end = (padded(found[name]) for name in ("start_logits", "end_logits"))
+    assert setting.max_answer_length is not None
     texts, odds = squad.postprocess(windows, start, end, frame, max_answer_length=setting.max_answer_length, v2=v2)
     wanted = squad.references(frame)
     scores = squad_scores.score_v2(texts, wanted, odds, 0.0) if v2 else squad_scores.score_v1(texts, wanted)
     answers = squad_scores.with_null(texts, odds, 0.0) if v2 else texts
     kept = pd.DataFrame({"id": list(texts), "prediction": list(texts.values())})
-    (kept.assign(null_odds=kept["id"].map(odds)) if v2 else kept).to_parquet(out / "predictions.parquet", index=False)
+    ids: Any = kept["id"]
+    (kept.assign(null_odds=ids.map(odds)) if v2 else kept).to_parquet(out / "predictions.parquet", index=False)
     empty = sum(not text for text in answers.values()) / len(answers)
     details = {
         "rows": {"validation": len(frame)},

@@ -12,6 +12,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def is_whole(table: pd.DataFrame, name: str, split: str) -> bool:
 
 def _majority(data: str, name: str) -> float | int:
     """Return the most frequent training label (the lower class if equal); for STS-B the mean."""
-    label: pd.Series = input_rows.labelled_table(data, TASKS[name], "train")["label"]
+    label: Any = input_rows.labelled_table(data, TASKS[name], "train")["label"]
     return float(label.mean()) if TASKS[name].is_regression else int(label.mode().iloc[0])
 
 

@@ -106,7 +106,8 @@ def search(config: Searched, scores_of: Callable[[list[Trial]], list[float | Non
 
 def ranked(trials: Sequence[Trial], scores: Sequence[float | None]) -> list[Trial]:
     """Return the trials from best to worst score, diverged ones last, equal ones in their order."""
-    order = sorted(range(len(trials)), key=lambda place: -math.inf if scores[place] is None else scores[place], reverse=True)
+    known = [-math.inf if score is None else score for score in scores]
+    order = sorted(range(len(trials)), key=known.__getitem__, reverse=True)
     return [trials[place] for place in order]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,14 +42,16 @@ class BagOfEmbeddings(nn.Module):
         self.classifier = nn.Linear(width, num_labels)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    def forward(self, input_ids, attention_mask, token_type_ids=None):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return the logits (B, num_labels)."""
         weights = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
         mean = (self.embedding(input_ids) * weights).sum(1) / weights.sum(1)
         return {"logits": self.classifier(mean)}
 
 
-def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Module:
+def new_model(task_name: str, architecture: Mapping[str, Any], folder: Path | None) -> nn.Module:
     """Return a float32 model with the task's head on the pre-trained weights in `folder`.
 
     The bag of embeddings has no pre-trained weights.
@@ -56,6 +59,7 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
     task = TASKS[task_name]
     if architecture["model_type"] == "bag-of-embeddings":
         return BagOfEmbeddings(architecture["vocab_size"], architecture["hidden_size"], task.num_labels)
+    assert folder is not None
     if architecture["model_type"] == "bert":
         from transformers import BertForQuestionAnswering as Answering
         from transformers import BertForSequenceClassification as Classification
@@ -66,19 +70,18 @@ def new_model(task_name: str, architecture: dict, folder: Path | None) -> nn.Mod
         from mobilebert.modeling.tasks import MobileBertForQuestionAnswering as Answering
         from mobilebert.modeling.tasks import MobileBertForSequenceClassification as Classification
     if task.is_squad:
-        return Answering.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    head = {}
+        return cast(nn.Module, Answering.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False))
+    head: dict[str, Any] = {}
     if "classifier_dropout" in architecture:  # 0.1 in the released code, whatever a checkpoint says; absent for a baseline
         head["classifier_dropout"] = architecture["classifier_dropout"]
     if task.labels:  # config.json names them for users of the saved folder
         head["id2label"] = dict(enumerate(task.labels))
         head["label2id"] = {label: index for index, label in enumerate(task.labels)}
-    return Classification.from_pretrained(
-        folder, num_labels=task.num_labels, dtype=torch.float32, trust_remote_code=False, **head
-    )
+    options = {"num_labels": task.num_labels, "dtype": torch.float32, "trust_remote_code": False}
+    return cast(nn.Module, Classification.from_pretrained(folder, **options, **head))
 
 
-def loss(task_name: str, out, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss(task_name: str, out: Mapping[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the task's loss.
 
     It is the cross-entropy over classes; the squared error for STS-B; the mean of start and end
@@ -146,7 +149,7 @@ def flops_per_token(architecture: Mapping) -> Callable[[int, int], float] | None
     return lambda step, length: 3 * cost(architecture, length).encoder_flops / length
 
 
-def forward_of(model: nn.Module, device: str):
+def forward_of(model: nn.Module, device: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Return the model as a function of NumPy arrays, for scoring."""
     model.eval()
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -104,6 +105,7 @@ def several_runs(context: JobContext, trials: list[Trial], train: Train, train_t
     if len(trials) > 1 and not all(record_file(context, trial).exists() for trial in trials):
         part = part_of(context, trials[0].role, name)
         started, clock = datetime.now(UTC), time.monotonic()
+        assert train_together is not None
         try:
             one = train_together(part, trials)
         except torch.OutOfMemoryError:
@@ -173,7 +175,8 @@ def one_run(context: JobContext, trial: Trial, train: Train, shared: Shared | No
     out.mkdir(exist_ok=True)
     part = shared.part if shared else part_of(context, trial.role, trial.name)
     started, clock = shared.started if shared else datetime.now(UTC), time.monotonic()
-    status, reason, metrics, details = "ok", None, {}, {"stacked_with": shared.size} if shared else {}
+    status, reason, metrics = "ok", None, {}
+    details: dict[str, Any] = {"stacked_with": shared.size} if shared else {}
     try:
         metrics, found = train(part, trial, out)
         details |= found

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -125,7 +126,7 @@ class JobContext:
             raise UserError(f"{path}: sha256 is not {known['sha256'][:12]}... as recorded; delete result.json and run it again")
         return path
 
-    def label(self, labels, *inputs: str) -> None:
+    def label(self, labels: Iterable[str], *inputs: str) -> None:
         """Add labels and those of the inputs: a label of a teacher is also true of its student."""
         for text in [*labels, *(text for key in inputs for text in self.record_of(key).labels)]:
             if text not in self.labels:

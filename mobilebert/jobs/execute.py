@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from mobilebert.jobs.context import JobContext
@@ -25,7 +26,7 @@ def _finished(context: JobContext) -> Record | None:
     return record if record.status != "void" and there else None
 
 
-def execute_job(job: Job, study: str, results: Path, graph: Graph, stage) -> Record:
+def execute_job(job: Job, study: str, results: Path, graph: Graph, stage: Callable[[JobContext], str | None]) -> Record:
     """Call `stage` with the job's context and return the record; skip a job that is done already.
 
     If the loss is not finite, the record says `diverged`, and those of the stages after it say

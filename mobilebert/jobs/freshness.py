@@ -12,7 +12,7 @@ from mobilebert.study.stages import VIEWS
 from mobilebert.util.errors import UserError
 
 
-def record_folder(results: Path, study: str, job: Job) -> Path:
+def record_folder(results: Path, study: str, job: Job | Record) -> Path:
     """Return the folder of a job's record and artefacts."""
     return results / study / job.stage / job.name if job.name else results / study / job.stage
 

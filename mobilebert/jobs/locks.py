@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from mobilebert.util.errors import UserError
@@ -31,7 +32,7 @@ def is_live(state: Path) -> bool:
 
 
 @contextlib.contextmanager
-def lock(path: Path, message: str, leader: str = ""):
+def lock(path: Path, message: str, leader: str = "") -> Iterator[None]:
     """Hold a kernel lock; it ends with the process, however that ends.
 
     leader: name of the job that trains another job's student beside its own, and so takes the lock.

@@ -69,7 +69,7 @@ class Record(BaseModel):
     pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
     checksum: str | None = None  # sha256 of this record's content without this key
 
-    _seal: str = "unsealed"
+    _seal: Literal["sealed", "unsealed", "edited"] = "unsealed"
 
     @property
     def seal(self) -> Literal["sealed", "unsealed", "edited"]:

@@ -95,7 +95,7 @@ def states(results: Path) -> Iterator[State]:
         except (OSError, ValueError, KeyError, TypeError):  # killed before run.json was written: only the folder's name is known
             job, _, fingerprint = folder.name.rpartition("-")
             file = None
-        if file not in studies:
+        if file is not None and file not in studies:
             studies[file] = _graph(file)
         kind = "live" if locks.is_live(folder) else _kind(results / study, job, fingerprint, studies[file])
         yield State(folder, study, job, fingerprint, kind)

@@ -145,17 +145,17 @@ def refuse_adapter(folder: Path, source: str) -> None:
 
 def _of_hub(source: str, revision: str) -> dict[str, Path]:
     """Return the files of a hub name, by file name, downloaded or from the cache."""
-    from transformers.utils import cached_file
+    from transformers.utils import cached_file  # pyright: ignore[reportPrivateImportUsage]  (documented, not in __all__)
 
     def fetch(name: str) -> Path | None:
         try:
-            return Path(cached_file(source, name, revision=revision))
+            return Path(cached_file(source, name, revision=revision))  # pyright: ignore[reportArgumentType]  (it raises)
         except (OSError, ValueError):  # missing
             return None
 
     def must(name: str) -> Path:
         try:
-            return Path(cached_file(source, name, revision=revision))
+            return Path(cached_file(source, name, revision=revision))  # pyright: ignore[reportArgumentType]  (it raises)
         except (OSError, ValueError) as error:  # the first of its lines says what is wrong
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{source}: no checkpoint that can be loaded ({line}); a local folder works offline") from None
@@ -330,7 +330,7 @@ def float_types(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted({FLOATS[tensor.type] for tensor in tensors.values() if tensor.type in FLOATS}))
 
 
-def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source) -> None:
+def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError if a configuration has more layers than the checkpoint has tensors.
 
     Otherwise a model of a million layers would take hours to build.

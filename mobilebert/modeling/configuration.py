@@ -1,8 +1,10 @@
 """Define the configuration of every model of the MobileBERT family, students and teachers."""
 
 import contextlib
+import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -104,7 +106,7 @@ class MobileBertConfig(PreTrainedConfig):
         return cls.from_preset(rows[name].preset, **{**rows[name].overrides, **overrides})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Any:
         """Return the configuration of a folder or hub name, read as transformers reads it.
 
         Raises UserError, which names the source, if the constructor or `get_config_dict` does.
@@ -113,7 +115,7 @@ class MobileBertConfig(PreTrainedConfig):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
         """Return the configuration with these values, built as transformers builds it.
 
         transformers sets overrides after the constructor's check, so they are checked again here.
@@ -126,7 +128,7 @@ class MobileBertConfig(PreTrainedConfig):
             return found
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
         """Return the values of config.json and the unused arguments, as transformers does.
 
         Raises UserError for a config.json of another family or that `checkpoint_files` refuses.

@@ -14,6 +14,7 @@ Memory is that of tensors; what the allocator and the kernels use is left out.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from mobilebert import paper
 from mobilebert.modeling.presets import names, preset
@@ -291,7 +292,8 @@ def _published(name: str) -> tuple[float | None, int | None, float | None]:
         return params, 1, flops
     for row in paper.table(2).rows:
         if row.model == name:
-            return row.published["params_M"], 2, None
+            printed: Any = row.published["params_M"]
+            return printed, 2, None
     return None, None, None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -10,7 +11,6 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from mobilebert.modeling.configuration import MobileBertConfig
@@ -54,6 +54,7 @@ class MobileBertLayer(GradientCheckpointingLayer):
             query_key_input, value_input, residual = self.bottleneck(hidden_states)
         x, probabilities = self.attention(query_key_input, value_input, residual, attention_mask, with_probabilities)
         if self.fused and fused.serves(self, x):
+            assert self.output.bottleneck is not None
             return self.output.bottleneck(fused.feed_forward(self, x), hidden_states), probabilities
         for ffn in self.ffn:
             x = ffn(x)
@@ -74,7 +75,7 @@ class MobileBertEncoder(nn.Module):
         num_layers: int,
         attention_layers: Collection[int],
         states_wanted: Collection[int] | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor | None, ...]]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor | None, ...]]:
         """Run the first `num_layers` blocks. Return output, hidden states, attention probabilities.
 
         Hidden state n is the output of n blocks, or None if n is not in `states_wanted`; the tuple
@@ -85,10 +86,10 @@ class MobileBertEncoder(nn.Module):
         states = None if states_wanted is None else [hidden_states if 0 in states_wanted else None]
         for index in range(num_layers):
             hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
-            if states is not None:
+            if states is not None and states_wanted is not None:
                 states.append(hidden_states if index + 1 in states_wanted else None)
             attentions.append(probabilities)
-        return hidden_states, states and tuple(states), tuple(attentions)
+        return hidden_states, None if states is None else tuple(states), tuple(attentions)
 
 
 class MobileBertPooler(nn.Module):
@@ -107,7 +108,8 @@ class MobileBertPooler(nn.Module):
 class MobileBertPreTrainedModel(PreTrainedModel):
     """Base class of the family's models: initialisation, loading and saving."""
 
-    config_class = MobileBertConfig
+    config: MobileBertConfig
+    config_class: type[MobileBertConfig] = MobileBertConfig
     base_model_prefix = "mobilebert"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the losses are plain means, so a Trainer must divide by its accumulation steps
@@ -123,7 +125,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         super().__init__(config)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> Any:
         """Return a model loaded from a folder or a hub name, as transformers does, but checked.
 
         A head or a pooler that the checkpoint lacks is initialised; weights of embeddings or
@@ -139,7 +141,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
                 with one_refusal(pretrained_model_name_or_path, Path(place)):
                     check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
             # Always True: transformers then reports shapes that differ, and our error names them.
-            model, report = super().from_pretrained(
+            model, report = super().from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  (Self, says its annotation)
                 place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
         layers = cls._layers_to_leave_out(pretrained_model_name_or_path, **kwargs)
@@ -148,7 +150,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         return (model, report) if wants_report else model
 
     @classmethod
-    def _own_config(cls, source, config=None, **kwargs) -> MobileBertConfig:
+    def _own_config(cls, source, config=None, **kwargs) -> PreTrainedConfig:
         """Return the configuration as it is before the keyword arguments change it."""
         if isinstance(config, PreTrainedConfig):
             return config
@@ -174,6 +176,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
         elif getattr(module, "writes_residual", False) and self.config.residual_init_scale != 1.0:
             # Drawn again, not multiplied: `init` skips weights that came from a checkpoint.
             std = self.config.initializer_range * self.config.residual_init_scale
+            assert isinstance(module.weight, torch.Tensor)
             init.normal_(module.weight, mean=0.0, std=std)
 
 
@@ -207,7 +210,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         output_hidden_states: bool | int | Collection[int] | None = None,
         num_layers: int | None = None,
         attention_layers: Collection[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # pyright: ignore[reportGeneralTypeIssues]  (transformers' models do so)
     ) -> BaseModelOutputWithPooling:
         """Return transformers' outputs for transformers' arguments and two more.
 
@@ -289,7 +292,9 @@ def _states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Co
     return {number % count for number in numbers if -count <= number < count}
 
 
-def check_shape(input_ids, inputs_embeds, dimensions: tuple[str, ...] = ("batch", "tokens")) -> None:
+def check_shape(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, dimensions: tuple[str, ...] = ("batch", "tokens")
+) -> None:
     """Raise ValueError unless exactly one input is given, with these dimensions, each at least 1.
 
     `inputs_embeds` has one dimension more, embedding_size.
@@ -298,11 +303,17 @@ def check_shape(input_ids, inputs_embeds, dimensions: tuple[str, ...] = ("batch"
         raise ValueError("give input_ids or inputs_embeds, and not both")
     name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
     wanted = dimensions if inputs_embeds is None else (*dimensions, "embedding_size")
+    assert given is not None
     if given.dim() != len(wanted) or 0 in given.shape:
         raise ValueError(f"{name}: shape {tuple(given.shape)}; wanted is ({', '.join(wanted)}), each at least 1")
 
 
-def refuse_ids(embeddings: MobileBertEmbeddings, input_ids, token_type_ids, position_ids) -> None:
+def refuse_ids(
+    embeddings: MobileBertEmbeddings,
+    input_ids: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> None:
     """Raise UserError for the first of the three inputs that has an id outside its table."""
     for name, ids, table in (
         ("input_ids", input_ids, embeddings.word_embeddings),

@@ -19,6 +19,7 @@ attention scale goes into the query. All products are formed in float64. Weights
 
 import copy
 from types import MethodType
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,10 @@ LARGEST_SCALE = 2.0**20
 class Affine(nn.Module):
     """x W + b for x (tokens, inputs), in one kernel; b is the bias or the residual stream."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    keep: torch.Tensor | None
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, keep: torch.Tensor | None = None):
         super().__init__()
         self.register_buffer("weight", weight.t().contiguous())
@@ -51,6 +56,7 @@ class Affine(nn.Module):
             stream = self.bias
         elif self.keep is not None:
             stream = stream * self.keep
+        assert stream is not None
         return torch.addmm(stream, x, self.weight)
 
 
@@ -69,7 +75,7 @@ class Stream:
         weight, bias = _exact(linear)
         return _affine(linear, weight * self.scale, bias + weight @ self.shift)
 
-    def write(self, linear: nn.Linear, norm: NoNorm) -> Affine:
+    def write(self, linear: nn.Linear, norm: NoNorm | nn.LayerNorm) -> Affine:
         """Return the folded form of norm(linear(y) + stream), whose result is the new stream."""
         weight, bias = _exact(linear)
         gain, offset = _exact(norm)
@@ -83,7 +89,7 @@ class Stream:
         return folded
 
 
-def _exact(module: nn.Linear | NoNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _exact(module: nn.Linear | NoNorm | nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     return module.weight.detach().double(), module.bias.detach().double()
 
 
@@ -94,6 +100,9 @@ def _affine(like: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 class FoldedLayer(nn.Module):
     """A block with its norms folded, called like `MobileBertLayer`."""
+
+    gain: torch.Tensor
+    offset: torch.Tensor
 
     def __init__(self, layer: MobileBertLayer, hidden_act: str):
         super().__init__()
@@ -130,6 +139,7 @@ class FoldedLayer(nn.Module):
             self.output, gain, offset = None, stream.scale, stream.shift
         else:
             out = layer.output.bottleneck
+            assert out is not None
             weight, bias = _exact(out.dense)
             self.output = _affine(out.dense, weight * stream.scale, None)
             gain, offset = _exact(out.LayerNorm)
@@ -169,17 +179,17 @@ class FoldedLayer(nn.Module):
         return torch.addcmul(self.offset, x, self.gain).view(batch, tokens, -1), probabilities
 
 
-def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm) -> tuple[torch.Tensor, torch.Tensor]:
+def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm | nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     gain, offset = _exact(norm)
     return weight * gain[:, None], bias * gain + offset
 
 
-def foldable(model: nn.Module) -> bool:
+def foldable(model: nn.Module) -> TypeGuard[MobileBertPreTrainedModel]:
     """Return whether `fold` takes the model: a class of this package, NoNorm, not folded yet."""
     base = getattr(model, "mobilebert", model)
     return (
         isinstance(base, MobileBertModel)
-        and model.config.normalization_type == "no_norm"
+        and base.config.normalization_type == "no_norm"
         and not isinstance(base.encoder.layer[0], FoldedLayer)
     )
 
@@ -196,7 +206,7 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     """
     if not foldable(model):
         raise UserError(f"fold: {type(model).__name__} is not a MobileBERT model with no_norm, or is folded already")
-    base = getattr(model, "mobilebert", model)
+    base: Any = getattr(model, "mobilebert", model)
     layers = base.encoder.layer
     _check_untouched(layers, model.config)
     base.encoder.layer = nn.ModuleList()  # so that the blocks, which are replaced, are not copied
@@ -206,7 +216,8 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
         base.encoder.layer = layers
     with torch.no_grad():
         blocks = nn.ModuleList(FoldedLayer(layer, model.config.hidden_act) for layer in layers)
-    getattr(folded, "mobilebert", folded).encoder.layer = blocks
+    body: Any = getattr(folded, "mobilebert", folded)
+    body.encoder.layer = blocks
     folded.save_pretrained = _refuse_saving
     folded.train = MethodType(_train, folded)
     return folded.requires_grad_(False).eval()

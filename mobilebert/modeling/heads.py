@@ -13,8 +13,7 @@ from transformers.modeling_outputs import (
     MaskedLMOutput,
     NextSentencePredictorOutput,
 )
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.encoder import MobileBertModel, MobileBertPreTrainedModel
@@ -109,6 +108,8 @@ class MobileBertPreTrainingHeads(nn.Module):
 class _WithVocabulary(MobileBertPreTrainedModel):
     """Base class of the two models with an MLM head: tied weights, a vocabulary that can grow."""
 
+    cls: MobileBertOnlyMLMHead | MobileBertPreTrainingHeads
+
     _tied_weights_keys = {  # noqa: RUF012  (transformers' own declaration)
         "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -161,6 +162,8 @@ class MobileBertForPreTrainingOutput(ModelOutput):
 
 class MobileBertForPreTraining(_WithVocabulary):
     """A model with the MLM and the NSP head."""
+
+    cls: MobileBertPreTrainingHeads
 
     def __init__(self, config: MobileBertConfig):
         super().__init__(config)

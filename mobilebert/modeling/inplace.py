@@ -57,7 +57,8 @@ def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: ty
     x: the output, or the input of `maker`.
     A forward pass calls this 400 times, hence no generator and no access to `nn.Module` attributes.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler chooses in-place operations itself
+    # A compiler chooses in-place operations itself.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
     for reader in readers:
         if not untouched(reader, *READERS):

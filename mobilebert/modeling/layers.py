@@ -24,7 +24,7 @@ ACTIVATIONS = {
 TORCH_LAYER_NORM_EPS = 1e-5
 
 
-def norm(config: MobileBertConfig, width: int, eps: float | None = None) -> nn.Module:
+def norm(config: MobileBertConfig, width: int, eps: float | None = None) -> NoNorm | nn.LayerNorm:
     """Return the configured norm over `width` features; `eps` defaults to the configuration's."""
     if config.normalization_type == "no_norm":
         return NoNorm(width)
@@ -34,7 +34,7 @@ def norm(config: MobileBertConfig, width: int, eps: float | None = None) -> nn.M
 def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     """Return a linear layer that writes to a residual stream (see `residual_init_scale`)."""
     linear = nn.Linear(inputs, outputs)
-    linear.writes_residual = True  # a mark, not a subclass: quantizers look layers up by their exact type
+    linear.writes_residual = True  # pyright: ignore[reportArgumentType]  # a mark, not a subclass: quantizers look layers up by their exact type
     return linear
 
 

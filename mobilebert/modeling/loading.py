@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 NEW_WEIGHTS = 30_000_000  # elements that a model may have beyond its checkpoint's; BERT's masked-LM head has 24 million
 
 
-def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
+def load(kind: Any, files: Files, config: PreTrainedConfig | None = None) -> tuple[PreTrainedModel, dict]:
     """Return the float32 model of class `kind`, and transformers' loading report.
 
     kind: a model class, or one of transformers' Auto classes. config: None for that of
@@ -71,14 +72,14 @@ def load(kind, files: Files, config=None) -> tuple[PreTrainedModel, dict]:
     return model, report
 
 
-def configuration(files: Files, kind=None) -> PreTrainedConfig:
+def configuration(files: Files, kind: Any = None) -> PreTrainedConfig:
     """Return the configuration that the class `kind` reads.
 
     Raises UserError for values from which no configuration can be built.
     """
     import transformers
 
-    reader = getattr(kind, "config_class", None) or transformers.AutoConfig
+    reader: Any = getattr(kind, "config_class", None) or transformers.AutoConfig
     if (found := files.values["model_type"]) != getattr(reader, "model_type", found):
         raise UserError(f"{files.source}: model_type is {found!r} in config.json, not {reader.model_type!r}")
     with one_refusal(files.source, files.folder):
@@ -119,7 +120,7 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
         yield source, tensors
 
 
-def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], source) -> None:
+def check_size(kind: Any, config: PreTrainedConfig, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError if the configuration's model is far larger than the weights.
 
     This comes before the model is built, which would take the memory and the time.
@@ -133,7 +134,7 @@ def check_size(kind, config: PreTrainedConfig, tensors: Mapping[str, Tensor], so
         raise UserError(f"{source}: config.json describes a model of {wanted:,} weights, but the checkpoint holds {held:,}")
 
 
-def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source) -> None:
+def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Raise UserError, with its name, for the first weight saved as integers or 8-bit floats.
 
     Such weights lack their scales.
@@ -147,7 +148,9 @@ def check_types(model: torch.nn.Module, tensors: Mapping[str, Tensor], source) -
             raise UserError(f"{source}: {name} has type {tensors[name].type}; allowed: {allowed}")
 
 
-def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched_sizes: bool, left_out: range = range(0)) -> None:
+def check_loaded(
+    model: torch.nn.Module, source: object, report: dict, ignore_mismatched_sizes: bool, left_out: range = range(0)
+) -> None:
     """Raise UserError for weights of another architecture, and for NaN or infinite weights.
 
     report: transformers' loading report (missing_keys, unexpected_keys, mismatched_keys as (key,
@@ -178,7 +181,7 @@ def check_loaded(model: torch.nn.Module, source, report: dict, ignore_mismatched
 
 
 @contextlib.contextmanager
-def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
+def one_refusal(source: object, folder: Path | None = None) -> Iterator[None]:
     """Turn what transformers raises about a checkpoint into a one-line UserError with `source`.
 
     transformers' warnings about initialised weights are not shown, because `check_loaded` checks
@@ -206,7 +209,7 @@ def one_refusal(source, folder: Path | None = None) -> Iterator[None]:
         theirs.setLevel(level)
 
 
-def check_finite(model: torch.nn.Module, source) -> None:
+def check_finite(model: torch.nn.Module, source: object) -> None:
     """Raise UserError, with its name, for the first weight with NaN or infinite values."""
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.device.type == "meta":
@@ -223,7 +226,8 @@ def _of_body(model: torch.nn.Module, keys) -> list[str]:
     No checkpoint may lack them. Heads and poolers may be new, as at the start of fine-tuning.
     """
     prefix = f"{model.base_model_prefix}."
-    body = tuple(f"{name}." for name, _ in model.base_model.named_children() if name != "pooler")
+    base: Any = model.base_model
+    body = tuple(f"{name}." for name, _ in base.named_children() if name != "pooler")
     # position_ids is a buffer of older transformers (0, 1, 2, ...), not a weight.
     return sorted(key for key in keys if key.removeprefix(prefix).startswith(body) and not key.endswith(".position_ids"))
 

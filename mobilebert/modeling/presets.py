@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 from mobilebert.util.errors import UserError
 
@@ -120,5 +121,5 @@ def check(fields: Mapping) -> None:
         raise UserError(f"num_attention_heads: {fields['num_attention_heads']} does not divide {width_key}, {fields[width_key]}")
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -31,7 +31,7 @@ class MobileBertForSequenceClassification(MobileBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.mobilebert = MobileBertModel(config)
         self.dropout = _classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]  (never None once made)
         self.post_init()
 
     @can_return_tuple
@@ -100,7 +100,9 @@ class MobileBertForMultipleChoice(MobileBertPreTrainedModel):
     ) -> MultipleChoiceModelOutput:
         """Return logits (batch, choices), and the loss if labels (batch,) are given."""
         check_shape(input_ids, inputs_embeds, ("batch", "choices", "tokens"))
-        choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        given_first = input_ids if input_ids is not None else inputs_embeds
+        assert given_first is not None
+        choices = given_first.shape[1]
         flat = (
             None if given is None else given.flatten(0, 1)
             for given in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -121,7 +123,7 @@ class MobileBertForTokenClassification(MobileBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.mobilebert = MobileBertModel(config, add_pooling_layer=False)
         self.dropout = _classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]  (never None once made)
         self.post_init()
 
     @can_return_tuple
@@ -154,7 +156,7 @@ class MobileBertForQuestionAnswering(MobileBertPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.mobilebert = MobileBertModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]  (never None once made)
         self.post_init()
 
     @can_return_tuple
@@ -184,7 +186,7 @@ class MobileBertForQuestionAnswering(MobileBertPreTrainedModel):
                 F.cross_entropy(logits, positions.flatten().clamp(0, beyond), ignore_index=beyond)
                 for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
             ]
-            loss = sum(losses) / 2
+            loss = (losses[0] + losses[1]) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from torch import nn
+
 from mobilebert.data.segment_pairs import predictions
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.kernels import fused
@@ -32,8 +37,10 @@ def check_vocabulary(context: JobContext) -> None:
                 f"data's ({data.metrics['vocab_size']:.0f} entries, sha256 {data.details['vocab'][:12]})"
             )
         size = context.graph[key].settings(CheckpointConfig).architecture["vocab_size"] if model else 0
-        if model and data.metrics["vocab_size"] > size:
-            raise UserError(f"{key}: the tokenizer has {data.metrics['vocab_size']:.0f} entries, the model {size}")
+        tokens = data.metrics["vocab_size"]
+        assert tokens is not None
+        if model and tokens > size:
+            raise UserError(f"{key}: the tokenizer has {tokens:.0f} entries, the model {size}")
 
 
 def corpus_labels(context: JobContext, study: Study) -> list[str]:
@@ -47,7 +54,7 @@ def corpus_labels(context: JobContext, study: Study) -> list[str]:
     return [f"scaled: a corpus of {tokens:,.0f} tokens"]
 
 
-def corpus_of(context: JobContext):
+def corpus_of(context: JobContext) -> Path:
     """Return the folder of the tokenized corpus.
 
     Raises UserError if the model's vocabulary is smaller than the tokenizer's, or as
@@ -61,7 +68,7 @@ def corpus_of(context: JobContext):
     return context.artefact_of("data", "corpus/train.tokens.npy").parent
 
 
-def make_optimizer(model, config: TrainingConfig, **options):
+def make_optimizer(model: nn.Module, config: TrainingConfig, **options) -> torch.optim.Optimizer:
     """Return the configured optimizer; `options` go to `optim.make`."""
     return optim.make(model, config.optimizer, config.learning_rate, config.weight_decay, config.beta2, **options)
 
@@ -71,7 +78,7 @@ def section(context: JobContext, study: Study) -> Training:
     return getattr(study, models()[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
 
 
-def make_task(context: JobContext, study: Study, model, corpus) -> Task:
+def make_task(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> Task:
     """Return the plan of a pre-training; transfer and distillation replace its loss and more."""
     config = context.settings(TrainingConfig)
     own = section(context, study)

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +51,14 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
         from transformers import BertForPreTraining
 
         # Read the loading report: transformers only warns if it draws missing weights anew.
-        model, report = BertForPreTraining.from_pretrained(
+        model, report = BertForPreTraining.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  (Self, it says)
             folder, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         check_loaded(model, folder, report, ignore_mismatched_sizes=False)
         return model
     from mobilebert.modeling.heads import MobileBertForPreTraining
 
-    return MobileBertForPreTraining.from_pretrained(folder, revision=revision, dtype=torch.float32)
+    return cast(nn.Module, MobileBertForPreTraining.from_pretrained(folder, revision=revision, dtype=torch.float32))
 
 
 def save_model(context: JobContext, model: nn.Module, tokenizer: Path | None = None) -> None:
@@ -136,6 +137,7 @@ def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
     The bottleneck family also gives the hidden states and attentions that `wanted` asks for.
     """
     inputs = {key: batch[key] for key in INPUTS if key in batch}
+    named: Any = model
     if hasattr(model, "mobilebert"):
         out = model(**inputs, masked_positions=batch["masked_positions"], **wanted)
         return {
@@ -144,9 +146,9 @@ def heads(model: nn.Module, batch: dict[str, torch.Tensor], **wanted) -> dict:
             "states": out.hidden_states,
             "attentions": out.attentions,
         }
-    hidden = model.bert(**inputs)
+    hidden = named.bert(**inputs)
     masked = hidden.last_hidden_state.flatten(0, 1)[batch["masked_positions"]]
-    return {"mlm": model.cls.predictions(masked), "nsp": model.cls.seq_relationship(hidden.pooler_output)}
+    return {"mlm": named.cls.predictions(masked), "nsp": named.cls.seq_relationship(hidden.pooler_output)}
 
 
 def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -195,6 +197,6 @@ def heldout(context: JobContext, model: nn.Module, corpus: Path, length: int, de
     Leaves `model` in evaluation mode. Raises Diverged if the loss is not finite.
     """
     context.metrics |= heldout_figures(model.eval(), corpus, length, device)
-    context.metrics["unigram_entropy"] = context.record_of("data").metrics["unigram_entropy"]
+    context.metrics["unigram_entropy"] = cast(float, context.record_of("data").metrics["unigram_entropy"])
     if not math.isfinite(context.metrics["heldout_mlm_loss"]):
         raise Diverged("held-out loss is not finite")

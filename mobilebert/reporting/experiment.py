@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mobilebert.jobs import locks
 from mobilebert.jobs.freshness import record_folder
@@ -55,7 +56,7 @@ class Experiment:
     def read(self) -> None:
         """Read all runs of the experiment and find the parent run among them."""
         self.children: dict[str, list] = {}  # fingerprint -> runs of this parent
-        self.nested: dict[tuple[str, str], object] = {}  # (child run, name) -> the run below it
+        self.nested: dict[tuple[str, str], Any] = {}  # (child run, name) -> the run below it
         self.elsewhere: set[str] = set()  # fingerprints of records under other parents
         self.unfinished: list = []  # child runs of any parent that the store calls running
         self.parent, runs, token = None, [], None
@@ -88,6 +89,7 @@ class Experiment:
     def close(self, status: str, cells: Callable[[], Mapping[str, int]]) -> None:
         """End the parent run with a status and the counts of `cells`, if anything has changed."""
         if self.changed or status != self.ended_as:
+            assert self.parent is not None
             now = int(time.time() * 1000)
             self._log(self.parent, [(f"cells/{key}", value, now, 0) for key, value in cells().items()], {}, {})
             self.client.set_terminated(self.parent, status)
@@ -269,7 +271,7 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _metrics(record: Record, stamp: int) -> list[tuple[str, float, int, int]]:
     """Return the points of the final metrics and of their raw samples, whose number is the step."""
-    points = [(key, value, stamp, 0) for key, value in record.metrics.items()]
+    points: list[tuple[str, Any, int, int]] = [(key, value, stamp, 0) for key, value in record.metrics.items()]
     for key, values in record.samples.items():
         points += [(f"samples/{key}", value, stamp, index) for index, value in enumerate(values)]
     return [point for point in points if reading.is_number(point[1])]

@@ -68,7 +68,7 @@ def _draw(title: str, panels: Mapping[str, Mapping[str, list]]) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style):  # pyright: ignore[reportArgumentType]  (matplotlib names each key)
         size = (9, 4) if len(panels) == 1 else (9, 2.2 * rows + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)

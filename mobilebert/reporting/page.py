@@ -98,7 +98,7 @@ def controls(study: Study, records: Mapping[str, Record]) -> list[tuple[str, lis
 
 
 def _metric(records: Mapping[str, Record], key: str | None, name: str) -> float | None:
-    record = records.get(key)
+    record = records.get(key) if key else None
     value = reading.number(record.metrics.get(name)) if record and record.status == "ok" else math.nan
     return None if math.isnan(value) else value
 

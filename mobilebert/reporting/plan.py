@@ -167,7 +167,7 @@ def _width(architecture: Mapping) -> int:
     return architecture.get("intra_bottleneck_size", architecture["hidden_size"])
 
 
-def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
+def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[Architecture, float]]]:
     """Return the tokens read, and the FLOPs of each architecture.
 
     A backward pass of training counts twice its forward pass.
@@ -191,12 +191,12 @@ def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict,
     if isinstance(config, LatencyConfig):
         runs = (config.rounds + config.warmup) * config.batch_size * len(config.engines)
         models = config.architectures.values()
-        parts = [(item, runs * cost(item, config.length).encoder_flops) for item in models]
+        parts: list[tuple[Architecture, float]] = [(item, runs * cost(item, config.length).encoder_flops) for item in models]
         return runs * len(parts) * config.length, parts
     return 0, []  # data and checkpoint have no matrix products
 
 
-def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[dict, float]]]:
+def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[Architecture, float]]]:
     config, tuned = job.settings(TaskConfig), graph[f"finetune/{job.name}"].settings(FinetuneConfig)
     architecture = tuned.architecture
     evaluated = config.length * _rows(study, config, "validation")

@@ -12,7 +12,7 @@ LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()  # seconds; the largest ti
 UNSEALED = "record: written before records had a checksum"
 
 
-def number(value) -> float:
+def number(value: object) -> float:
     """Return a finite number as a float; NaN for everything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
@@ -22,12 +22,12 @@ def number(value) -> float:
         return math.nan
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> bool:
     """Return whether the value is a finite number."""
     return not math.isnan(number(value))
 
 
-def fraction_in_percent(value) -> float:
+def fraction_in_percent(value: object) -> float:
     """Return 100 times a finite number; NaN for everything else."""
     return number(100 * number(value))
 
@@ -135,7 +135,7 @@ def seconds(record: Record) -> float:
     return duration(record.seconds)
 
 
-def duration(value) -> float:
+def duration(value: object) -> float:
     """Return a number of seconds, at least 0; 0 if the value is not a finite number."""
     return min(max(number(value), 0.0), LATEST) if is_number(value) else 0.0
 

@@ -15,10 +15,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from mobilebert.util.errors import UserError
 from mobilebert.util.text import cut, one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 ARTEFACTS = "mlartifacts"  # beside mlflow.db
@@ -38,7 +42,7 @@ SETTINGS = {
 class Store:
     """An open store. `keeps_files`: whether artefacts are copied to it."""
 
-    client: object
+    client: MlflowClient
     experiment: str
     keeps_files: bool
     is_own: bool  # it is `mlflow.db` beside the results; MLFLOW_TRACKING_URI is not set
@@ -74,7 +78,7 @@ def _troubles() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, CommandError, RequestException, sqlite3.Error
 
 
-def trouble(folder: Path):
+def trouble(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Return `in_one_line` for the store of a study's folder: its name, and what to do."""
     given = os.environ.get(VARIABLE)
     if given:
@@ -156,11 +160,11 @@ def _check_server(uri: str) -> None:
 
 def _cause(error: BaseException) -> str:
     """Return the innermost reason of a failed request: the outer ones repeat the address."""
-    reason = error
+    reason: BaseException | None = error
     while reason is not None and not (isinstance(reason, OSError) and reason.strerror):
         inner = [item for item in (*reason.args, getattr(reason, "reason", None)) if isinstance(item, BaseException)]
         reason = inner[0] if inner else reason.__cause__ or reason.__context__
-    return reason.strerror if reason else cut(str(error), 120)
+    return reason.strerror if isinstance(reason, OSError) and reason.strerror else cut(str(error), 120)
 
 
 def _check_database(path: Path, what: str, hint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from mobilebert import paper
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
@@ -104,7 +105,9 @@ class FilledTable:
         for row in self.rows:
             cells = {column.key: cell for column, cell in zip(self.table.columns, row.cells) if column.source == "finetune"}
             both = ({key: _finite(getattr(cell, side)) for key, cell in cells.items()} for side in ("published", "measured"))
-            means = [show(None if None in values.values() else mean_of_cells(values), "%") for values in both]
+            means = [
+                show(None if None in values.values() else mean_of_cells(cast(dict[str, float], values)), "%") for values in both
+            ]
             if row.row.model is not None:
                 marks = sorted({mark for cell in cells.values() if (mark := self.mark(cell))}) if means[1] != NOTHING else []
                 found.append((row, means[0], " ".join([means[1], *(f"[{mark}]" for mark in marks)])))
@@ -167,7 +170,7 @@ def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[s
             return Cell(None, None, None, column.unit)
         verdict = verdicts.cell(published, measured, column.tolerance, labels, relative=column.relative)
         return Cell(published, measured, verdict, column.unit, labels=labels)
-    keys = [f"finetune/{row.model}/{task}" for task in LEADERBOARD] if column.source == "glue" else [cell_job(row, column)]
+    keys = [f"finetune/{row.model}/{task}" for task in LEADERBOARD] if column.source == "glue" else [cell_job(row, column) or ""]
     if changed := [key for key in keys if key in edited]:
         note = f"edited: {', '.join(changed)}: changed after it was written; delete its result.json to make it again"
         return Cell(published, None, "edited", column.unit, labels=(note,))
@@ -180,18 +183,18 @@ def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[s
 
 
 def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
-    published = row.published.get(column.key)
-    if record is None or (record.status == "ok" and column.metric not in record.metrics):
+    published, metric = row.published.get(column.key), column.metric or ""
+    if record is None or (record.status == "ok" and metric not in record.metrics):
         return Cell(published, None, "not run", column.unit)
-    measured, labels = reading.fraction_in_percent(record.metrics.get(column.metric)), reading.labels(record)
+    measured, labels = reading.fraction_in_percent(record.metrics.get(metric)), reading.labels(record)
     verdict = verdicts.cell(published, measured, column.tolerance, labels, reading.status(record), column.relative)
-    labels += reading.diverged_labels(record, column.metric)
+    labels += reading.diverged_labels(record, metric)
     if math.isnan(measured) or record.status != "ok":
         return Cell(published, None, "diverged" if verdict == "failed" else verdict, column.unit, labels=labels)
-    values = reading.samples(record, column.metric)
+    values = reading.samples(record, metric)
     if row.precision == "int8":
-        labels += _best_seed(record, column.metric)
-    labels += reading.failed_labels(record, column.metric)
+        labels += _best_seed(record, metric)
+    labels += reading.failed_labels(record, metric)
     count = max(1, sum(map(math.isfinite, values)))
     return Cell(published, measured, verdict, column.unit, reading.spread(values), count, labels)
 
@@ -262,7 +265,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def show(value, unit: str = "", measured: bool = True) -> str:
+def show(value: Any, unit: str = "", measured: bool = True) -> str:
     """Return a value as a cell prints it; a published number keeps the paper's digits."""
     if value is None:
         return NOTHING

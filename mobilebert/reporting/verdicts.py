@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from mobilebert.jobs.record import Record
 from mobilebert.study.sections import Expectation
@@ -24,7 +24,14 @@ NEAR = 1.5  # a value within this multiple of the tolerance is `near`
 _ROUNDING = 1e-9  # so that 84.5 - 83.5 does not exceed a tolerance of 1.0 by a float's last digit
 
 
-def cell(published, measured, tolerance: float | None, labels=(), status: str | None = "ok", relative=False) -> Verdict:
+def cell(
+    published: Any,
+    measured: Any,
+    tolerance: float | None,
+    labels: Iterable[str] = (),
+    status: str | None = "ok",
+    relative: bool = False,
+) -> Verdict:
     """Return the verdict on one table cell; a value that is too good differs like one too bad.
 
     published, measured: numbers in one unit, or texts and lists, which must be equal.
@@ -36,7 +43,7 @@ def cell(published, measured, tolerance: float | None, labels=(), status: str | 
     if status is None:
         return "not run"
     if status != "ok":
-        return status
+        return cast(Verdict, status)
     if isinstance(measured, float) and not math.isfinite(measured):
         return "diverged"
     if published is None or tolerance is None or any(not text.startswith(NAMED) for text in labels):
@@ -90,14 +97,17 @@ def _expectation(item: Expectation, records: Mapping[str, Record], edited: Colle
     margin = f" by {item.by:g}" if item.by else ""
     comparison = f"{item.metric} {side} {bound}{margin}"
     left, problem = _values(item.metric, records, edited)
+    assert bound is not None
     right, other = _values(bound, records, edited)
     problem = problem or other
-    means = [sum(values) / len(values) if values else None for values in (left, right)]
+    mine, theirs = (sum(values) / len(values) if values else None for values in (left, right))
     outcome = "fail" if problem else "pass"
     if problem is None:
+        assert mine is not None
+        assert theirs is not None
         if len(left) > 1 or len(right) > 1:
             comparison = f"{_spread(left)} {side} {_spread(right)}{margin}: {comparison}"
-        lead = means[0] - means[1] if side == "above" else means[1] - means[0]
+        lead = mine - theirs if side == "above" else theirs - mine
         # Equal values fail if there is no margin; with a margin a lead of exactly that is enough.
         holds = lead >= item.by - _ROUNDING if item.by else lead > 0
         if not holds:
@@ -106,7 +116,7 @@ def _expectation(item: Expectation, records: Mapping[str, Record], edited: Colle
             outcome = "shown"
     if condition is not None and condition.outcome != "pass":
         outcome, problem = "void", f"{condition.outcome}: {condition.what}"
-    return Outcome(item.what, outcome, *means, comparison, problem, item.reason)
+    return Outcome(item.what, outcome, mine, theirs, comparison, problem, item.reason)
 
 
 def _spread(values: list[float]) -> str:

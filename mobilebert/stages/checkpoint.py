@@ -51,7 +51,7 @@ def load_baseline(source: str, revision: str) -> PreTrainedModel:
         return load(AutoModel, files)[0]
 
 
-def kind_of(model_type: str):
+def kind_of(model_type: str) -> type:
     """Return the class that reads a row's weights.
 
     It is the pre-training model for the paper's rows and the body for a baseline.
@@ -89,6 +89,7 @@ def main(context: JobContext, study: Study) -> None:
     where, source = f"checkpoints.{context.job.name}", weights.source
     if weights.is_local:
         source = str(Path(source).expanduser())
+        assert weights.sha256 is not None
         check_pin(Path(source), weights.sha256, where)
     try:
         with checked(source, weights.revision) as files:

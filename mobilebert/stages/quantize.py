@@ -5,6 +5,10 @@ The model is exported to ONNX, quantized and scored again with the same code.
 
 from __future__ import annotations
 
+from typing import cast
+
+from transformers import PreTrainedModel
+
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.int8 import describe
@@ -28,7 +32,7 @@ def main(context: JobContext, study: Study) -> None:
     source = context.record_of(tuned)
     model = new_model(setting.task, context.graph[tuned].settings(FinetuneConfig).architecture, folder).eval()
     float_file, int8_file = context.state / "model.onnx", context.folder / "model.int8.onnx"
-    export_onnx(model, float_file, length=setting.length)
+    export_onnx(cast(PreTrainedModel, model), float_file, length=setting.length)
     context.metrics |= {key: float(value) for key, value in quantize_int8(float_file, int8_file).items()}
     context.quantization = describe(float_file, int8_file, setting.length)
     tokenizer = load_tokenizer(data / "tokenizer")
@@ -50,5 +54,6 @@ def status(task: str, source: Record, metrics: dict, details: dict) -> str:
     """
     best = source.details["statuses"][source.details["seeds"].index(source.details["best_seed"])]
     shares = details["shares"].get("validation", [])
-    reason = failure(task, source.metrics | metrics, details["rows"]["validation"], shares, [])
+    scores = cast(dict[str, float], source.metrics | metrics)
+    reason = failure(task, scores, details["rows"]["validation"], shares, [])
     return "failed" if reason or best == "failed" else "ok"

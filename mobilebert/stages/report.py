@@ -23,5 +23,6 @@ def main(context: JobContext, study: Study) -> None:
     for name, text in (("tables.md", title + markdown(tables)), ("index.html", page)):
         write_atomically(context.folder / name, text.encode())
         context.artefacts.append(name)
-    context.metrics |= counts(tables)
-    context.details["summary"] = in_words(context.metrics)
+    numbers = counts(tables)
+    context.metrics |= numbers
+    context.details["summary"] = in_words(numbers)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -14,6 +16,7 @@ from mobilebert.distillation.objective import teacher_of
 from mobilebert.distillation.shared_teacher import Prepared, SharedPass, siblings, train_together
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of
 from mobilebert.jobs.context import JobContext
+from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.pretraining import objective
 from mobilebert.pretraining.common import corpus_of, make_optimizer, make_task
 from mobilebert.study.budget import transfer_flops_per_token
@@ -32,7 +35,7 @@ def main(context: JobContext, study: Study) -> None:
     def prepare(context: JobContext, shared: SharedPass) -> Prepared:
         config = context.settings(TransferConfig)
         torch.manual_seed(config.seed)
-        student = objective.new_model(config.architecture).to(device)
+        student = cast(MobileBertForPreTraining, objective.new_model(config.architecture).to(device))
         context.details["copied_parameters"] = len(copy_outside_encoder(student, teacher))
         transfer = Transfer(student, teacher, config)
         optimizer = make_optimizer(student, config, group=layer_of)
@@ -47,14 +50,14 @@ def main(context: JobContext, study: Study) -> None:
         return student.eval(), optimizer, task  # no dropout, as in the released code
 
     with siblings(context, study) as others:
-        student = train_together(context, others, prepare, device)
+        student = cast(MobileBertForPreTraining, train_together(context, others, prepare, device))
     context.metrics["heldout_transfer_loss"] = heldout_loss(Transfer(student, teacher, config), corpus, config, device)
     objective.save_model(context, student)
     context.label(study.labels("transfer") + study.schedule_labels("transfer"), *context.job.inputs[1:])
 
 
 @torch.no_grad()
-def heldout_loss(transfer: Transfer, corpus, config: TransferConfig, device: str) -> float:
+def heldout_loss(transfer: Transfer, corpus: Path, config: TransferConfig, device: str) -> float:
     """Return the mean transfer loss over all layers on held-out pairs, after all stages of PKT."""
     batch_at = objective.batches(corpus, "heldout", config.length, objective.HELDOUT_SIZE, seed=20)
     total = 0.0

@@ -81,7 +81,8 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
         length = schedule.stage(step, transfer.steps, layers)[2]
         totals = [total + length * depth for total, depth in zip(totals, depths(config, step, layers), strict=True)]
         step += length
-    return tuple(total / transfer.steps / layers for total in totals)
+    run, learn, guide = (total / transfer.steps / layers for total in totals)
+    return run, learn, guide
 
 
 def depths(config: LayerwiseConfig, step: int, layers: int) -> tuple[int, int, int]:

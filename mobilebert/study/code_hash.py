@@ -29,12 +29,12 @@ CARRIERS = frozenset(
 BOOKKEEPING = frozenset(f"mobilebert.{name}" for name in ("data.preflight", "util.machine", "modeling.cost", "study.budget"))
 
 
-def canonical(value) -> str:
+def canonical(value: object) -> str:
     """Return the value as JSON with sorted keys, no spaces and ASCII only; ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def digest(value) -> str:
+def digest(value: object) -> str:
     """Return the sha256 of the value's canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
@@ -75,7 +75,9 @@ def _file(module: str) -> Path | None:
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
     """Return the hash of a module's syntax, and the modules of this package that it imports."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    file = _file(module)
+    assert file is not None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -83,6 +83,7 @@ def check(study: str, expect: Collection[Expectation], graph: Mapping[str, Job],
         where = f"{study}: expect.{place}"
         above = item.above is not None
         bound = item.above if above else item.below
+        assert bound is not None  # the schema asks for one of the two
         left, right = (_range(where, side, graph, made) for side in (item.metric, bound))
         lead = left[1] - right[0] if above else right[1] - left[0]
         if item.metric == bound:

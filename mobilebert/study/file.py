@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
+from yaml.composer import ComposerError
 
 from mobilebert.util.errors import UserError, shown
 
@@ -39,14 +40,14 @@ class _Loader(yaml.SafeLoader):
         event, before = self.peek_event(), self.values
         self.depth += 1
         if self.depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels", event.start_mark)
+            raise ComposerError(None, None, f"more than {DEEPEST} levels", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         if isinstance(event, yaml.AliasEvent) and id(node) not in self.sizes:
-            raise yaml.composer.ComposerError(None, None, f"alias {event.anchor[:40]!r} lies inside itself", event.start_mark)
+            raise ComposerError(None, None, f"alias {event.anchor[:40]!r} lies inside itself", event.start_mark)
         self.values += self.sizes[id(node)] if isinstance(event, yaml.AliasEvent) else 1
         if self.values > MOST_VALUES:
-            raise yaml.composer.ComposerError(None, None, f"more than {MOST_VALUES:,} values", event.start_mark)
+            raise ComposerError(None, None, f"more than {MOST_VALUES:,} values", event.start_mark)
         self.sizes.setdefault(id(node), self.values - before)
         return node
 
@@ -60,7 +61,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        most = max(counts, key=counts.get, default="")
+        most = max(counts, key=counts.__getitem__, default="")
         if counts[most] > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key given twice: {most}", node.start_mark)
         return super().construct_mapping(node, deep)

@@ -27,15 +27,19 @@ class TaskSetting(Strict):
     """What one task changes of `Finetune`."""
 
     learning_rate: LearningRate | None = Field(
-        None, description="Peak learning rate of this task; null: `finetune.learning_rate`."
+        default=None, description="Peak learning rate of this task; null: `finetune.learning_rate`."
     )
     batch_size: Positive | None = Field(
-        None, description="Rows in a batch of this task, at most 1,048,576; null: `finetune.batch_size`."
+        default=None, description="Rows in a batch of this task, at most 1,048,576; null: `finetune.batch_size`."
     )
-    epochs: Positive | None = Field(None, description="Passes over this task's training rows; null: `finetune.epochs`.")
-    length: Length | None = Field(None, description="Most tokens of a row or window of this task; null: `finetune.length`.")
-    train_rows: Positive | None = Field(None, description="Most training rows of this task; null: `finetune.train_rows`.")
-    eval_rows: Positive | None = Field(None, description="Most development rows of this task; null: `finetune.eval_rows`.")
+    epochs: Positive | None = Field(default=None, description="Passes over this task's training rows; null: `finetune.epochs`.")
+    length: Length | None = Field(
+        default=None, description="Most tokens of a row or window of this task; null: `finetune.length`."
+    )
+    train_rows: Positive | None = Field(default=None, description="Most training rows of this task; null: `finetune.train_rows`.")
+    eval_rows: Positive | None = Field(
+        default=None, description="Most development rows of this task; null: `finetune.eval_rows`."
+    )
 
 
 class Finetune(Strict):
@@ -47,73 +51,77 @@ class Finetune(Strict):
     """
 
     search: Literal["paper", "quick", "none"] = Field(
-        "paper",
+        default="paper",
         description="How learning rate, batch size and epochs are chosen: `paper` tries 270 settings "
         "a task (section 4.3), `quick` tries six around the task's own, `none` takes the task's own.",
     )
     halving: bool = Field(
-        False,
+        default=False,
         description="Search by successive halving: all settings on a ninth of the training rows, the "
         "best third of them on a third, the best ninth on all. The paper tries every setting on all.",
     )
     learning_rate: LearningRate = Field(
-        5e-5,
+        default=5e-5,
         description="Peak learning rate of AdamW; 5e-5 in the released code. `search: paper` tries "
         "1e-5 to 1e-4 and refuses this key.",
     )
     batch_size: Batch = Field(
-        32,
+        default=32,
         description="Rows in a batch; 32 in the released code. `search: paper` tries 16, 32 and 48 and refuses this key.",
     )
     epochs: Positive = Field(
-        3,
+        default=3,
         description="Passes over the training rows; 3 in the released code. `search: paper` tries 2 to 10 and refuses this key.",
     )
     length: Length = Field(
-        128,
+        default=128,
         description="Most tokens of a row, or of a SQuAD window; 128 in the released code. The model "
         "must have as many positions.",
     )
     warmup_share: Share = Field(
-        0.1,
+        default=0.1,
         description="Share of the steps in which the learning rate rises to its peak; 0.1 in the released code.",
     )
     weight_decay: Share = Field(
-        0.01,
+        default=0.01,
         description="Weight decay of all weights but biases and normalization; 0.01 in the released code.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of the matrix products; with `bf16` the weights stay fp32."
+        default="fp32", description="Number format of the matrix products; with `bf16` the weights stay fp32."
     )
     seeds: tuple[NotNegative, ...] = Field(
-        (0, 1, 2, 3, 4),
+        default=(0, 1, 2, 3, 4),
         description="Seeds of the runs with the chosen setting, each given once and below 2^32. A score is the median over them.",
     )
     train_rows: Positive | None = Field(
-        None,
+        default=None,
         description="Most training rows, drawn at random; null: all of them. A result on fewer rows is labelled `subset`.",
     )
     eval_rows: Positive | None = Field(
-        None,
+        default=None,
         description="Most development rows, drawn at random; null: all of them. A result on fewer rows is labelled `subset`.",
     )
     doc_stride: Positive = Field(
-        128,
+        default=128,
         description="Tokens from the start of one SQuAD window to the start of the next; 128 in the "
         "released code. It is no overlap.",
     )
-    max_query_length: Positive = Field(64, description="Tokens of a SQuAD question that are kept; 64 in the released code.")
-    max_answer_length: Positive = Field(30, description="Most tokens of a predicted SQuAD answer; 30 in the released code.")
+    max_query_length: Positive = Field(
+        default=64, description="Tokens of a SQuAD question that are kept; 64 in the released code."
+    )
+    max_answer_length: Positive = Field(
+        default=30, description="Most tokens of a predicted SQuAD answer; 30 in the released code."
+    )
     baseline_learning_rate: LearningRate = Field(
-        1e-3,
+        default=1e-3,
         description="Peak learning rate of the bag of embeddings, which is never pre-trained nor searched.",
     )
     together: Positive = Field(
-        1,
+        default=1,
         description="Most trials that one process trains at once; on a GPU no more than its memory holds.",
     )
     tasks: dict[str, TaskSetting] = Field(
-        {
+        default={
             "squad_v1.1": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
             "squad_v2.0": TaskSetting(learning_rate=4e-5, epochs=5, length=384),
         },

@@ -7,13 +7,15 @@ or devices. Snakemake, `plan`, the stages and the report all read this one graph
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mobilebert import paper
 from mobilebert.study import expectations
 from mobilebert.study.architecture import architecture, mismatch
 from mobilebert.study.budget import scratch_steps
 from mobilebert.study.code_hash import digest
 from mobilebert.study.job import Graph, Job
-from mobilebert.study.recipe import AXES, EXECUTION, TASK_NAMES
+from mobilebert.study.recipe import AXES, EXECUTION, TASK_NAMES, Training
 from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError, allowed, shown
 
@@ -36,12 +38,12 @@ STAGES = (
 MAX_PREDICTIONS = {"paper": None, "released": 20}
 
 
-def _science(settings) -> dict:
+def _science(settings: Training) -> dict:
     """Return the settings that decide a result; micro-batches only do with dropout (`_dropout`)."""
-    return settings.model_dump(exclude=EXECUTION)
+    return settings.model_dump(exclude={*EXECUTION})
 
 
-def _dropout(settings, row: paper.Model) -> dict:
+def _dropout(settings: Training, row: paper.Model) -> dict:
     """Return `dropout`; with dropout also `accumulate`, the number of micro-batches.
 
     On a GPU each micro-batch draws other masks, so their number changes the result. So does the
@@ -125,6 +127,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     if problem := mismatch(base["architecture"], architecture(study, row.teacher), row.losses):
         raise UserError(f"{study.name}: {model}, taught by {row.teacher}: {problem}")
     teacher = final_job(study, row.teacher)
+    assert teacher is not None
     base["control"] = row.control
     transfer = {**_science(study.transfer), "strategy": row.strategy, "losses": row.losses}
     inputs = ["data", teacher]
@@ -144,13 +147,15 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
 
 def _scratch(study: Study, row: paper.Model) -> dict:
     """Return the settings of a model that trains without a teacher for the budget of a student."""
+    assert row.budget_of is not None
     student = paper.models()[row.budget_of]
-    architectures = [architecture(study, name) for name in (row.budget_of, student.teacher)]
+    assert student.teacher is not None
+    mine, theirs = (architecture(study, name) for name in (row.budget_of, student.teacher))
     settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
-    return {**settings, "steps": scratch_steps(study, student, *architectures, row.budget), "max_minutes": None}
+    return {**settings, "steps": scratch_steps(study, student, mine, theirs, row.budget), "max_minutes": None}
 
 
-def with_upstream(graph: Graph, ids) -> list[str]:
+def with_upstream(graph: Graph, ids: Iterable[str]) -> list[str]:
     """Return `ids` and all their direct and indirect inputs, in the graph's order."""
     wanted, waiting = set(), list(ids)
     while waiting:
@@ -167,8 +172,9 @@ def jobs_in_scope(study: Study, graph: Graph) -> list[str]:
     for model in study.models:
         ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
         ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
-        if final_job(study, model) and not study.tasks_of(model) and model in study.run:
-            ids.append(final_job(study, model))  # `run: {control: []}`: pre-train and compare it, but do not fine-tune
+        final = final_job(study, model)
+        if final and not study.tasks_of(model) and model in study.run:
+            ids.append(final)  # `run: {control: []}`: pre-train and compare it, but do not fine-tune
     return with_upstream(graph, ids)
 
 
@@ -194,7 +200,7 @@ def cell_job(row: paper.Row, column: paper.Column) -> str | None:
     return f"{'quantize' if row.precision == 'int8' else 'finetune'}/{row.model}/{column.task}"
 
 
-def add_views(study: Study, graph: Graph, extra=()) -> Graph:
+def add_views(study: Study, graph: Graph, extra: Iterable[str] = ()) -> Graph:
     """Add report, track and check over the jobs in scope and `extra`, other current records."""
     wanted = {*jobs_in_scope(study, graph), *extra}
     inputs = [key for key in graph if key in wanted]

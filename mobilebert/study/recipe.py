@@ -25,41 +25,41 @@ class Training(Strict):
     warmup_steps: NotNegative = Field(description="Steps in which the learning rate rises to its peak.")
     batch_size: Batch = Field(description="Sequences in a batch, over all processes.")
     length: Length = Field(
-        512,
+        default=512,
         description="Tokens of a sequence; 512 in the released code. The model must have as many positions.",
     )
     learning_rate: LearningRate = Field(
-        1.5e-3, description="Peak learning rate; 0.0015 in the released code, the paper prints none."
+        default=1.5e-3, description="Peak learning rate; 0.0015 in the released code, the paper prints none."
     )
-    optimizer: Literal["lamb", "adamw"] = Field("lamb", description="Optimizer; LAMB in the paper (section 4.2).")
-    beta2: Rate = Field(0.999, description="Decay rate of the optimizer's second moments; 0.999 in the released code.")
+    optimizer: Literal["lamb", "adamw"] = Field(default="lamb", description="Optimizer; LAMB in the paper (section 4.2).")
+    beta2: Rate = Field(default=0.999, description="Decay rate of the optimizer's second moments; 0.999 in the released code.")
     weight_decay: Share = Field(
-        0.01,
+        default=0.01,
         description="Weight decay of all weights but biases and normalization; 0.01 in the released code.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format of the matrix products; with `bf16` the weights stay fp32."
+        default="fp32", description="Number format of the matrix products; with `bf16` the weights stay fp32."
     )
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        None,
+        default=None,
         description="Minutes after which the training ends, however many steps it took; `steps` then "
         "only scales the schedule. null: it ends after `steps`.",
     )
     accumulate: Positive = Field(
-        1,
+        default=1,
         description="Micro-batches that a process makes of its share of a batch, to need less memory; at most `batch_size`.",
     )
-    compile: bool = Field(False, description="Compile the encoder's blocks with torch.compile.")
+    compile: bool = Field(default=False, description="Compile the encoder's blocks with torch.compile.")
     graph: bool = Field(
-        False,
+        default=False,
         description="Replay steps from CUDA graphs, in one process on a GPU. Students that share a teacher's pass do without.",
     )
     fused: bool = Field(
-        False,
+        default=False,
         description="Run a block's feed-forward networks as one Triton kernel; needs `precision: bf16` and a Hopper GPU.",
     )
     checkpoint_every: Positive = Field(
-        1000,
+        default=1000,
         description="Steps between two saved states, from which a killed training goes on. It also "
         "saves itself every few seconds, in at most 2 % of its time.",
     )
@@ -79,53 +79,59 @@ class Training(Strict):
 class Pretrain(Training):
     """Pre-training with masked LM and NSP (paper section 4.2)."""
 
-    steps: Positive = Field(500_000, description="Optimizer steps; 500,000 in the paper (section 4.2).")
+    steps: Positive = Field(default=500_000, description="Optimizer steps; 500,000 in the paper (section 4.2).")
     warmup_steps: NotNegative = Field(
-        10_000,
+        default=10_000,
         description="Steps in which the learning rate rises to its peak, fewer than `steps`; 10,000 in "
         "the released code, the paper prints none.",
     )
-    batch_size: Batch = Field(4096, description="Sequences in a batch, over all processes; 4,096 in the paper (section 4.2).")
+    batch_size: Batch = Field(
+        default=4096, description="Sequences in a batch, over all processes; 4,096 in the paper (section 4.2)."
+    )
 
 
 class Search(Pretrain):
     """Pre-training for Tables 2 and 3: "half of BERT's schedule" (paper section 4.1)."""
 
-    steps: Positive = Field(125_000, description="Optimizer steps; 125,000 in the paper (section 4.1).")
+    steps: Positive = Field(default=125_000, description="Optimizer steps; 125,000 in the paper (section 4.1).")
     warmup_steps: NotNegative = Field(
-        2_500,
+        default=2_500,
         description="Steps in which the learning rate rises to its peak, fewer than `steps`. The "
         "default is the same share of the steps as in pre-training; the paper prints none.",
     )
-    batch_size: Batch = Field(2048, description="Sequences in a batch, over all processes; 2,048 in the paper (section 4.1).")
+    batch_size: Batch = Field(
+        default=2048, description="Sequences in a batch, over all processes; 2,048 in the paper (section 4.1)."
+    )
 
 
 class Transfer(Training):
     """Knowledge transfer (paper section 3.5)."""
 
     steps: Positive = Field(
-        240_000,
+        default=240_000,
         description="Optimizer steps of the whole transfer; 240,000 in the paper, 10,000 for each of 24 "
         "layers with PKT (section 3.5).",
     )
     warmup_steps: NotNegative = Field(
-        0,
+        default=0,
         description="Warm-up steps of JKT, fewer than `steps`. Each stage of PKT warms up over its "
         "first tenth, AKT warms up as distillation does.",
     )
-    batch_size: Batch = Field(4096, description="Sequences in a batch, over all processes; 4,096 as in the paper's pre-training.")
+    batch_size: Batch = Field(
+        default=4096, description="Sequences in a batch, over all processes; 4,096 as in the paper's pre-training."
+    )
     lower_layers: Share = Field(
-        0.1,
+        default=0.1,
         description="Learning rate of the layers that PKT has taught already, as a share of the current "
         'layer\'s; 0 freezes them. 0.1 in the released code, "small" in the paper.',
     )
     factors: tuple[float, float, float, float] | None = Field(
-        None,
+        default=None,
         description="Factors of four losses: feature map, means, variances, attention. null: the "
         "recipe's, 1, 0, 0, 1 for `paper` and 100, 5000, 5, 1 for `released`.",
     )
     share_teacher: bool = Field(
-        False,
+        default=False,
         description="Train all students at the same stages of the same teacher in one process, with one "
         "teacher pass a step; takes the memory of all their weights.",
     )
@@ -148,27 +154,27 @@ class Transfer(Training):
 class Distill(Training):
     """Pre-training distillation (paper section 3.4)."""
 
-    steps: Positive = Field(500_000, description="Optimizer steps; 500,000 in the paper, as for the teacher.")
+    steps: Positive = Field(default=500_000, description="Optimizer steps; 500,000 in the paper, as for the teacher.")
     warmup_steps: NotNegative = Field(
-        10_000,
+        default=10_000,
         description="Steps in which the learning rate rises to its peak, fewer than `steps`; 10,000 in "
         "the released code, the paper prints none.",
     )
     batch_size: Batch = Field(
-        4096, description="Sequences in a batch, over all processes; 4,096 in the paper, as for the teacher."
+        default=4096, description="Sequences in a batch, over all processes; 4,096 in the paper, as for the teacher."
     )
     alpha: Share = Field(
-        0.5,
+        default=0.5,
         description="Share of the hard masked-LM labels in the loss, beside the teacher's soft ones "
         "(section 3.4); 0.5 in the released code, the paper prints none.",
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0,
+        default=1.0,
         description="Factor of the teacher's last hidden states, as in the released code. Only "
         "`recipe: released` may set it; 1 changes nothing.",
     )
     share_teacher: bool = Field(
-        False,
+        default=False,
         description="Train all students that wait for the same teacher in one process, with one teacher "
         "pass a step; takes the memory of all their weights.",
     )

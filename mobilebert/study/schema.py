@@ -31,61 +31,69 @@ class Study(Strict):
     """All values that decide the results of a study. The defaults are the paper's recipe."""
 
     schema_version: Literal[1] = Field(
-        SCHEMA,
+        default=SCHEMA,
         alias="schema",
         description="Version of the study file's format.",
     )
     description: str = Field(description="The study in one line; its page and its tables print it.")
     recipe: Literal["paper", "released"] = Field(
-        "paper",
+        default="paper",
         description="Where the paper and the released code differ in numbers: `paper` takes the printed "
         "equations, `released` does as the code.",
     )
     seed: Seed = Field(
-        0,
+        default=0,
         description="Seed of pre-training, transfer and distillation; a row of the tables may add its "
         "own number. Fine-tuning has `finetune.seeds`.",
     )
-    device: Literal["cpu", "cuda"] = Field("cuda", description="What the study trains on: `cpu`, or an NVIDIA GPU (`cuda`).")
-    data: Data = Field(Data(), description="The corpus, the tasks and the tokenizer.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cuda", description="What the study trains on: `cpu`, or an NVIDIA GPU (`cuda`)."
+    )
+    data: Data = Field(default=Data(), description="The corpus, the tasks and the tokenizer.")
     scale: Scale = Field(
-        Scale(),
+        default=Scale(),
         description="Divisors that make all models smaller; with any of them above 1 results are labelled `scaled`.",
     )
     pretrain: Pretrain = Field(
-        Pretrain(),
+        default=Pretrain(),
         description="Pre-training of the teacher and of other models without one, with masked LM and "
         "next-sentence prediction (section 4.2).",
     )
     search: Search = Field(
-        Search(),
+        default=Search(),
         description='Pre-training of the models of Tables 2 and 3, on "half of BERT\'s schedule" (section 4.1).',
     )
     transfer: Transfer = Field(
-        Transfer(),
+        default=Transfer(),
         description="Knowledge transfer, layer by layer, from the teacher to a student (section 3.5): "
         "auxiliary (AKT), joint (JKT) or progressive (PKT).",
     )
-    distill: Distill = Field(Distill(), description="Pre-training distillation of a student after the transfer (section 3.4).")
-    finetune: Finetune = Field(Finetune(), description="Fine-tuning on GLUE and SQuAD, with or without a search (section 4.3).")
-    latency: Latency = Field(Latency(), description="Timing of one forward pass, the models interleaved in rounds (section 4.5).")
+    distill: Distill = Field(
+        default=Distill(), description="Pre-training distillation of a student after the transfer (section 3.4)."
+    )
+    finetune: Finetune = Field(
+        default=Finetune(), description="Fine-tuning on GLUE and SQuAD, with or without a search (section 4.3)."
+    )
+    latency: Latency = Field(
+        default=Latency(), description="Timing of one forward pass, the models interleaved in rounds (section 4.5)."
+    )
     checkpoints: dict[str, Checkpoint] = Field(
-        {},
+        default={},
         description="Published weights in place of pre-training, by model: a row of the paper's tables, "
         "or a baseline of your own name, which `run` must name too.",
     )
     run: dict[str, Literal["all"] | tuple[str, ...]] = Field(
-        {"mobilebert": "all"},
+        default={"mobilebert": "all"},
         description="Models to run, rows of the tables or names in `checkpoints`, each with the tasks to "
         "fine-tune it on. `[]`: the model is pre-trained and not fine-tuned.",
     )
     quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field(
-        {"mobilebert": "all"},
+        default={"mobilebert": "all"},
         description="Models to quantize to 8 bits, each with its tasks; all are the five of Table 6: "
         "mnli, qnli, mrpc, sst2, squad_v1.1.",
     )
     expect: tuple[Expectation, ...] = Field(
-        (),
+        default=(),
         description="Comparisons that must hold among the study's records; `mobilebert check` exits with 1 if one does not.",
     )
 

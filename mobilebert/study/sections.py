@@ -36,24 +36,26 @@ class Data(Strict):
     """The corpus, the tasks and the tokenizer."""
 
     source: str = Field(
-        "hub",
+        default="hub",
         description="Where the corpus and the tasks come from: `synthetic` (generated), `hub` (Hugging "
         "Face, the corpora streamed) or `local:<folder>`.",
     )
     sums: str | None = Field(
-        None,
+        default=None,
         description="sha256 of a local folder's SHA256SUMS, which pins the data that the study was "
         "written for. `local:<folder>` needs it; null for the other sources.",
     )
-    seed: Seed = Field(0, description="Seed of the generated data; read only with `source: synthetic`.")
+    seed: Seed = Field(default=0, description="Seed of the generated data; read only with `source: synthetic`.")
     documents: Positive | None = Field(
-        None,
+        default=None,
         description="Most documents to read of the corpus: at least 4, and at most 100,000,000 generated "
         "ones. null: all of them, or 600 generated ones.",
     )
-    heldout_share: Rate = Field(0.005, description="Share of the documents that are held out, chosen by the hash of their text.")
+    heldout_share: Rate = Field(
+        default=0.005, description="Share of the documents that are held out, chosen by the hash of their text."
+    )
     vocab_size: Positive | None = Field(
-        None,
+        default=None,
         description="Entries of the vocabulary, at most 1,048,576. null: the source's vocab.txt, or if "
         "it has none as many as training finds, up to BERT's 30,522.",
     )
@@ -92,17 +94,17 @@ class Scale(Strict):
     """One divisor of all widths and one of all depths: relations between a table's rows survive."""
 
     width_divisor: Positive = Field(
-        1, description="Number by which every width of every model is divided; it must divide all of them."
+        default=1, description="Number by which every width of every model is divided; it must divide all of them."
     )
     layer_divisor: Positive = Field(
-        1, description="Number by which every model's number of layers is divided, rounded, at least 1."
+        default=1, description="Number by which every model's number of layers is divided, rounded, at least 1."
     )
     max_position_embeddings: Positive | None = Field(
-        None,
+        default=None,
         description="Positions of every model, at most 65,536; null: the paper's 512. Every `length` of the study must fit.",
     )
     residual_init: bool = Field(
-        False,
+        default=False,
         description="Start the weights of residual branches at 1/sqrt(2 x layers) of their size, in all "
         "models but BERT. Deep ones with NoNorm diverge without it; it is not in the paper.",
     )
@@ -126,9 +128,9 @@ class Checkpoint(Strict):
         description="Where the weights are: a hub name (`owner/name`), or a local folder (`./x`, `/x`, "
         "`~/x`) of the hub's layout."
     )
-    revision: str = Field("main", description="Branch, tag or commit of a hub name; not read for a local folder.")
+    revision: str = Field(default="main", description="Branch, tag or commit of a hub name; not read for a local folder.")
     sha256: str | None = Field(
-        None,
+        default=None,
         description="sha256 of a local folder's model.safetensors. A local folder needs it; null for a hub name.",
     )
 
@@ -166,18 +168,20 @@ class Checkpoint(Strict):
 class Latency(Strict):
     """Timing of one forward pass (paper section 4.5), the models interleaved in rounds."""
 
-    length: Length = Field(128, description="Tokens of a timed sequence; 128 in the paper (section 4.5).")
-    batch_size: Batch = Field(1, description="Sequences in a timed batch; 1 in the paper, by implication.")
-    threads: Positive = Field(4, description="CPU threads of a model; 4 in the paper (section 4.5), the big cores of a phone.")
-    rounds: Positive = Field(50, description="Timed rounds; each runs every model on every engine once.")
-    warmup: NotNegative = Field(5, description="Rounds before the timed ones, which are not recorded.")
+    length: Length = Field(default=128, description="Tokens of a timed sequence; 128 in the paper (section 4.5).")
+    batch_size: Batch = Field(default=1, description="Sequences in a timed batch; 1 in the paper, by implication.")
+    threads: Positive = Field(
+        default=4, description="CPU threads of a model; 4 in the paper (section 4.5), the big cores of a phone."
+    )
+    rounds: Positive = Field(default=50, description="Timed rounds; each runs every model on every engine once.")
+    warmup: NotNegative = Field(default=5, description="Rounds before the timed ones, which are not recorded.")
     full_size: bool = Field(
-        True,
+        default=True,
         description="Time the paper's widths whatever the study's scale; speed needs no trained weights. "
         "false: time the scaled models.",
     )
     models: tuple[str, ...] = Field(
-        (
+        default=(
             "bert-base",
             "mobilebert",
             "mobilebert-tiny",
@@ -188,7 +192,7 @@ class Latency(Strict):
         description="Rows of the paper's tables to time, each given once. The default is those of Tables 4 and 7.",
     )
     engines: tuple[Literal["pytorch", "onnxruntime", "onnxruntime-int8"], ...] = Field(
-        ("pytorch",), description="Engines that run every model, each given once."
+        default=("pytorch",), description="Engines that run every model, each given once."
     )
 
     @field_validator("models", "engines", mode="before")
@@ -215,24 +219,24 @@ class Expectation(Strict):
         "`<record>, <record>:<metric>` is the mean over records, say one a seed."
     )
     above: str | float | None = Field(
-        None,
+        default=None,
         description="Bound that the metric must be above: a number, or a value as in `metric`. Either "
         "`above` or `below` is given, the other is null.",
     )
     below: str | float | None = Field(
-        None, description="Bound that the metric must be below: a number, or a value as in `metric`."
+        default=None, description="Bound that the metric must be below: a number, or a value as in `metric`."
     )
     by: float = Field(
-        0.0,
+        default=0.0,
         description="Margin from the bound, in the metric's unit; a negative one allows the metric to "
         "miss the bound. 0: equal values fail.",
     )
     void_unless: str | None = Field(
-        None,
+        default=None,
         description="`what` of an earlier expectation without which this one says nothing: it is void "
         "if that one does not hold. null: none.",
     )
-    judged: bool = Field(True, description="Fail the study if the comparison does not hold; false: only show it.")
+    judged: bool = Field(default=True, description="Fail the study if the comparison does not hold; false: only show it.")
     reason: str = Field(description="Why the study expects it, shown beside the outcome.")
 
     @field_validator("above", "below", mode="before")

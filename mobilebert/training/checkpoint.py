@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -114,7 +115,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerp
     for name, parameter in model.named_parameters():
         found = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("m", "v")}
         if found["m"] is not None:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items() if value is not None}
     return int(facts["step"]), float(facts["seconds"])
 
 
@@ -151,7 +152,7 @@ def save_pretrained(model: nn.Module, folder: Path) -> None:
     Raises UserError if it cannot be written, as on a full disk; the folder is then removed.
     """
     try:
-        model.save_pretrained(folder)
+        cast(Any, model).save_pretrained(folder)
     except (SafetensorError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)  # a half-written model would keep the disk full
         raise UserError(f"{folder}: the model cannot be written ({' '.join(str(error).split())})") from None
@@ -161,5 +162,5 @@ def _crc32(tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> str:
     """Return the CRC-32 of metadata, names and bytes: safetensors itself has no checksum."""
     found = zlib.crc32(json.dumps([facts, sorted(tensors)], sort_keys=True).encode())
     for key in sorted(tensors):
-        found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensors[key].flatten().view(torch.uint8).numpy().data, found)
     return f"{found:08x}"

@@ -24,6 +24,7 @@ class Clock:
 
     def share(self) -> float:
         """Return the elapsed share of `max_minutes`, the same in all processes."""
+        assert self.plan.max_minutes is not None
         return self.group.agree(self.seconds) / (60 * self.plan.max_minutes)
 
     def place(self, step: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,5 +28,6 @@ def compile_blocks(model: nn.Module) -> None:
 
     The blocks share their code, so one compilation serves all of them.
     """
-    for block in getattr(model, model.base_model_prefix).encoder.layer:
+    prefix: Any = model.base_model_prefix
+    for block in getattr(model, prefix).encoder.layer:
         block.compile(dynamic=False)  # evaluation has another batch size: the step's kernels must stay specialised

@@ -54,7 +54,16 @@ class RowDropout(TorchFunctionMode):
             row.bernoulli_(1 - p, generator=generator)
         return x * mask.div_(1 - p)
 
-    def attention(self, query, key, value, attn_mask=None, dropout_p: float = 0.0, is_causal: bool = False, **options):
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options,
+    ) -> torch.Tensor:
         """Return `F.scaled_dot_product_attention` with masks by row.
 
         With dropout it holds all probabilities in memory; so does torch's on a CPU.

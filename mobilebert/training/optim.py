@@ -6,6 +6,9 @@ to normalisation parameters and biases; LAMB applies no trust ratio to them eith
 functions start a few kernels a step, not a few a parameter.
 """
 
+# torch lists no _foreach function in __all__.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
@@ -26,7 +29,7 @@ class _WithoutBiasCorrection(torch.optim.Optimizer):
     tensor, a step can be recorded in a CUDA graph once all moments exist.
     """
 
-    def __init__(self, groups, learning_rate: float, betas=(0.9, 0.999), eps: float = 1e-6):
+    def __init__(self, groups, learning_rate: float | torch.Tensor, betas=(0.9, 0.999), eps: float = 1e-6):
         super().__init__(
             groups, {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": 0.0, "rate": 1.0, "excluded": False}
         )

@@ -30,7 +30,7 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def naming(source) -> Iterator[None]:
+def naming(source: object) -> Iterator[None]:
     """Put `source` before the text of a UserError in this block, unless the text names it."""
     try:
         yield
@@ -38,7 +38,7 @@ def naming(source) -> Iterator[None]:
         raise error if str(source) in str(error) else UserError(f"{source}: {error}") from None
 
 
-def shown(value) -> str:
+def shown(value: object) -> str:
     """Return a value as an error quotes it: the start of its `repr`, or a collection's size."""
     if isinstance(value, list | tuple | dict | set) and value:
         return f"a {type(value).__name__} of {len(value)}"
@@ -62,7 +62,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def shown_key(key) -> str:
+def shown_key(key: object) -> str:
     """Return a row's key for an error: the start of its `repr` if it is long or does not print."""
     text = str(key)
     return text if text.isprintable() and len(text) <= 80 else f"{text!r:.80}"

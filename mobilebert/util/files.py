@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from pathlib import Path
+from typing import Any, cast
 
 
 def file_sha256(path: Path) -> str:
@@ -42,7 +43,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def json_safe(value):
+def json_safe(value: Any) -> Any:
     """Return a value that JSON can hold: NaN and infinity, which it lacks, become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -51,5 +52,5 @@ def json_safe(value):
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
     if hasattr(value, "item") and not isinstance(value, str | bytes):
-        return json_safe(value.item())
+        return json_safe(cast(Any, value).item())
     return value

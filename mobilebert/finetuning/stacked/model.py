@@ -17,6 +17,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,8 @@ class Stack(nn.Module):
             self.register_parameter(key, nn.Parameter(flat.unflatten(1, self.shapes[names[0]]) if key in self.tables else flat))
         device = next(models[0].parameters()).device
         self.register_buffer("ended", torch.full((len(models), 3), -1.0, dtype=torch.float64, device=device))
+
+    ended: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.ended)
@@ -278,8 +281,8 @@ class _Together(TorchFunctionMode):
             if dropout_p:
                 call = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p, **options)
                 return self.one_by_one(call, tokens, *tensors)
-            tensors = [x.expand(-1, self.rows, *x.shape[2:]).flatten(0, 1) for x in tensors]
-            return F.scaled_dot_product_attention(*tensors, **options).unflatten(0, (-1, self.rows))
+            flat: Any = [x.expand(-1, self.rows, *x.shape[2:]).flatten(0, 1) for x in tensors]
+            return F.scaled_dot_product_attention(*flat, **options).unflatten(0, (-1, self.rows))
 
         return _Physical.apply(attend, *given)
 

@@ -238,7 +238,8 @@ def reason(stack: Stack, members: Sequence[Member], index: int) -> str | None:
 @torch.no_grad()
 def _norms(stack: Stack) -> torch.Tensor:
     """Return the norm of each model's gradient, (K,)."""
-    return torch.stack([parameter.grad.flatten(1).norm(dim=1) for parameter in stack.parameters()]).norm(dim=0)
+    gradients = (parameter.grad for parameter in stack.parameters())
+    return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients if gradient is not None]).norm(dim=0)
 
 
 @torch.no_grad()
@@ -249,6 +250,7 @@ def _clip(stack: Stack, norms: torch.Tensor, most: float, going: Sequence[bool])
     """
     scale = (most / (norms + 1e-6)).clamp(max=1.0)
     for parameter in stack.parameters():
+        assert parameter.grad is not None
         parameter.grad.mul_(scale.view(-1, *[1] * (parameter.dim() - 1)))
         for index, on in enumerate(going):
             if not on:

@@ -29,6 +29,7 @@ TFLOP/s and 3.35 TB/s:
 """
 
 from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ WIDTHS = (16, 32, 64, 128)  # a matrix instruction takes 16 at least, and a tile
 FORWARD = {"TILE": 128, "CHUNK": 64, "STAGES": 3, "num_warps": 8, "num_stages": 1}
 OF_INPUT = {"TILE": 128, "CHUNK": 64, "num_warps": 8, "num_stages": 3}
 OF_WEIGHTS = {"TILE": 64, "CHUNK": 128, "num_warps": 8, "num_stages": 3}
+SevenTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 PROGRAMS = 128  # for the weights' gradients; each fills the registers of one of an H100's 132 processors
 
 
@@ -63,7 +65,7 @@ def enable(model: nn.Module) -> None:
         raise UserError("fused: the kernel needs an NVIDIA Hopper GPU (compute capability 9.0), and this machine has none")
     if find_spec("triton") is None:
         raise UserError("fused: the package triton is not installed; install PyTorch for CUDA, which includes it")
-    blocks = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    blocks: Any = getattr(model, getattr(model, "base_model_prefix", ""), model)
     blocks = blocks.encoder.layer if isinstance(model.config, MobileBertConfig) else []
     if not blocks or not all(hasattr(block, "fused") and _is_stack(block) for block in blocks):
         raise UserError(
@@ -74,7 +76,7 @@ def enable(model: nn.Module) -> None:
         block.fused = True
 
 
-def serves(block: nn.Module, x: torch.Tensor) -> bool:
+def serves(block: Any, x: torch.Tensor) -> bool:
     """Return whether the kernel may replace a block's stack for x.
 
     It may on the GPU, for bf16 products, if the stack has plain modules alone and no hooks.
@@ -88,7 +90,7 @@ def _product_dtype(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else weight.dtype
 
 
-def _is_stack(block: nn.Module) -> bool:
+def _is_stack(block: Any) -> bool:
     activation, output = type(block.intermediate.activation), block.output
     if activation not in CEILINGS or output.bottleneck is None:
         return False
@@ -106,7 +108,7 @@ def _is_stack(block: nn.Module) -> bool:
     return width in WIDTHS and (inner % 128 == 0 or inner in WIDTHS)
 
 
-def feed_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def feed_forward(block: Any, x: torch.Tensor) -> torch.Tensor:
     """Return the output of the stack of `block`, with the shape and the dtype that modules give.
 
     x: (..., width). Requires `serves(block, x)`.
@@ -144,9 +146,10 @@ def stack(
     """
     from mobilebert.modeling.kernels import fused_kernels
 
+    forward: Any = fused_kernels.forward
     x, (y, kept), (networks, inner, width) = x.contiguous(), _outputs(x, up, scale, dtype, keep), up.shape
     tokens = x.numel() // width
-    fused_kernels.forward[(-(-tokens // FORWARD["TILE"]),)](
+    forward[(-(-tokens // FORWARD["TILE"]),)](
         x, y, kept, up.to(dtype), up_bias, _transposed(down, dtype), down_bias, scale, shift, tokens,
         networks, width, inner, ceiling, keep, **_within(FORWARD, inner),
     )  # fmt: skip
@@ -180,6 +183,8 @@ def stack_backward(
     """Return the gradients of x and of the six parameters of `stack` (empty unless `learns`)."""
     from mobilebert.modeling.kernels import fused_kernels
 
+    of_input: Any = fused_kernels.backward_of_input
+    of_weights: Any = fused_kernels.backward_of_weights
     networks, inner, width = up.shape
     tokens, dtype, dy = kept.shape[1], kept.dtype, dy.contiguous()
     tiles = -(-tokens // OF_INPUT["TILE"])
@@ -187,18 +192,19 @@ def stack_backward(
     gradients = torch.empty_like(kept) if learns else kept
     sums = up.new_empty((tiles, networks, 2, width), dtype=torch.float32)
     products = up.to(dtype), up_bias, _transposed(down * scale[:, :, None], dtype)
-    fused_kernels.backward_of_input[(tiles,)](
+    of_input[(tiles,)](
         dy, dx, kept, gradients, sums, *products, scale, tokens,
         networks, width, inner, ceiling, learns, **_within(OF_INPUT, inner),
     )  # fmt: skip
     if not learns:
-        return dx, *(like.new_empty(0) for like in (up, up_bias, down, down_bias, scale, scale))
+        empty = (like.new_empty(0) for like in (up, up_bias, down, down_bias, scale, scale))
+        return cast(SevenTensors, (dx, *empty))
     tile = _within(OF_WEIGHTS, inner)
     chunks = inner // tile["CHUNK"]
     splits = max(1, PROGRAMS // (networks * chunks))
     d_up = up.new_empty((splits, networks, inner, width), dtype=torch.float32)
     d_up_bias, d_product = d_up.new_empty((splits, networks, inner)), torch.empty_like(d_up)
-    fused_kernels.backward_of_weights[(chunks, networks, splits)](
+    of_weights[(chunks, networks, splits)](
         kept, gradients, d_up, d_up_bias, d_product, *products, tokens,
         networks, width, inner, ceiling, splits, **tile,
     )  # fmt: skip
@@ -208,7 +214,7 @@ def stack_backward(
     d_scale = (d_product * down).sum(2) + down_bias * d_shift + by_x
     found = d_up.sum(0), d_up_bias.sum(0), d_product * scale[:, :, None], d_shift * scale, d_scale, d_shift.contiguous()
     likes = up, up_bias, down, down_bias, scale, scale
-    return dx, *(gradient.to(like.dtype) for gradient, like in zip(found, likes, strict=True))
+    return cast(SevenTensors, (dx, *(gradient.to(like.dtype) for gradient, like in zip(found, likes, strict=True))))
 
 
 @stack_backward.register_fake

@@ -7,6 +7,9 @@ Every process holds all weights and takes the same steps; the optimizer's moment
 results folder: on several machines it must be a folder that all of them see.
 """
 
+# torch lists no _foreach function in __all__.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import contextlib

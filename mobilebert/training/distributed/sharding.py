@@ -13,6 +13,9 @@ tensors too. But it needs the gradients summed in all processes first (half as m
 also sends tensors that do not learn in a stage of PKT, and collects its state by pickle.
 """
 
+# torch lists no _foreach function in __all__.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import contextlib
@@ -54,7 +57,7 @@ class Shards:
             self.learning = [[p for p in trained if self.owner[p] == rank] for rank in range(self.group.size)]
         for rank, theirs in enumerate(self.learning):
             if theirs:
-                flat = torch.cat([p.grad.flatten() for p in theirs])
+                flat = torch.cat([p.grad.flatten() for p in theirs if p.grad is not None])
                 dist.reduce(flat, rank)
                 for p, piece in zip(theirs, flat.split([p.numel() for p in theirs])):
                     p.grad = piece.view_as(p) if rank == self.group.rank else None
@@ -75,7 +78,7 @@ class Shards:
                 dist.broadcast(flat, rank)
                 if rank != self.group.rank:
                     pieces = flat.split([p.numel() for p in theirs])
-                    torch._foreach_copy_(theirs, [piece.view_as(p) for p, piece in zip(theirs, pieces)])
+                    torch._foreach_copy_([*theirs], [piece.view_as(p) for p, piece in zip(theirs, pieces)])
 
     def drop(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the moments that other processes own."""
