@@ -62,7 +62,7 @@ class Runs:
             os.dup2(os.open(self.results / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             job = self.graph[key]
             stage = STAGES[job.stage]
-            arguments = (job, self.study.name, self.results, self.graph, lambda run: stage.run(run, self.study))
+            arguments = (job, self.study.name, self.results, self.graph, lambda run: stage.main(run, self.study))
             if environment:
                 processes.execute(*arguments, "cpu")
             else:

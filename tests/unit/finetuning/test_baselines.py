@@ -245,7 +245,7 @@ def test_a_checkpoint_with_another_vocabulary_than_the_datas_is_refused(tmp_path
         execute_job(graph["data"], loaded.name, results, graph, stage)
 
     brought(folder, tokens, name)
-    execute_job(graph[key], loaded.name, results, graph, lambda run: checkpoint.run(run, loaded))
+    execute_job(graph[key], loaded.name, results, graph, lambda run: checkpoint.main(run, loaded))
     tuned = JobContext(graph["finetune/distilbert/sst2"], loaded.name, results, graph)
     data(tokens)
     check_vocabulary(tuned)

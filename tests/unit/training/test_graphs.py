@@ -308,7 +308,7 @@ def test_the_programs_say_what_a_graph_has_to_know(monkeypatch):
         transfer, "train_together", lambda run, others, prepare, device: seen.append(prepare(run, None)[2]) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        transfer.run(run, study)
+        transfer.main(run, study)
     assert (seen[0].graph, seen[0].predictions) == (True, 77)
     assert [seen[0].stage(place) for place in (0, 9, 10, 19)] == [1, 1, 2, 2]
 
