@@ -29,13 +29,14 @@ from mobilebert.study.stage_config import StudentConfig
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import AHEAD
 from mobilebert.training.distributed.processes import world
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util.errors import Diverged, UserError
 
 logger = logging.getLogger(__name__)
 
 NAME = "train"  # the loop's name for the saved state
-Prepared = tuple[nn.Module, torch.optim.Optimizer, Task]
+Prepared = tuple[nn.Module, torch.optim.Optimizer, TrainingPlan]
 BATCHES = ("batch_size", "length", "max_predictions", "seed", "precision", "max_minutes")
 LESSONS = {  # settings that must be equal in two jobs, so that their teacher computes the same at each step
     "distill": (*BATCHES, "temperature", "transfer"),
@@ -194,7 +195,7 @@ def train_together(
 
 
 def _follow(
-    context: JobContext, shared: SharedPass, student: nn.Module, optimizer: torch.optim.Optimizer, task: Task, device: str
+    context: JobContext, shared: SharedPass, student: nn.Module, optimizer: torch.optim.Optimizer, task: TrainingPlan, device: str
 ) -> None:
     try:
         train(context, student, optimizer, task, NAME, device)

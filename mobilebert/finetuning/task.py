@@ -19,7 +19,8 @@ from mobilebert.study import schedule
 from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.training import optim
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -99,7 +100,7 @@ def loss(task_name: str, out: Mapping[str, torch.Tensor], batch: dict[str, torch
 CHECKPOINT_EVERY = 500  # steps: a minute of a small model
 
 
-def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int) -> Task:
+def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int) -> TrainingPlan:
     """Return the plan of a fine-tuning: linear warm-up and decay, batches bucketed by length."""
     size, epochs = setting.batch_size, setting.epochs
     assert size is not None  # set from the trial if the configuration has none
@@ -117,7 +118,7 @@ def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, see
 
     end = 1e-4 if setting.recipe == "released" else 0.0
     warmup = int(setting.warmup_share * steps)
-    return Task(
+    return TrainingPlan(
         steps=steps,
         batch=batch,
         loss=lambda batch, step: {"loss": loss(setting.task, model(**inputs_of(model, batch)), batch)},

@@ -18,7 +18,7 @@ from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import CheckpointConfig, ModelConfig, TrainingConfig
 from mobilebert.training import optim
 from mobilebert.training.distributed.processes import world
-from mobilebert.training.loop import Task
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util.errors import UserError
 
 
@@ -78,7 +78,7 @@ def section(context: JobContext, study: Study) -> Training:
     return getattr(study, models()[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
 
 
-def make_task(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> Task:
+def make_task(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> TrainingPlan:
     """Return the plan of a pre-training; transfer and distillation replace its loss and more."""
     config = context.settings(TrainingConfig)
     own = section(context, study)
@@ -87,7 +87,7 @@ def make_task(context: JobContext, study: Study, model: nn.Module, corpus: Path)
     steps, warmup = config.steps, config.warmup_steps
     end = 1e-4 if config.recipe == "released" else 0.0
     group, drawn = world(), (config.length, config.batch_size, config.seed, config.max_predictions)
-    return Task(
+    return TrainingPlan(
         steps=steps,
         batch=objective.batches(corpus, "train", *drawn, group.rank, group.size),
         loss=lambda batch, step: objective.loss(model, batch),

@@ -17,7 +17,8 @@ from mobilebert.pretraining.common import corpus_labels, corpus_of, make_optimiz
 from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import PretrainConfig
 from mobilebert.training.device import device_of
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 
 
 def main(context: JobContext, study: Study) -> None:
@@ -41,7 +42,7 @@ def main(context: JobContext, study: Study) -> None:
     context.label(study.labels("pretrain") + schedule_labels + own_labels)
 
 
-def split_labels(task: Task, dropout: bool, split: dict) -> list[str]:
+def split_labels(task: TrainingPlan, dropout: bool, split: dict) -> list[str]:
     """Return a label of how batches were split if the split decided their dropout.
 
     The fingerprint does not cover the number of processes.

@@ -49,11 +49,11 @@ def transformers_model(options):
 
 def task_of(loss, batch, options, execution, **more):
     from mobilebert.data.segment_pairs import predictions
-    from mobilebert.training.loop import Task
+    from mobilebert.training.plan import TrainingPlan
 
     loop = {key: value for key, value in execution.items() if key != "fused"}
     most = int(predictions(options.length))
-    return Task(1, batch, loss, lambda step: 1.0, 0, precision="bf16", predictions=most, **loop, **more)
+    return TrainingPlan(1, batch, loss, lambda step: 1.0, 0, precision="bf16", predictions=most, **loop, **more)
 
 
 def optimizer_of(model, **options):

@@ -77,7 +77,7 @@ def test_three_distillations_that_share_a_teacher_pass_are_faster(tmp_path):
     from mobilebert.modeling.cost import cost
     from mobilebert.study.stage_config import DistillConfig
     from mobilebert.training import optim
-    from mobilebert.training.loop import Task
+    from mobilebert.training.plan import TrainingPlan
 
     settings = DistillConfig.model_construct(alpha=0.5, temperature=1.0, recipe="paper")
     teacher = model(0, WIDE).requires_grad_(False)
@@ -92,7 +92,7 @@ def test_three_distillations_that_share_a_teacher_pass_are_faster(tmp_path):
             theirs = shared.get(run.job.id, step, lambda: teacher_guide(teacher, batch, settings, None))
             return distillation_loss(student, theirs, batch, settings, None)
 
-        return student, optim.make(student, "lamb", 1e-3, 0.01), Task(STEPS, batch, losses_of, lambda step: 1.0, 0)
+        return student, optim.make(student, "lamb", 1e-3, 0.01), TrainingPlan(STEPS, batch, losses_of, lambda step: 1.0, 0)
 
     ratio, samples = measure(tmp_path, prepare)
     assert ratio >= 1.4, (ratio, samples)
@@ -105,7 +105,7 @@ def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
     from mobilebert.distillation.transfer import Transfer, layer_of
     from mobilebert.study.stage_config import LayerwiseConfig
     from mobilebert.training import optim
-    from mobilebert.training.loop import Task
+    from mobilebert.training.plan import TrainingPlan
 
     layers = WIDTHS["num_hidden_layers"]
     teacher = model(0, WIDE).requires_grad_(False)
@@ -120,7 +120,7 @@ def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
         def losses_of(batch, step):
             return transfer.loss(batch, step, lambda make: shared.get(run.job.id, step, make))
 
-        return student, optimizer, Task(layers, batch, losses_of, transfer.rate, 0, transfer.prepare(optimizer))
+        return student, optimizer, TrainingPlan(layers, batch, losses_of, transfer.rate, 0, transfer.prepare(optimizer))
 
     ratio, samples = measure(tmp_path, prepare)
     assert ratio >= 1.2, (ratio, samples)

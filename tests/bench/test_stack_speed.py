@@ -21,7 +21,7 @@ def test_ten_trials_of_a_deep_and_narrow_model_are_faster_as_a_stack():
     from mobilebert.finetuning.stacked.model import Feed, optimizer_of
     from mobilebert.finetuning.stacked.train import Member, losses, stack_of
     from mobilebert.training import optim
-    from mobilebert.training.loop import Task
+    from mobilebert.training.plan import TrainingPlan
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def test_ten_trials_of_a_deep_and_narrow_model_are_faster_as_a_stack():
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         return {"loss": torch.nn.functional.cross_entropy(model(**inputs).logits, batch["labels"])}
 
-    task = Task(STEPS, lambda step: batch, loss, lambda step: 1.0, seed=0)
+    task = TrainingPlan(STEPS, lambda step: batch, loss, lambda step: 1.0, seed=0)
     stack = stack_of([model] * RUNS, [Member(str(index), task, 1e-4) for index in range(RUNS)], "cola", "cpu")
     together, alone = optimizer_of(stack, 0.01), optim.make(model, "adamw", 1e-4, 0.01)
     for group in together.param_groups:

@@ -25,7 +25,8 @@ from mobilebert.study.stage_config import FinetuneConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.training import checkpoint
 from mobilebert.training.batches import ahead, digest
-from mobilebert.training.loop import CURVE_POINTS, Task
+from mobilebert.training.loop import CURVE_POINTS
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util.errors import Diverged
 from mobilebert.util.progress import Speed, bar, peak_flops
 
@@ -52,7 +53,7 @@ class Member:
     """One trial of a stack: its name (also of its curves), its task and its peak learning rate."""
 
     name: str
-    task: Task
+    task: TrainingPlan
     learning_rate: float
 
 

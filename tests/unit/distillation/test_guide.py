@@ -13,7 +13,7 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
 from mobilebert.study.stage_config import LayerwiseConfig
 from mobilebert.training import optim
-from mobilebert.training.loop import Task
+from mobilebert.training.plan import TrainingPlan
 
 torch.set_num_threads(1)
 LAYERS, STEPS = 3, 9
@@ -100,7 +100,7 @@ def learnt(folder, teacher, names, strategy, recipe):
         setting = {"strategy": strategy, "recipe": recipe, "losses": LOSSES[name], "factors": None, "lower_layers": 0.1}
         transfer = Transfer(student, teacher, LayerwiseConfig(**setting, steps=STEPS, warmup_steps=1))
         optimizer = optim.make(student, "adamw", 0.01, 0.0, group=layer_of)
-        task = Task(
+        task = TrainingPlan(
             steps=STEPS,
             batch=batch,
             loss=lambda batch, step: transfer.loss(batch, step, lambda make: shared.get(run.job.id, step, make)),

@@ -23,7 +23,7 @@ from mobilebert.study.load import load_study
 from mobilebert.training import checkpoint, optim
 from mobilebert.training.accelerated import cuda_graphs
 from mobilebert.training.distributed.processes import World
-from mobilebert.training.loop import Task
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util.errors import Diverged, UserError
 
 torch.set_num_threads(1)
@@ -124,7 +124,7 @@ def toy(folder, names, fail=None, at=5, error=None, **changes):
                 target = target * float("nan")
             return {"loss": (model.dense(batch["x"]) - target).square().mean()}
 
-        task = Task(STEPS, batch_at, loss, lambda step: 1.0, 0, checkpoint_every=EVERY, **changes)
+        task = TrainingPlan(STEPS, batch_at, loss, lambda step: 1.0, 0, checkpoint_every=EVERY, **changes)
         return model, optim.make(model, "adamw", 0.01, 0.0), task
 
     raised = None

@@ -18,7 +18,8 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
 from mobilebert.study.stage_config import LayerwiseConfig
 from mobilebert.training import optim
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util.errors import UserError
 
 torch.set_num_threads(1)
@@ -423,7 +424,7 @@ def transferred(folder, teacher, last=None, recipe="paper"):
             raise KeyboardInterrupt
         return batch(0)
 
-    task = Task(STEPS, batch_at, transfer.loss, transfer.rate, 0, transfer.prepare(optimizer), checkpoint_every=7)
+    task = TrainingPlan(STEPS, batch_at, transfer.loss, transfer.rate, 0, transfer.prepare(optimizer), checkpoint_every=7)
     run = JobContext(Job("transfer", "toy", {}, (), "f" * 64), "study", folder, {})
     run.state.mkdir(parents=True, exist_ok=True)
     train(run, student, optimizer, task)

@@ -24,7 +24,8 @@ from mobilebert.study.budget import transfer_flops_per_token
 from mobilebert.study.job import Job
 from mobilebert.study.stage_config import FinetuneConfig, TransferConfig
 from mobilebert.training import loop, optim
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 
 torch.set_num_threads(1)
 LAYERS, STEPS, ROWS, LENGTH = 3, 12, 2, 16
@@ -205,7 +206,7 @@ def test_the_program_counts_its_own_student_and_teacher(student, teacher, monkey
     monkeypatch.setattr(program, "corpus_of", lambda run: None)
     monkeypatch.setattr(program, "device_of", lambda study: "cpu")
     monkeypatch.setattr(program, "teacher_of", lambda run, study, device: teacher)
-    monkeypatch.setattr(program, "make_task", lambda run, *_: Task(STEPS, batch, None, None, 0))
+    monkeypatch.setattr(program, "make_task", lambda run, *_: TrainingPlan(STEPS, batch, None, None, 0))
     monkeypatch.setattr(program, "siblings", lambda run, study: nullcontext([]))
     monkeypatch.setattr(program, "heldout_loss", lambda *_: 0.0)
     monkeypatch.setattr(program.objective, "new_model", lambda architecture: model(MobileBertForPreTraining, STUDENT))
@@ -230,7 +231,7 @@ def test_a_resumed_transfer_reports_the_stages_that_it_measured(student, teacher
 
     def trained(batch_at):
         run = new_run(tmp_path)
-        task = Task(
+        task = TrainingPlan(
             steps=STEPS,
             batch=batch_at,
             loss=transfer.loss,

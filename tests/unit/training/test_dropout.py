@@ -12,7 +12,8 @@ from test_loop import Stop, new_run, padded, stop_at, weights
 from mobilebert.pretraining import objective
 from mobilebert.training import optim
 from mobilebert.training.dropout import RowDropout, row_seeds
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 
 torch.set_num_threads(1)
 ROWS = 6
@@ -98,7 +99,7 @@ def test_a_tensor_that_is_not_by_rows_is_refused():
 def learnt(folder, kind, accumulate=1, batch=padded):
     torch.manual_seed(0)
     model = objective.new_model(ARCHITECTURES[kind]).double().train()
-    task = Task(
+    task = TrainingPlan(
         steps=4,
         batch=batch,
         loss=lambda batch, step: objective.loss(model, batch),

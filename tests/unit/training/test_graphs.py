@@ -32,7 +32,8 @@ from mobilebert.training.accelerated.cuda_graphs import WARM_UP
 from mobilebert.training.batches import digest, fill_up, split
 from mobilebert.training.distributed.processes import World
 from mobilebert.training.distributed.sharding import Shards
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.training.stepper import Stepper
 from mobilebert.util.errors import Diverged, UserError
 
@@ -138,7 +139,7 @@ def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **change
         "checkpoint_every": 5,
         "predictions": 3,
     }
-    return student, made, Task(**task | more | changes)
+    return student, made, TrainingPlan(**task | more | changes)
 
 
 def run_in(folder):

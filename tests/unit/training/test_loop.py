@@ -22,7 +22,8 @@ from mobilebert.pretraining import objective
 from mobilebert.study.job import Job
 from mobilebert.training import optim
 from mobilebert.training.batches import digest
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util import progress
 from mobilebert.util.errors import Diverged, UserError
 
@@ -77,7 +78,7 @@ def toy(folder, kind="lamb", training=True, name="train", dropout=0.3, **changes
     run, model = new_run(folder), Toy(dropout).train(training)
     optimizer = optim.make(model, kind, 0.02, 0.01)
     task = {"steps": 12, "batch": batch, "loss": loss_of(model), "rate": lambda step: 1 / (1 + step), "seed": 3}
-    train(run, model, optimizer, Task(**(task | {"checkpoint_every": 4} | changes)), name)
+    train(run, model, optimizer, TrainingPlan(**(task | {"checkpoint_every": 4} | changes)), name)
     return run, model
 
 
@@ -180,7 +181,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, value):
 
     model = Toy()
     whole, run = loss_of(model), new_run(tmp_path)
-    task = Task(steps=12, batch=batch, loss=loss, rate=lambda step: 1.0, seed=3, checkpoint_every=3)
+    task = TrainingPlan(steps=12, batch=batch, loss=loss, rate=lambda step: 1.0, seed=3, checkpoint_every=3)
     with pytest.raises(Diverged, match=rf"loss {value}, .* at step 7 of 12, .*; last good state: 6 steps, {run.state}"):
         train(run, model, optim.make(model, "lamb", 0.02, 0.01), task)
     assert torch.isfinite(weights(model)).all()
@@ -190,7 +191,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, value):
 def test_a_gradient_that_is_not_finite_names_its_step(tmp_path):
     """The root of zero has a finite value and an infinite slope."""
     weight = nn.ParameterList([nn.Parameter(torch.zeros(2))])
-    task = Task(
+    task = TrainingPlan(
         steps=3,
         batch=batch,
         loss=lambda batch, step: {"loss": (weight[0] * 0 + (step < 1)).sqrt().sum()},
@@ -208,7 +209,7 @@ def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
     for _ in range(2):
         model = Toy()
         loss = loss_of(model)
-        task = Task(12, batch, broken, lambda step: 1.0, 3, checkpoint_every=3)
+        task = TrainingPlan(12, batch, broken, lambda step: 1.0, 3, checkpoint_every=3)
         run = new_run(tmp_path)
         with pytest.raises(Diverged, match=r"at step 7 of 12, .*; last good state: 6"):
             train(run, model, optim.make(model, "lamb", 0.02, 0.01), task)
@@ -223,7 +224,7 @@ def test_the_rate_multiplies_the_peak_which_is_restored_at_the_end(tmp_path):
         seen.append({group["lr"] for group in optimizer.param_groups})
         return loss(batch, step)
 
-    train(new_run(tmp_path), model, optimizer, Task(5, batch, watched, lambda step: 0.5**step, 0))
+    train(new_run(tmp_path), model, optimizer, TrainingPlan(5, batch, watched, lambda step: 0.5**step, 0))
     assert seen == [{0.02 * 0.5**step} for step in range(5)]
     assert {group["lr"] for group in optimizer.param_groups} == {0.02}
 
@@ -238,7 +239,7 @@ def test_the_gradients_global_norm_is_clipped(tmp_path):
         return {"loss": slopes.get(step, 0.0) * (0.6 * model[0].sum() + 0.8 * model[1].sum())}
 
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    train(new_run(tmp_path), model, optimizer, Task(3, batch, loss, lambda step: 1.0, 0, clip_norm=0.5))
+    train(new_run(tmp_path), model, optimizer, TrainingPlan(3, batch, loss, lambda step: 1.0, 0, clip_norm=0.5))
     assert moved[1] == pytest.approx([-0.3, -0.4], rel=1e-4)
     assert moved[2] == pytest.approx([-0.36, -0.48], rel=1e-4)
 
@@ -285,7 +286,7 @@ def test_bfloat16_is_used_if_requested(tmp_path):
 
     for precision in ("fp32", "bf16"):
         optimizer = optim.make(model, "adamw", 0.01, 0.0)
-        task = Task(1, batch, loss, lambda step: 1.0, 0, precision=precision)
+        task = TrainingPlan(1, batch, loss, lambda step: 1.0, 0, precision=precision)
         train(new_run(tmp_path / precision), model, optimizer, task)
     assert seen == [torch.float32, torch.bfloat16]
     assert model.dense.weight.dtype == torch.float32
@@ -319,7 +320,7 @@ def test_micro_batches_learn_what_one_batch_does(tmp_path, kind, parts):
     for accumulate in (1, parts):
         torch.manual_seed(0)
         model = MobileBertForPreTraining(MobileBertConfig(**TINY)).double()
-        task = Task(
+        task = TrainingPlan(
             steps=4,
             batch=padded,
             loss=lambda batch, step, model=model: objective.loss(model, batch),
@@ -346,7 +347,7 @@ def test_compiled_blocks_share_one_graph_and_learn_the_same(tmp_path, monkeypatc
         torch.manual_seed(0)
         model = MobileBertForPreTraining(MobileBertConfig(**TINY | {"num_hidden_layers": 4}))
         names = set(model.state_dict())
-        task = Task(
+        task = TrainingPlan(
             steps=3,
             batch=padded,
             loss=lambda batch, step, model=model: objective.loss(model, batch),

@@ -39,7 +39,8 @@ from torch import nn
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
 from mobilebert.training import checkpoint, optim
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.util.errors import UserError
 
 dist.init_process_group("gloo")
@@ -55,7 +56,7 @@ for case in ("alike", "step", "weights"):
     batch = lambda step: {"input_ids": torch.ones(2, 3), "whole": torch.tensor([4, 0, 0])}
     loss = lambda batch, step: {"loss": model(batch["input_ids"]).square().mean()}
     try:
-        train(run, model.eval(), optimizer, Task(2, batch, loss, lambda step: 1.0, 0))
+        train(run, model.eval(), optimizer, TrainingPlan(2, batch, loss, lambda step: 1.0, 0))
         print(case, "trained", run.details["train_split"]["processes"])
     except UserError as error:
         print(case, "refused" if "do not see the same results folder" in str(error) else error)

@@ -26,7 +26,8 @@ from torch import nn
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
 from mobilebert.training import optim
-from mobilebert.training.loop import Task, train
+from mobilebert.training.loop import train
+from mobilebert.training.plan import TrainingPlan
 from mobilebert.training.distributed.processes import world
 
 import torch._dynamo  # what an optimizer imports, here once
@@ -66,7 +67,7 @@ def case(folder, steps, stop=None):
         model.late.requires_grad_(step > 3)
 
     try:
-        task = Task(steps, batch, loss, lambda step: 1 / (step + 1), 0, prepare, checkpoint_every=2, save_last=True)
+        task = TrainingPlan(steps, batch, loss, lambda step: 1 / (step + 1), 0, prepare, checkpoint_every=2, save_last=True)
         train(run, model.eval(), optimizer, task)
     except KeyboardInterrupt:
         pass
