@@ -61,7 +61,7 @@ def teacher_guide(
     if not transfer:
         return logits, {}
     layers = by_layer(out.hidden_states, out.attentions, range(transfer.layers))
-    if transfer.slips:
+    if transfer.averages_all_layers:
         layers = with_statistics(layers, [losses.statistics(states) for states in out.hidden_states])
     return logits, layers
 

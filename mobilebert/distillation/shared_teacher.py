@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 NAME = "train"  # the loop's name for the saved state
 Prepared = tuple[nn.Module, torch.optim.Optimizer, TrainingPlan]
 BATCHES = ("batch_size", "length", "max_predictions", "seed", "precision", "max_minutes")
-LESSONS = {  # settings that must be equal in two jobs, so that their teacher computes the same at each step
+TEACHER_SETTINGS = {  # settings that must be equal in two jobs, so that their teacher computes the same at each step
     "distill": (*BATCHES, "temperature", "transfer"),
     "transfer": (*BATCHES, "strategy", "steps"),  # not the losses: `teacher_layers.Guide` serves all of them
 }
@@ -74,7 +74,7 @@ class SharedPass:
         with self.change:
             last, part = self.asked[member]
             key = self.asked[member] = (step, part + 1 if last == step else 0)
-            self._rest(member)
+            self._release(member)
             self.change.wait_for(lambda: self.stopped or (self.worker is None and key <= min(self.asked.values())))
             if self.stopped:
                 raise Stopped
@@ -91,7 +91,7 @@ class SharedPass:
         """Remove a member, so that no other waits for it."""
         with self.change:
             self.asked.pop(member, None)
-            self._rest(member)
+            self._release(member)
 
     def stop(self) -> None:
         """Make every waiting and every later `get` raise Stopped."""
@@ -99,18 +99,18 @@ class SharedPass:
             self.stopped = True
             self.change.notify_all()
 
-    def _rest(self, member: str) -> None:
+    def _release(self, member: str) -> None:
         if self.worker == member:
             self.worker = None
         self.change.notify_all()
 
 
 @contextlib.contextmanager
-def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
+def jobs_sharing_teacher(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
     """Yield the jobs whose students can be trained beside that of `context`, and hold their locks.
 
     Such a job is one that a bare `snakemake` runs, of the same stage, with the same teacher and
-    batches (see `_lesson`). Its inputs are current, its record is not, and no process runs it.
+    batches (see `_teacher_key`). Its inputs are current, its record is not, and no process runs it.
 
     Yields no job under torchrun, as all processes would have to choose the same ones, or if a time
     budget sets the schedule, as the other students' time would count.
@@ -121,7 +121,7 @@ def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
         if shares and world().size == 1 and not context.settings(StudentConfig).max_minutes and _steps_left(context):
             for key in jobs_in_scope(study, context.graph):
                 job = context.graph[key]
-                if job.stage == context.job.stage and key != context.job.id and _lesson(job) == _lesson(context.job):
+                if job.stage == context.job.stage and key != context.job.id and _teacher_key(job) == _teacher_key(context.job):
                     other = JobContext(job, context.study, context.results, context.graph)
                     with contextlib.suppress(UserError), contextlib.ExitStack() as own:
                         own.enter_context(lock(lock_of(other.state), "another process makes it", leader=context.job.id))
@@ -132,10 +132,10 @@ def siblings(context: JobContext, study: Study) -> Iterator[list[JobContext]]:
         yield found
 
 
-def _lesson(job: Job) -> list:
+def _teacher_key(job: Job) -> list:
     """Return the settings that decide what the teacher computes."""
     config = job.settings(StudentConfig)
-    return [job.inputs[1], config.control == "shuffled-teacher", *(getattr(config, key) for key in LESSONS[job.stage])]
+    return [job.inputs[1], config.control == "shuffled-teacher", *(getattr(config, key) for key in TEACHER_SETTINGS[job.stage])]
 
 
 def _is_ready(context: JobContext) -> bool:

@@ -32,22 +32,23 @@ class Guide:
                 self.found.append(losses.statistics(self.below))
 
     @torch.no_grad()
-    def layers(self, maps: bool, slips: bool) -> dict[int, dict]:
+    def layers(self, maps: bool, averages_all_layers: bool) -> dict[int, dict]:
         """Return the taught layers as the function `layers` does.
 
-        maps: with attention maps. slips: run all blocks, and add the statistics of every layer (see
-        `Transfer.slips`); features are kept for the taught layers alone.
+        maps: with attention maps. averages_all_layers: run all blocks, and add the statistics of
+        every layer (see `Transfer.averages_all_layers`); features are kept for the taught layers
+        alone.
         """
-        if (maps, slips) not in self.made:
+        if (maps, averages_all_layers) not in self.made:
             state, found, states = self.below, [*self.found], {}
-            for index in range(self.taught.start, self.model.config.num_hidden_layers if slips else self.depth):
+            for index in range(self.taught.start, self.model.config.num_hidden_layers if averages_all_layers else self.depth):
                 state, attention = self.model.encoder.layer[index](state, self.mask, maps and index in self.taught)
                 if index in self.taught:
                     states[index] = {"features": state, "attention": attention}
-                if slips:
+                if averages_all_layers:
                     found.append(losses.statistics(state))
-            self.made[maps, slips] = with_statistics(states, found) if slips else states
-        return self.made[maps, slips]
+            self.made[maps, averages_all_layers] = with_statistics(states, found) if averages_all_layers else states
+        return self.made[maps, averages_all_layers]
 
 
 def layers(model: MobileBertForPreTraining, inputs: dict, depth: int, taught: range, maps: list[int]) -> dict[int, dict]:

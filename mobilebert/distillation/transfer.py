@@ -141,12 +141,14 @@ class Transfer:
         student built for the same batch and layers.
         """
         maps = list(taught) if "at" in self.config.losses else []
-        theirs = share(lambda: Guide(self.teacher, batch, depth, taught, self.recipe)).layers(bool(maps), self.slips)
+        theirs = share(lambda: Guide(self.teacher, batch, depth, taught, self.recipe)).layers(
+            bool(maps), self.averages_all_layers
+        )
         inputs = {key: batch[key] for key in INPUTS if key in batch}
         return self.compare(layers(self.student, inputs, depth, taught, maps), theirs, batch)
 
     @property
-    def slips(self) -> bool:
+    def averages_all_layers(self) -> bool:
         """Return whether a layer is compared with the statistics of all the teacher's layers.
 
         The released TF1 code does so: by a wrong variable name it averages over a list instead of

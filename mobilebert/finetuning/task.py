@@ -100,7 +100,7 @@ def loss(task_name: str, out: Mapping[str, torch.Tensor], batch: dict[str, torch
 CHECKPOINT_EVERY = 500  # steps: a minute of a small model
 
 
-def make_task(examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int) -> TrainingPlan:
+def make_plan(examples: Examples, model: nn.Module, setting: FinetuneConfig, seed: int) -> TrainingPlan:
     """Return the plan of a fine-tuning: linear warm-up and decay, batches bucketed by length."""
     size, epochs = setting.batch_size, setting.epochs
     assert size is not None  # set from the trial if the configuration has none
@@ -136,7 +136,7 @@ def finetune(
     """Train `model` in place. `name`: of the saved state and of the curves."""
     assert setting.learning_rate is not None
     optimizer = optim.make(model, "adamw", setting.learning_rate, setting.weight_decay)
-    train(context, model, optimizer, make_task(examples, model, setting, seed), name, device)
+    train(context, model, optimizer, make_plan(examples, model, setting, seed), name, device)
 
 
 def flops_per_token(architecture: Mapping) -> Callable[[int, int], float] | None:

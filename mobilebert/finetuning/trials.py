@@ -65,7 +65,7 @@ def runs_at_once(study: Study, setting: FinetuneConfig, device: str) -> int:
     return min(study.finetune.together, together.most(setting.architecture, rows, setting.length, memory))
 
 
-def every_run(context: JobContext, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
+def run_all_trials(context: JobContext, train: Train, train_together: TrainTogether | None = None, most: int = 1) -> list[dict]:
     """Run the search, then the chosen setting with every seed; return their lines in that order.
 
     A failed trial (`outcomes.failure`) is chosen only if no trial learnt: it ranks below all that
@@ -84,7 +84,7 @@ def every_run(context: JobContext, train: Train, train_together: TrainTogether |
         def scores_of(trials: list[Trial]) -> list[float | None]:
             records = {}
             for group in stacks(trials, most):
-                for trial, record in zip(group, several_runs(context, group, train, train_together), strict=True):
+                for trial, record in zip(group, run_trials(context, group, train, train_together), strict=True):
                     records[trial] = record
                     progress.update()
             found.extend(records[trial] for trial in trials)
@@ -95,7 +95,7 @@ def every_run(context: JobContext, train: Train, train_together: TrainTogether |
     return found
 
 
-def several_runs(context: JobContext, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
+def run_trials(context: JobContext, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
     """Yield the line of each of several trials, trained at once if possible.
 
     The memory that a stack takes is only estimated: if it does not fit, it is split into halves.
@@ -114,10 +114,10 @@ def several_runs(context: JobContext, trials: list[Trial], train: Train, train_t
             train, shared = one, Shared(part, len(trials), started, (time.monotonic() - clock) / len(trials))
     if fits:
         for trial in trials:
-            yield one_run(context, trial, train, shared)
+            yield run_trial(context, trial, train, shared)
     else:
         for half in (trials[: len(trials) // 2], trials[len(trials) // 2 :]):
-            yield from several_runs(context, half, train, train_together)
+            yield from run_trials(context, half, train, train_together)
     (context.state / f"{name}.safetensors").unlink(missing_ok=True)
     shutil.rmtree(context.state / name, ignore_errors=True)
 
@@ -163,7 +163,7 @@ def _rank(record: dict, headline: str) -> float | None:
     return score - 3 if record["status"] == "failed" else score  # scores are in -1..1, so a failed one is at most -2
 
 
-def one_run(context: JobContext, trial: Trial, train: Train, shared: Shared | None) -> dict:
+def run_trial(context: JobContext, trial: Trial, train: Train, shared: Shared | None) -> dict:
     """Run one trial, or read its line if it finished before a kill; return the line.
 
     The output folder of a search's trial is deleted.

@@ -78,7 +78,7 @@ def section(context: JobContext, study: Study) -> Training:
     return getattr(study, models()[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
 
 
-def make_task(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> TrainingPlan:
+def make_plan(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> TrainingPlan:
     """Return the plan of a pre-training; transfer and distillation replace its loss and more."""
     config = context.settings(TrainingConfig)
     own = section(context, study)

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 
 from mobilebert.distillation.objective import distillation_loss, new_student, schedule_labels, teacher_guide, teacher_of
-from mobilebert.distillation.shared_teacher import Prepared, SharedPass, siblings, train_together
+from mobilebert.distillation.shared_teacher import Prepared, SharedPass, jobs_sharing_teacher, train_together
 from mobilebert.distillation.transfer import Transfer
 from mobilebert.jobs.context import JobContext
 from mobilebert.pretraining import objective
-from mobilebert.pretraining.common import corpus_of, make_optimizer, make_task
+from mobilebert.pretraining.common import corpus_of, make_optimizer, make_plan
 from mobilebert.study.budget import flops_per_token
 from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import DistillConfig
@@ -40,14 +40,14 @@ def main(context: JobContext, study: Study) -> None:
             return distillation_loss(student, theirs, batch, config, transfer)
 
         task = replace(
-            make_task(context, study, student, corpus),
+            make_plan(context, study, student, corpus),
             loss=losses_of,
             evaluate=lambda: objective.heldout_point(student, corpus, config.length, device),
             flops_per_token=lambda step, length: flops,
         )
         return student.eval(), make_optimizer(student, config), task
 
-    with siblings(context, study) as others:
+    with jobs_sharing_teacher(context, study) as others:
         student = train_together(context, others, prepare, device)
     objective.heldout(context, student, corpus, context.settings(DistillConfig).length, device)
     objective.save_model(context, student)

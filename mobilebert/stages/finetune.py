@@ -19,7 +19,7 @@ from mobilebert.finetuning.trials import (
     Train,
     collect,
     constant_exact_match,
-    every_run,
+    run_all_trials,
     runs_at_once,
     setting_labels,
     subset_labels,
@@ -78,7 +78,7 @@ def main(context: JobContext, study: Study) -> None:
             trained = together.fit(part, trials, new, seen, setting, device)
             return trained and (lambda part, trial, out: finish(trained(trial), trial, out))
 
-        runs = every_run(context, train, train_together, runs_at_once(study, setting, device))
+        runs = run_all_trials(context, train, train_together, runs_at_once(study, setting, device))
     collect(context, runs, task.metrics[0])
     context.details["train_rows"] = len(frame)
     context.label(study.labels("finetune"), *pretrained)

@@ -13,7 +13,7 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.cost import cost
 from mobilebert.paper import models
 from mobilebert.pretraining import objective
-from mobilebert.pretraining.common import corpus_labels, corpus_of, make_optimizer, make_task
+from mobilebert.pretraining.common import corpus_labels, corpus_of, make_optimizer, make_plan
 from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import PretrainConfig
 from mobilebert.training.device import device_of
@@ -30,7 +30,7 @@ def main(context: JobContext, study: Study) -> None:
     model = objective.new_model(config.architecture).to(device).train(config.dropout)
     flops = cost(config.architecture, config.length).training_flops_per_token
     task = replace(
-        make_task(context, study, model, corpus),
+        make_plan(context, study, model, corpus),
         evaluate=lambda: objective.heldout_point(model, corpus, config.length, device),
         flops_per_token=lambda step, length: flops,
     )

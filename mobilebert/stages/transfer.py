@@ -13,12 +13,12 @@ from typing import cast
 import torch
 
 from mobilebert.distillation.objective import teacher_of
-from mobilebert.distillation.shared_teacher import Prepared, SharedPass, siblings, train_together
+from mobilebert.distillation.shared_teacher import Prepared, SharedPass, jobs_sharing_teacher, train_together
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.pretraining import objective
-from mobilebert.pretraining.common import corpus_of, make_optimizer, make_task
+from mobilebert.pretraining.common import corpus_of, make_optimizer, make_plan
 from mobilebert.study.budget import transfer_flops_per_token
 from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import TransferConfig
@@ -40,7 +40,7 @@ def main(context: JobContext, study: Study) -> None:
         transfer = Transfer(student, teacher, config)
         optimizer = make_optimizer(student, config, group=layer_of)
         task = replace(
-            make_task(context, study, student, corpus),
+            make_plan(context, study, student, corpus),
             loss=lambda batch, step: transfer.loss(batch, step, partial(shared.get, context.job.id, step)),
             rate=transfer.rate,
             prepare=transfer.prepare(optimizer),
@@ -49,7 +49,7 @@ def main(context: JobContext, study: Study) -> None:
         )
         return student.eval(), optimizer, task  # no dropout, as in the released code
 
-    with siblings(context, study) as others:
+    with jobs_sharing_teacher(context, study) as others:
         student = cast(MobileBertForPreTraining, train_together(context, others, prepare, device))
     context.metrics["heldout_transfer_loss"] = heldout_loss(Transfer(student, teacher, config), corpus, config, device)
     objective.save_model(context, student)

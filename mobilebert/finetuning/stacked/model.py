@@ -174,7 +174,7 @@ class Stack(nn.Module):
             return together(self.weights(), inputs_of(template, fed.batch))
 
     @torch.no_grad()
-    def rest_padding(self) -> None:
+    def zero_padding_gradients(self) -> None:
         """Zero the gradient of the tables' padding rows, as a lookup with `padding_idx` does."""
         for key, row in self.tables.items():
             if row is not None:
@@ -248,7 +248,7 @@ class _Together(TorchFunctionMode):
         return function(*arguments, **options)
 
     def embedding(self, ids, weight, padding_idx=None, **options):
-        """Look up in all tables at once; `Stack.rest_padding` handles the padding row."""
+        """Look up in all tables at once; `Stack.zero_padding_gradients` handles the padding row."""
 
         def lookup(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             count, rows = weight.shape[:2]

@@ -17,7 +17,7 @@ from torch import nn
 from mobilebert.data.examples import Examples
 from mobilebert.finetuning.search import Trial
 from mobilebert.finetuning.stacked.model import Feed, Stack, feed, optimizer_of
-from mobilebert.finetuning.task import BagOfEmbeddings, make_task
+from mobilebert.finetuning.task import BagOfEmbeddings, make_plan
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.cost import cost
 from mobilebert.modeling.encoder import MobileBertPreTrainedModel
@@ -139,7 +139,7 @@ def fit(
     models = {trial.seed: new(trial) for trial in trials}
     members = []
     for trial in trials:
-        task = make_task(examples_of(trial), models[trial.seed], setting.model_copy(update=trial.setting), trial.seed)
+        task = make_plan(examples_of(trial), models[trial.seed], setting.model_copy(update=trial.setting), trial.seed)
         members.append(Member(trial.name, task, trial.learning_rate))
     stack = stack_of([models[trial.seed] for trial in trials], members, setting.task, device)
     if stack is None:
@@ -187,7 +187,7 @@ def train(context: JobContext, stack: Stack, members: Sequence[Member], task_nam
             with torch.autocast(device, torch.bfloat16, enabled=first.precision == "bf16"):
                 found = losses(task_name, stack(fed, seeds), fed)
             found.sum().backward()
-            stack.rest_padding()
+            stack.zero_padding_gradients()
             norms = _norms(stack)
             values, lengths = torch.stack([found.detach().float(), norms]).tolist()  # the only wait for the device in a step
             for index, (value, length) in enumerate(zip(values, lengths, strict=True)):

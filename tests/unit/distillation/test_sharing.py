@@ -13,7 +13,7 @@ from recording import Recorder
 from torch import nn
 
 from mobilebert.distillation import shared_teacher
-from mobilebert.distillation.shared_teacher import SharedPass, Stopped, siblings, train_together
+from mobilebert.distillation.shared_teacher import SharedPass, Stopped, jobs_sharing_teacher, train_together
 from mobilebert.jobs import locks
 from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.execute import execute_job
@@ -210,7 +210,7 @@ def graph(study, tmp_path):
 
 
 def led(study, graph, results, key="distill/mobilebert"):
-    with siblings(JobContext(graph[key], "smoke", results, graph), study) as found:
+    with jobs_sharing_teacher(JobContext(graph[key], "smoke", results, graph), study) as found:
         for run in found:
             assert locks.is_live(run.state)
         return {run.job.name for run in found}
@@ -275,7 +275,7 @@ def test_the_job_of_a_student_waits_for_its_leader_and_says_so(study, graph, tmp
     run, ready, order = JobContext(graph["distill/mobilebert-pd"], "smoke", tmp_path, graph), threading.Event(), []
 
     def lead():
-        with siblings(JobContext(graph["distill/mobilebert"], "smoke", tmp_path, graph), study):
+        with jobs_sharing_teacher(JobContext(graph["distill/mobilebert"], "smoke", tmp_path, graph), study):
             ready.set()
             time.sleep(1)
             order.append("leader")

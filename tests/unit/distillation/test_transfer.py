@@ -338,7 +338,7 @@ def test_a_stage_keeps_one_hidden_state_of_the_teacher(student, teacher, recipe)
 
     for step in (0, 10, 20):
         depth, taught = transfer.depth(step)
-        guide = Guide(teacher, batch(), depth, taught, recipe).layers(True, transfer.slips)
+        guide = Guide(teacher, batch(), depth, taught, recipe).layers(True, transfer.averages_all_layers)
         assert len(born) == 1 + (LAYERS if recipe == "released" else depth)
         assert alive() == 1
         assert set(guide) == set(taught)

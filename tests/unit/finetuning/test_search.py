@@ -24,7 +24,7 @@ from mobilebert.data.examples import Examples
 from mobilebert.evaluation.glue import score, share
 from mobilebert.finetuning.search import Trial, grid, passes, rungs, search, total
 from mobilebert.finetuning.task import BagOfEmbeddings, finetune, forward_of
-from mobilebert.finetuning.trials import _rank, collect, constant_exact_match, every_run, setting_labels, subset_labels
+from mobilebert.finetuning.trials import _rank, collect, constant_exact_match, run_all_trials, setting_labels, subset_labels
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.graph import build_graph
 from mobilebert.study.job import Job
@@ -238,7 +238,7 @@ def scores(model, out):
 
 def whole_job(folder, train=train):
     run = new_run(folder)
-    collect(run, every_run(run, train), "matthews_correlation")
+    collect(run, run_all_trials(run, train), "matthews_correlation")
     return run
 
 

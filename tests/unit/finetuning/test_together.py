@@ -28,8 +28,8 @@ from mobilebert.data.examples import Examples
 from mobilebert.finetuning.search import Trial, grid, stacks
 from mobilebert.finetuning.stacked import train as together
 from mobilebert.finetuning.stacked.train import Member
-from mobilebert.finetuning.task import BagOfEmbeddings, finetune, make_task
-from mobilebert.finetuning.trials import collect, every_run, runs_at_once
+from mobilebert.finetuning.task import BagOfEmbeddings, finetune, make_plan
+from mobilebert.finetuning.trials import collect, run_all_trials, runs_at_once
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.cost import cost
 from mobilebert.study.graph import build_graph
@@ -123,7 +123,7 @@ def stacked(folder, make, task_name, seeds, rates, stop=None, every=500, **chang
     setting, run = FinetuneConfig.model_construct(**{**SETTING, "task": task_name, **changes}), new_run(folder)
     models = new_models(make, task_name, seeds)
     members = [
-        Member(f"run{index}", make_task(rows(task_name), model, setting, seed), rate)
+        Member(f"run{index}", make_plan(rows(task_name), model, setting, seed), rate)
         for index, (model, seed, rate) in enumerate(zip(models, seeds, rates, strict=True))
     ]
     stack = together.stack_of(models, members, task_name, "cpu")
@@ -262,7 +262,7 @@ def test_a_model_with_data_dependent_control_flow_is_not_stacked():
     def members(models, seeds):
         setting = FinetuneConfig.model_construct(**SETTING, task="cola")
         return [
-            Member(str(seed), make_task(rows("cola"), model, setting, seed), 0.1)
+            Member(str(seed), make_plan(rows("cola"), model, setting, seed), 0.1)
             for model, seed in zip(models, seeds, strict=True)
         ]
 
@@ -320,7 +320,7 @@ def several(part, trials, before=lambda model: None):
 
 def whole_job(folder, train_together=several, most=3):
     run = toy.new_run(folder)
-    collect(run, every_run(run, toy.train, train_together, most), "matthews_correlation")
+    collect(run, run_all_trials(run, toy.train, train_together, most), "matthews_correlation")
     return run
 
 

@@ -17,7 +17,7 @@ import mobilebert
 from mobilebert import MobileBertConfig
 from mobilebert.modeling import fold
 from mobilebert.modeling.kernels import fused
-from mobilebert.pretraining.common import make_task
+from mobilebert.pretraining.common import make_plan
 from mobilebert.study.graph import build_graph
 from mobilebert.study.load import load_study
 from mobilebert.study.recipe import Distill
@@ -183,7 +183,7 @@ def test_a_training_program_enables_the_kernel_before_it_begins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = SimpleNamespace(job=SimpleNamespace(stage="distill", name="mobilebert"), settings=lambda kind: kind.model_construct())
     with pytest.raises(UserError, match="Hopper"):
-        make_task(run, SimpleNamespace(distill=Distill(fused=True, precision="bf16")), build(), None)
+        make_plan(run, SimpleNamespace(distill=Distill(fused=True, precision="bf16")), build(), None)
 
 
 def test_the_fused_setting_is_not_in_the_fingerprint_and_needs_bf16():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mobilebert import MobileBertConfig, MobileBertForPreTraining
 from mobilebert.distillation.transfer import Transfer, layer_of
 from mobilebert.pretraining import common
-from mobilebert.pretraining.common import make_task
+from mobilebert.pretraining.common import make_plan
 from mobilebert.study.graph import build_graph
 from mobilebert.study.load import load_study
 from mobilebert.study.schedule import linear, stage, stage_curve
@@ -132,7 +132,7 @@ def test_pre_training_and_distillation_at_full_scale(recipe, end):
         run = SimpleNamespace(job=graph[key], settings=graph[key].settings)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(common.objective, "batches", lambda *arguments: None)
-            task = make_task(run, load_study("paper"), None, None)
+            task = make_plan(run, load_study("paper"), None, None)
         rates = [config.learning_rate * task.rate(step) for step in (0, 9_999, 255_000, 499_999)]
         middle, last = (0.0015 + end) / 2, end + (0.0015 - end) / 490_000
         assert rates == pytest.approx([1.5e-7, 0.0015, middle, last])

@@ -308,7 +308,7 @@ def test_the_transfer_program_tells_the_loop_its_masked_positions_and_stages(mon
     monkeypatch.setattr(transfer, "corpus_of", lambda run: None)
     monkeypatch.setattr(transfer, "device_of", lambda study: "cpu")
     monkeypatch.setattr(transfer, "teacher_of", lambda *arguments: model(2, **TEACHER))
-    monkeypatch.setattr(transfer, "siblings", lambda run, study: contextlib.nullcontext([]))
+    monkeypatch.setattr(transfer, "jobs_sharing_teacher", lambda run, study: contextlib.nullcontext([]))
     monkeypatch.setattr(
         transfer, "train_together", lambda run, others, prepare, device: seen.append(prepare(run, None)[2]) or 1 / 0
     )
