@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from mobilebert.distillation import losses
-from mobilebert.modeling.encoder import additive_mask
 from mobilebert.modeling.heads import MobileBertForPreTraining
+from mobilebert.modeling.inputs import additive_mask
 
 
 class Guide:

@@ -9,8 +9,9 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
-from mobilebert.modeling.checkpoint_files import CONFIG, FLOATS, check_values, name_classes, read_json
+from mobilebert.modeling.checkpoint_config import CONFIG, check_values, name_classes, read_json
 from mobilebert.modeling.presets import check, preset
+from mobilebert.modeling.weight_files import FLOATS
 from mobilebert.util.errors import UserError, allowed, naming, shown
 
 
@@ -131,7 +132,7 @@ class MobileBertConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
         """Return the values of config.json and the unused arguments, as transformers does.
 
-        Raises UserError for a config.json of another family or that `checkpoint_files` refuses.
+        Raises UserError for a config.json of another family or that `checkpoint_config` refuses.
         """
         source, file = str(pretrained_model_name_or_path), Path(pretrained_model_name_or_path, CONFIG)
         if file.is_file() and not kwargs.get("subfolder"):

@@ -18,20 +18,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mobilebert.modeling.checkpoint_files import (
-    CONFIG,
-    FLOATS,
-    INDEX,
-    WEIGHTS,
-    Files,
-    Tensor,
-    check_counts,
-    read_json,
-    read_tensors,
-    refuse_adapter,
-    unwrap,
-    weight_files,
-)
+from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, WEIGHTS, read_json
+from mobilebert.modeling.checkpoint_files import Files, refuse_adapter
+from mobilebert.modeling.weight_files import FLOATS, Tensor, check_counts, read_tensors, unwrap, weight_files
 from mobilebert.util.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from mobilebert.modeling.configuration import MobileBertConfig
-from mobilebert.modeling.encoder import MobileBertModel, MobileBertPreTrainedModel, check_shape
+from mobilebert.modeling.encoder import MobileBertModel, MobileBertPreTrainedModel
+from mobilebert.modeling.inputs import check_shape
 
 
 def _classifier_dropout(config: MobileBertConfig) -> nn.Dropout:

@@ -18,8 +18,8 @@ from torch import nn
 from mobilebert.data.segment_pairs import Pairs
 from mobilebert.data.tokenizer import BERT_POSITIONS, copy_tokenizer, load_tokenizer
 from mobilebert.jobs.context import JobContext
-from mobilebert.modeling.checkpoint_files import float_types, read_tensors
 from mobilebert.modeling.loading import check_loaded
+from mobilebert.modeling.weight_files import float_types, read_tensors
 from mobilebert.study.stage_config import ModelConfig
 from mobilebert.training import checkpoint
 from mobilebert.util.errors import Diverged

@@ -12,7 +12,8 @@ from transformers import AutoModel, BertForPreTraining, PreTrainedConfig, PreTra
 from mobilebert.data.reading import lines
 from mobilebert.data.tokenizer import vocab_hash
 from mobilebert.jobs.context import JobContext
-from mobilebert.modeling.checkpoint_files import INDEX, WEIGHTS, Files, checked, read_json
+from mobilebert.modeling.checkpoint_config import INDEX, WEIGHTS, read_json
+from mobilebert.modeling.checkpoint_files import Files, checked
 from mobilebert.modeling.heads import MobileBertForPreTraining
 from mobilebert.modeling.loading import configuration, load
 from mobilebert.pretraining import objective

@@ -15,7 +15,7 @@ from mobilebert.data.tokenizer import SPECIAL_TOKENS
 from mobilebert.finetuning.task import forward_of, inputs_of, new_model
 from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.execute import execute_job
-from mobilebert.modeling.checkpoint_files import float_types, read_tensors
+from mobilebert.modeling.weight_files import float_types, read_tensors
 from mobilebert.pretraining import objective
 from mobilebert.pretraining.common import check_vocabulary
 from mobilebert.reporting.plan import plan
