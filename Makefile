@@ -20,13 +20,14 @@ reproduce: $(READY)
 	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
-# Tests run in one process a core, at most four. Benchmarks measure times, so they run alone.
+# Tests run in one process a core, at most four, a file in one process; the longest files come first.
+# Benchmarks measure times, so they run alone.
 test: $(READY)
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflows/rules
-	basedpyright --level error
-	OMP_NUM_THREADS=1 pytest -n $(CORES) --maxprocesses 4 --dist loadgroup tests/unit tests/workflow
+	basedpyright --level error --threads 2
+	OMP_NUM_THREADS=1 pytest -n $(CORES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/workflow tests/unit
 	pytest tests/bench
 
 test-long: $(READY)

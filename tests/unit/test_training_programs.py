@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = Path(__file__).parents[1] / "long"
-pytestmark = pytest.mark.xdist_group("programs")  # one test process runs them all, and begins with them
 ARGUMENTS = {"kills.py": "3", "parallel.py": "2", "shared.py": "2"}
 
 

@@ -15,8 +15,7 @@ from mobilebert.study.graph import build_graph, jobs_in_scope
 from mobilebert.study.load import load_study
 from mobilebert.study.sections import Expectation
 
-# One process runs the study, once. Other tests run beside it, so it may take longer than alone.
-pytestmark = [pytest.mark.xdist_group("smoke"), pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)  # other tests run beside the study
 
 
 @pytest.fixture(scope="module")
