@@ -4,6 +4,7 @@ python -m mobilebert STAGE [NAME] --study smoke   run one stage by hand, as the 
 mobilebert state list                             list the saved states of running and killed jobs
 mobilebert plan --study smoke                     print tokens, FLOPs and hours before anything runs
 mobilebert describe mobilebert                    print a model's sizes beside the paper's
+mobilebert why data --study smoke                 print why a job runs again
 mobilebert table 8 --study smoke                  print one of the paper's tables from the records
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint

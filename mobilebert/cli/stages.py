@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mobilebert.cli.options import positive, prepare_environment
 from mobilebert.study.stages import STAGES
+from mobilebert.util.errors import UserError, allowed, shown
 
 if TYPE_CHECKING:
     from mobilebert.jobs.record import Record
@@ -38,6 +39,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
     _add_study(table)
     table.set_defaults(func=print_table)
+    why = commands.add_parser("why", help="print why a job runs again: every key, input or module that changed")
+    why.add_argument("job", metavar="STAGE[/NAME]", help="a job's id: data, pretrain/ib-bert-large, ...")
+    _add_study(why)
+    why.set_defaults(func=print_reasons)
 
 
 def _add_study(command: argparse.ArgumentParser) -> None:
@@ -45,8 +50,8 @@ def _add_study(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
 
 
-def _open(options: argparse.Namespace):
-    """Return the study, its graph and its current records; add the views if the command is one."""
+def _open(options: argparse.Namespace, stage_name: str):
+    """Return the study, its graph and its current records; add the views if the stage is one."""
     from mobilebert.data.preflight import check_results
     from mobilebert.jobs.freshness import current_records
     from mobilebert.study.graph import add_views, build_graph
@@ -57,10 +62,24 @@ def _open(options: argparse.Namespace):
     graph = build_graph(study)
     check_results(options.results, study.name)
     found = current_records(options.results, study.name, graph)
-    stage = STAGES.get(options.command)
+    stage = STAGES.get(stage_name)
     if stage and stage.is_view:
         add_views(study, graph, found)
     return study, graph, found
+
+
+def print_reasons(options: argparse.Namespace) -> int:
+    """Print whether a job's record is current, and if not every reason."""
+    from mobilebert.jobs.staleness import explain
+    from mobilebert.study.graph import find_job
+
+    stage, _, name = options.job.partition("/")
+    if stage not in STAGES:
+        raise UserError(f"why: unknown stage {shown(stage)}; {allowed(STAGES, stage)}")
+    study, graph, _ = _open(options, stage)
+    for line in explain(options.results, study.name, find_job(graph, stage, name), graph):
+        print(line)
+    return 0
 
 
 def print_table(options: argparse.Namespace) -> int:
@@ -68,7 +87,7 @@ def print_table(options: argparse.Namespace) -> int:
     from mobilebert.jobs.freshness import edited_records
     from mobilebert.reporting.tables import fill, markdown
 
-    study, graph, found = _open(options)
+    study, graph, found = _open(options, options.command)
     tables = fill(study, found, edited_records(options.results, study.name, graph))
     print(markdown([table for table in tables if table.number == options.number]), end="")
     return 0
@@ -80,7 +99,7 @@ def track(options: argparse.Namespace) -> int:
         return run_stage(options)
     from mobilebert.reporting.tracking import follow
 
-    study, graph, _ = _open(options)
+    study, graph, _ = _open(options, options.command)
     print(f"following {options.results / study.name}, until no stage has run for 30 seconds", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         follow(options.results, study, graph, say=functools.partial(print, flush=True))
@@ -93,7 +112,7 @@ def run_stage(options: argparse.Namespace) -> int:
     from mobilebert.jobs.execute import execute_job
     from mobilebert.study.graph import find_job
 
-    study, graph, found = _open(options)
+    study, graph, found = _open(options, options.command)
     stage = STAGES[options.command]
     job = find_job(graph, stage.name, getattr(options, "name", ""))
     if not stage.is_view:

@@ -80,6 +80,15 @@ def lines(results: Path, study: str, graph: Graph) -> list[str]:
     return found[:LINES] + ([f"and {left} more"] if left > 0 else [])
 
 
+def explain(results: Path, study: str, job: Job, graph: Graph) -> list[str]:
+    """Return the freshness of a job's record in a line, then every reason in a line of its own."""
+    path, freshness = record_file(results, study, job), freshness_of(results, study, job, graph)
+    if freshness == "missing":
+        return [f"{job.id}: missing; {path} does not exist"]
+    reasons = _reasons(path, job, graph) if freshness == "stale" else []
+    return [f"{job.id}: {freshness}", *(f"  {reason}" for reason in reasons)]
+
+
 def _reasons(path: Path, job: Job, graph: Graph) -> list[str]:
     try:
         return why(read_record(path), job, graph)

@@ -6,7 +6,7 @@ import pytest
 
 from mobilebert.jobs.freshness import record_file
 from mobilebert.jobs.record import read_record, sealed
-from mobilebert.jobs.staleness import LINE, LINES, lines, why
+from mobilebert.jobs.staleness import LINE, LINES, explain, lines, why
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.job import Graph, Job
 
@@ -67,6 +67,18 @@ def test_a_missing_and_an_edited_record_are_named(graph, tmp_path):
     file = record_file(tmp_path, "s", TUNED)
     file.write_text(file.read_text().replace('"ok"', '"void"'))
     assert why(read_record(file), TUNED, graph) == ["edited"]
+
+
+def test_a_job_is_explained_in_full(graph, tmp_path):
+    (line,) = explain(tmp_path, "s", TUNED, graph)
+    assert line == f"finetune/m/sst2: missing; {record_file(tmp_path, 's', TUNED)} does not exist"
+    write(tmp_path, config={f"key{number}": "x" for number in range(50)}, inputs={"data": "e" * 64})
+    first, *reasons = explain(tmp_path, "s", TUNED, graph)
+    assert first == "finetune/m/sst2: stale"
+    assert len(reasons) == 3 + 50 + 1  # keys that are new, keys that are gone, an input
+    assert reasons[-1] == "  input data changed"
+    write(tmp_path, fingerprint=TUNED.fingerprint)
+    assert explain(tmp_path, "s", TUNED, graph) == ["finetune/m/sst2: current"]
 
 
 def test_only_stale_records_are_printed_each_in_one_short_line(graph, tmp_path):
