@@ -1,14 +1,15 @@
-"""Turn documents into memory-mappable token files: drop SQuAD's, split, tokenize by sentence.
+"""Turn documents into memory-mappable token files, split into training and held-out documents.
 
-Documents with a paragraph of SQuAD's development set are dropped. Per split, `train` and `heldout`:
+A document with a paragraph of SQuAD's development set, or with a long sentence of one, is dropped.
+The others are tokenized sentence by sentence. Each split, `train` and `heldout`, has three files:
 
     <split>.tokens.npy      (tokens,) uint16, or uint32 for a vocabulary of more than 65,536
     <split>.sentences.npy   (sentences + 1,) int64: where each sentence starts in tokens
     <split>.documents.npy   (documents + 1,) int64: where each document starts in sentences
 
-Documents are tokenized in batches. Each is kept in a cache under the hash of its text and of all
-else that the result depends on. So a preparation that was killed continues where it was, and
-documents that were read before are not tokenized again.
+Documents are tokenized in batches. The cache keeps each batch under the hash of its documents and
+of everything else that the result depends on. So a preparation that was killed continues where it
+was, and a batch that was tokenized before is read from the cache.
 """
 
 import contextlib
@@ -57,7 +58,8 @@ def prepare_corpus(
 
     heldout_share: share of the documents. A document's split depends only on the hash of its text,
         not on the rest of the corpus.
-    squad_dev_paragraphs: a document that contains one is dropped, see Paragraphs.
+    squad_dev_paragraphs: a document that contains one, or a long sentence of one, is dropped, see
+        Paragraphs.
     workers: number of processes; the files do not depend on it.
     cache: folder of tokenized batches, shared by any corpora, tokenizers and values of
         `heldout_share`. It can be deleted at any time.
@@ -69,8 +71,8 @@ def prepare_corpus(
     reaches that value without looking at context.
 
     Raises UserError for a split with fewer than two documents (a random next segment comes from
-    another document), a share outside (0, 1), less than one worker or a full disk; `cache` then
-    keeps the finished batches.
+    another document), a share outside (0, 1), less than one worker or a full disk. The finished
+    batches stay in `cache`.
     """
     if not 0 < heldout_share < 1:
         raise UserError(f"heldout_share is {heldout_share}: must lie between 0 and 1")

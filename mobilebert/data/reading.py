@@ -32,8 +32,9 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @contextlib.contextmanager
 def reading(path: Path | str, otherwise: str = "cannot be read") -> Iterator[None]:
-    """Turn any error inside the block into a UserError that names `path` and says `otherwise`.
+    """Turn any error inside the block into a UserError that names `path`; a UserError passes.
 
+    otherwise: what the UserError says, except for a missing file, a folder or a lack of permission.
     Libraries raise arbitrary errors for damaged files. Put only calls of such readers inside.
     """
     try:
@@ -64,8 +65,8 @@ def writing(path: Path) -> Iterator[None]:
 def text(path: Path, otherwise: str, limit: int = LARGEST_TABLE, keep_mark: bool = False) -> str:
     """Return the text of a UTF-8 file, plain or .gz; line ends are unchanged.
 
-    A byte order mark is removed unless `keep_mark`. Raises UserError if the content is not UTF-8
-    (with `otherwise`) or has more than `limit` bytes.
+    A byte order mark is removed unless `keep_mark`. Raises UserError if the file cannot be read,
+    has more than `limit` bytes, or is not UTF-8 (the error then says `otherwise`).
     """
     with reading(path, "not a whole gzip file" if path.suffix == ".gz" else "cannot be read"), _open(path) as stream:
         content = stream.read(limit + 1)
@@ -105,7 +106,7 @@ def rows_of_tsv(path: Path, limit: int = LARGEST_TABLE) -> Iterator[tuple[int, l
     """Yield each line's number, from 1, and its tab-separated fields.
 
     Quotation marks have no special meaning. Empty lines at the end of the file are left out. Raises
-    UserError for an empty file and as `text`.
+    UserError if the file is empty, cannot be read, has more than `limit` bytes or is not UTF-8.
     """
     with reading(path, "not a whole gzip file" if path.suffix == ".gz" else "cannot be read"), _open(path) as stream:
         size = number = blank = 0
@@ -173,7 +174,7 @@ def parquet(path: Path, columns: Mapping[str, str], limit: int = LARGEST_TABLE) 
     columns: name -> kind, see ALLOWED, or "answers" (any type). Integers, numbers (NaN if missing)
     and text become columns of their type, other values Python objects. Raises UserError if the file
     is no parquet table or has more than `limit` bytes in these columns, if a column is there twice
-    or of another kind, if an integer is missing and if text is not UTF-8.
+    or of another kind, if an integer is missing, or if text is not UTF-8.
     """
     what = "not a readable parquet file"
     if not path.exists():

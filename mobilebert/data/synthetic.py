@@ -30,7 +30,8 @@ MISMATCHED_TOPICS = range(9, TOPICS)
 # Share of the development sets' 198 paragraphs that the corpus repeats, to test that they are
 # dropped.
 LEAKED_SHARE = 0.015
-# Share of rows without a signal, so that no score can be perfect.
+# Share of rows whose signal is missing or wrong (SST-2: half of it), so that no score can be
+# perfect. CoLA and SQuAD have no such rows.
 NOISE = 0.05
 
 
@@ -56,16 +57,17 @@ class Language:
         def words(count: int, syllables: int = 2) -> list[str]:
             return _words(syllables, count, rng, taken)
 
-        # So that a masked word can be predicted from its neighbours: the topic gives a pair of
-        # determiners, the first for nouns of even index; the topic gives the preposition and the
-        # verb its auxiliary.
+        # A masked word can be predicted from its neighbours: the topic decides the preposition and
+        # the pair of determiners, the noun decides which of the pair (the first if its index is
+        # even), and the verb decides its auxiliary.
         self.determiners = [words(2) for _ in range(3)]
         self.nouns = [words(8) for _ in range(TOPICS)]
         self.verbs = [words(3, 3) for _ in range(TOPICS)]
         self.adjectives = words(16, 3)
         self.good, self.bad = words(14, 3), words(14, 3)
         self.prepositions, self.auxiliaries = words(5), words(3)
-        # By question word: its cue word, which comes right before the entity, and its entities.
+        # Each question word has a cue word, which comes right before the entity, and its own
+        # entities.
         self.questions, self.cues = words(3), words(3)
         self.entities = [words(16, 3) for _ in range(3)]
         self.same, self.other = words(3), words(3)  # "likewise", "unlike"
@@ -163,9 +165,9 @@ def _cola(w: _Writer, label: int) -> list[str]:
 def _sst2_twins(w: _Writer) -> list[tuple[list[str], int]]:
     """Return two rows of the same words, with labels 0 and 1.
 
-    They are "bad, not good: ..." and "good, not bad: ...". The first word decides the label. The
-    trigram input gives it to the classified token; a model without trigrams must learn to look at
-    the first position, and cannot with more than four words a class.
+    They are "bad, not good: ..." and "good, not bad: ...". The first word decides the label.
+    MobileBERT's trigram input puts that word's embedding into the classified token. A model without
+    it must learn to look at the first position, and fails to with more than four words a class.
     """
     good, bad = w.pick(LANGUAGE.good[:4]), w.pick(LANGUAGE.bad[:4])
     negation, rest = w.pick(LANGUAGE.negations), w.phrase([])
@@ -187,9 +189,9 @@ def _duplicate(w: _Writer, label: int) -> list[str]:
 
 
 def _similarity(w: _Writer, label: float) -> list[str]:
-    """Return STS-B's sentences; the score in fifths is the share of words kept in the second.
+    """Return STS-B's sentences; the second keeps a word of the first with probability label / 5.
 
-    Two words for the degree enclose it.
+    Two words for the rounded label enclose the second sentence.
     """
     first = w.clause()
     second = [word if w.chance(label / 5) else w.pick(LANGUAGE.adjectives) for word in first]
@@ -199,7 +201,7 @@ def _similarity(w: _Writer, label: float) -> list[str]:
 def _entailment(markers: list[list[str]]):
     """Return a writer of pairs: the second sentence restates the first between two markers.
 
-    markers: the label's markers, by label.
+    markers: at index i, the markers of label i.
     """
 
     def pair(w: _Writer, label: int) -> list[str]:

@@ -148,7 +148,8 @@ def int8_flops_share(model: onnx.ModelProto, length: int) -> float | None:
 def describe(source: Path, target: Path, length: int) -> Quantization:
     """Return a record's description of `target`, which `quantize_int8` wrote from `source`.
 
-    length: the task's, for the share of the FLOPs. `scored_on` is the processor of this machine.
+    length: tokens of a sequence of the task; `int8_flops_share` is counted at this length.
+    `scored_on` is the processor of this machine.
     """
     import onnx
     import onnxruntime
@@ -172,8 +173,8 @@ def describe(source: Path, target: Path, length: int) -> Quantization:
 def processor(cpuinfo: str | None = None) -> dict[str, str]:
     """Return {"cpu": the processor's name, "isa": the first of INSTRUCTION_SETS that it has}.
 
-    cpuinfo: the text of /proc/cpuinfo; None for that of this machine. Without it, or with none of
-    the flags in it, isa is "asimd" on 64-bit ARM and "unknown" elsewhere.
+    cpuinfo: the text of a /proc/cpuinfo; None reads this machine's. If there is no such file, or if
+    it lists none of INSTRUCTION_SETS, isa is "asimd" on 64-bit ARM and "unknown" elsewhere.
     """
     if cpuinfo is None:
         cpuinfo = ""

@@ -17,7 +17,8 @@ Status = Literal["ok", "failed", "diverged"]
 def guess(task_name: str, metrics: Mapping[str, float], rows: int) -> tuple[str, float, float]:
     """Return (metric, score of guessing, its standard error).
 
-    A trial has learnt only if the metric exceeds the score by one standard error. With n rows:
+    A trial has learnt only if its metric is above the score of guessing by more than one standard
+    error. With n rows:
     - accuracy: the share m of the commonest label (`metrics["majority"]`), error
       sqrt(m (1 - m) / n); also for MRPC and QQP, because a constant answer raises their F1
     - Matthews correlation (CoLA) and Spearman (STS-B): 0; the errors for n independent pairs are
@@ -40,8 +41,9 @@ def failure(
 ) -> str | None:
     """Return why a trial that reached its end has failed; None if it has learnt.
 
-    rows: the number of rows of the development set. shares: of the predicted classes there. losses:
-    the points of the training curve.
+    rows: the number of rows of the development set.
+    shares: for each class, the share of these rows for which it is predicted.
+    losses: the points of the training curve.
 
     A trial has failed if it predicts one class, if its score is not above guessing by one standard
     error (`guess`), or if the mean of the last tenth of its losses is not below that of the first
@@ -65,7 +67,7 @@ def failure(
 def summary(runs: Sequence[Mapping], headline: str) -> dict[str, dict]:
     """Return statistics of every metric over the trials (lines of runs.jsonl) that did not diverge.
 
-    Failed trials count, except in the last two:
+    Failed trials count in all of them but median_ok and n_ok:
     - median, mean, sd (None for one trial), n
     - best: the value of the trial with the best headline metric
     - median_ok, n_ok: over the trials that did not fail; None and 0 if all did

@@ -1,9 +1,10 @@
 """Run the trials of one fine-tuning job: the search on the development set, then every seed.
 
-Each trial has a line in runs.jsonl: run (its name), role (search or seed), setting, seed, part
-(1/part of the training rows), status (ok, failed, diverged), reason, metrics, details, loss (first
-and last point), training, started, seconds. If it was trained in a stack of K trials, `details` has
-`stacked_with: K`, and its seconds include a K-th of the stack's training time.
+Each trial has a line in runs.jsonl: run (its name), role (search or seed), setting, seed, part (it
+sees 1/part of the training rows), status (ok, failed, diverged), reason (null if ok), metrics,
+details, loss (first and last point), training (details of its training loop), started, seconds. If
+it was trained in a stack of K trials, `details` has `stacked_with: K`, and its seconds include a
+K-th of the stack's training time.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def constant_exact_match(data: Path, setting: FinetuneConfig) -> dict[str, float
 def runs_at_once(study: Study, setting: FinetuneConfig, device: str) -> int:
     """Return how many trials may be trained at once.
 
-    That is `finetune.together`, on a GPU at most as many as fit into its memory with the search's
-    largest batch. The total memory counts, which a job has to itself, not the free memory: a job
-    that resumes after a kill must form the same stacks.
+    It is `finetune.together`, but on a GPU not more than fit into its memory with the search's
+    largest batch. A job has the GPU to itself, so its total memory counts. The free memory may
+    differ when a killed job resumes, and the job must then form the same stacks.
     """
     if device != "cuda" or study.finetune.together == 1:
         return study.finetune.together
@@ -73,8 +74,8 @@ def run_all_trials(context: JobContext, train: Train, train_together: TrainToget
     is read, not run again; a running one continues from its last saved state.
 
     train: (context for state and curves, trial, output folder) -> (metrics, details).
-    train_together: (context for state and curves, at most `most` trials) -> a `train` for each of
-        them; None if their model cannot be stacked: each is then trained alone.
+    train_together: (context for state and curves, at most `most` trials) -> a `train` to call for
+        each of these trials; None if their model cannot be stacked: each is then trained alone.
     """
     context.resume("", 0)  # the curves of seeds that were finished before a kill
     setting, found = context.settings(FinetuneConfig), []
@@ -98,7 +99,7 @@ def run_all_trials(context: JobContext, train: Train, train_together: TrainToget
 def run_trials(context: JobContext, trials: list[Trial], train: Train, train_together: TrainTogether | None) -> Iterator[dict]:
     """Yield the line of each of several trials, trained at once if possible.
 
-    The memory that a stack takes is only estimated: if it does not fit, it is split into halves.
+    The memory of a stack is only estimated: a stack that runs out of memory is split into halves.
     """
     name = together.key_of([trial.name for trial in trials])
     shared, fits = None, True
@@ -141,8 +142,8 @@ class Shared:
 def part_of(context: JobContext, role: str, name: str) -> JobContext:
     """Return the context for saved state and curves.
 
-    A search has up to 270 curves, too many for the record: it gets a separate context, whose curves
-    are deleted with its trials.
+    A search has hundreds of trials, too many curves for the record. So each of its trials or stacks
+    gets a separate context, whose folder is deleted when they end.
     """
     part = context
     if role == "search":
@@ -212,9 +213,12 @@ def run_trial(context: JobContext, trial: Trial, train: Train, shared: Shared | 
 
 
 def collect(context: JobContext, runs: list[dict], headline: str) -> None:
-    """Write the trials into the job's record, and the files of the best seed into its folder.
+    """Write the trials into the job's record; copy files of the seeds into the job's folder.
 
-    The best seed is that on the development set, among those that learnt if there are any.
+    The files are all of the best seed's, and the predictions of every seed that did not diverge.
+    The best seed has the best headline score on the development set among the seeds that learnt, or
+    among those that failed if none learnt.
+
     metrics: the median over the seeds that did not diverge, and failed_share, the share of all
         seeds that failed or diverged.
     samples: every seed's value, null if it diverged.
@@ -261,10 +265,11 @@ def keep(context: JobContext, file: Path, name: str) -> None:
 
 
 def setting_labels(study: Study, setting: FinetuneConfig, others: list[str]) -> list[str]:
-    """Return labels of how the setting was chosen and how it differs from the paper's.
+    """Return labels that say how the setting was chosen and how it differs from the paper's.
 
-    The paper's is the best of 270 on the reported set. A missing search and changed settings are
-    labelled only if the labels `others` leave the result comparable with the paper's.
+    The paper chooses the best of 270 settings on the set that it reports. A missing search and
+    changed settings are labelled only if the labels `others` leave the result comparable with the
+    paper's.
     """
     judged = all(text.startswith(("corpus:", "changed:", "split:")) for text in others)
     if setting.search != "none":

@@ -1,4 +1,4 @@
-"""Define and read the record of a job, `result.json`, written once, at its end, atomically.
+"""Define and read a job's record, `result.json`, written atomically once, when the job ends.
 
 results/<study>/<stage>/<name>/result.json             the record, with the artefacts beside it
 results/<study>/.state/<stage>-<name>-<fingerprint>/   the saved state: checkpoints and curves of a

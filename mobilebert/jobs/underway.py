@@ -41,7 +41,7 @@ class State:
 
     @property
     def has_record(self) -> bool:
-        """Return whether the job has ended; a refused one keeps its state for the next attempt."""
+        """Return whether the job wrote its record; a refused or diverged one may keep its state."""
         return self.record is not None
 
     @property

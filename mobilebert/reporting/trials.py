@@ -1,4 +1,4 @@
-"""Read the trials of a job from its runs.jsonl: one line for each setting of a search and seed."""
+"""Read a job's trials from its runs.jsonl: a line for each trial of the search and each seed."""
 
 from __future__ import annotations
 

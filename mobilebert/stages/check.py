@@ -1,6 +1,6 @@
 """Compare the study's expectations with its records.
 
-The command exits with 1 if an expectation fails or a record was edited by hand.
+The command exits with 1 if an expectation fails or is void, or if a record was edited by hand.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ WIDTHS = ("hidden_size", "embedding_size", "intra_bottleneck_size", "intermediat
 def architecture(study: Study, model: str, full_size: bool = False) -> dict:
     """Return the `MobileBertConfig` or `BertConfig` fields of a model row, `model_type` included.
 
-    The study's scale divides them; with `full_size` they keep the paper's sizes. A baseline keeps
-    its size: its fields are only the vocabulary and the model type "auto". Raises UserError if the
-    divisor does not divide a width, or if no valid model is left at this scale.
+    The study's scale divides the sizes; with `full_size` they stay the paper's. A row with
+    published weights (preset `checkpoint`) keeps its size, and its fields are only the vocabulary's
+    size and the model type "auto". Raises UserError if the divisor does not divide a width, or if
+    no valid model is left at this scale.
     """
     row = study.models[model]
     if row.preset == "checkpoint":  # its sizes are known once it is loaded; its vocabulary must be the study's
@@ -59,7 +60,8 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
 def mismatch(student: Mapping, teacher: Mapping, losses: Collection[str] = ("fmt", "at")) -> str | None:
     """Return in one line why the teacher cannot teach the student; None if it can.
 
-    Logits of masked words need equal vocabularies; `losses` (fmt, at) need equal layers.
+    Distilling the logits of masked words needs equal vocabularies. Any of `losses` needs equal
+    numbers of layers and equal hidden sizes; "at" also needs equal numbers of attention heads.
     """
     fields = ["vocab_size"]
     if losses:

@@ -35,7 +35,7 @@ class Strict(BaseModel):
 
 
 def changed(name: str, mine: Mapping, full: Mapping, apart: Set[str]) -> list[str]:
-    """Return the label of what the group `name` changes of the paper's recipe, if anything.
+    """Return one label with the values of group `name` that differ from the paper's; [] if none do.
 
     mine, full: the values of the study and of the recipe. apart: keys that are not compared.
     """

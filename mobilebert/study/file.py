@@ -15,7 +15,7 @@ from yaml.composer import ComposerError
 
 from mobilebert.util.errors import UserError, shown
 
-LARGEST_FILE = 64 * 1024  # bytes; the largest study of this repository has 5,000
+LARGEST_FILE = 64 * 1024  # bytes; the largest study of this repository has 7,200
 MOST_VALUES = 20_000  # the values behind an alias count again at each use
 DEEPEST = 20  # a study's keys are at most 5 deep
 LARGEST_INTEGER = 2**53  # a float holds every integer up to here
@@ -36,7 +36,11 @@ class _Loader(yaml.SafeLoader):
         self.sizes: dict[int, int] = {}  # id of a node -> number of values in it, aliases expanded
 
     def compose_node(self, parent, index):
-        """Return the next node. Raises ComposerError if it is too deep or one value too many."""
+        """Return the next node.
+
+        Raises ComposerError if it lies deeper than DEEPEST, is an alias inside its own anchor, or
+        brings the file above MOST_VALUES.
+        """
         event, before = self.peek_event(), self.values
         self.depth += 1
         if self.depth > DEEPEST:
@@ -117,4 +121,4 @@ def _check_scalars(file: Path, value, where: str) -> None:
     elif isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # half a surrogate pair: "\ud800" in quotes
         raise UserError(f"{file}: {shown(where)}: {shown(value)} cannot be encoded as UTF-8")
     elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise UserError(f"{file}: {where[:60]}: an integer has at most 15 digits")
+        raise UserError(f"{file}: {where[:60]}: integers from -2**53 to 2**53 are allowed")

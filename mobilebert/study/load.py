@@ -1,4 +1,4 @@
-"""Load a study: everything that defines a result, typed; the defaults are the paper's recipe.
+"""Load a study: typed values that define its results, by default those of the paper's recipe.
 
 A study file (`workflows/config/<study>.yaml`) lists only differences from the defaults. Threads,
 paths and devices never enter a fingerprint; `device` only says what a study needs.
@@ -67,7 +67,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
-    """Return the keys that are allowed at pydantic's `location`; none if that holds no section."""
+    """Return the keys allowed at pydantic's `location`; [] if it holds no group of keys."""
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:  # a mapping's key or a list's index: `model` is its items' type already

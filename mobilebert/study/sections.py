@@ -19,10 +19,11 @@ MOST_GENERATED = 10**8
 # Two to train on and two held out: a random next segment comes from another document.
 LEAST_DOCUMENTS = 4
 
-# Entries of a vocabulary: its trainer allocates room for all of them, and aborts if there is none.
+# Entries of a vocabulary: its trainer allocates memory for all of them at once, and the process
+# aborts if there is not enough.
 MOST_TOKENS = 2**20
 
-MOST_POSITIONS = 2**16  # rows of a table that every model has
+MOST_POSITIONS = 2**16  # rows of the position embeddings, which every model allocates
 
 
 def at_most(value: int | None, limit: int) -> int | None:
@@ -48,16 +49,16 @@ class Data(Strict):
     seed: Seed = Field(default=0, description="Seed of the generated data; read only with `source: synthetic`.")
     documents: Positive | None = Field(
         default=None,
-        description="Most documents to read of the corpus: at least 4, and at most 100,000,000 generated "
-        "ones. null: all of them, or 600 generated ones.",
+        description="Number of documents after which reading the corpus stops: 4 or more, with "
+        "`source: synthetic` at most 100,000,000. null: all, or 600 with `source: synthetic`.",
     )
     heldout_share: Rate = Field(
         default=0.005, description="Share of the documents that are held out, chosen by the hash of their text."
     )
     vocab_size: Positive | None = Field(
         default=None,
-        description="Entries of the vocabulary, at most 1,048,576. null: the source's vocab.txt, or if "
-        "it has none as many as training finds, up to BERT's 30,522.",
+        description="Entries of the vocabulary, at most 1,048,576. null: the source's vocab.txt; if it "
+        "has none, as many as training the tokenizer finds, up to BERT's 30,522.",
     )
 
     @field_validator("vocab_size")
@@ -91,7 +92,7 @@ class Data(Strict):
 
 
 class Scale(Strict):
-    """One divisor of all widths and one of all depths: relations between a table's rows survive."""
+    """One divisor for all widths and one for all depths, so that models keep their proportions."""
 
     width_divisor: Positive = Field(
         default=1, description="Number by which every width of every model is divided; it must divide all of them."
@@ -211,7 +212,7 @@ class Latency(Strict):
 
 
 class Expectation(Strict):
-    """A comparison of a metric with a bound, by a margin, among the records of a study."""
+    """A metric in a study's records that must be above or below a bound, by a margin."""
 
     what: str = Field(description="The expectation in words; `void_unless` refers to it.")
     metric: str = Field(
@@ -233,8 +234,8 @@ class Expectation(Strict):
     )
     void_unless: str | None = Field(
         default=None,
-        description="`what` of an earlier expectation without which this one says nothing: it is void "
-        "if that one does not hold. null: none.",
+        description="`what` of an earlier expectation that is a condition of this one: if that one does "
+        "not pass, this one is void. null: no condition.",
     )
     judged: bool = Field(default=True, description="Fail the study if the comparison does not hold; false: only show it.")
     reason: str = Field(description="Why the study expects it, shown beside the outcome.")

@@ -31,8 +31,11 @@ def peak_flops(device: str) -> float | None:
 
 
 def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool = False) -> tqdm:
-    """Return a bar with rate and ETA on standard error, or none if `silent`; `done` of `total` were
-    finished before. On a terminal a bar inside another is cleared when it ends."""
+    """Return a bar with rate and ETA on standard error; it prints nothing if `silent`.
+
+    done: how many of `total` were finished before. On a terminal a bar inside another is cleared
+    when it ends.
+    """
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -52,10 +55,11 @@ def bar(total: int, what: str, done: int = 0, unit: str = "step", silent: bool =
 class Speed:
     """Tokens a second, model FLOPs utilisation (MFU) and the share of time spent waiting for data.
 
-    The first step compiles and warms caches. It is counted separately unless it is the only one;
-    so is the first of each stage of a schedule. FLOPs are the model's (`modeling.cost`), without
-    what kernels compute beside them: kept attention maps, scores that fused attention computes
-    again. Padding counts in tokens and in FLOPs, because it is computed.
+    The first step compiles and warms caches, so the figures leave it out unless it is the only one.
+    The figures of a schedule's stage leave out that stage's first step by the same rule. FLOPs are
+    those of `modeling.cost`. They leave out the extra work of kernels, such as attention maps that
+    are kept, or scores that fused attention computes again. Padding counts in tokens and in FLOPs,
+    because it is computed.
 
     peak: FLOP/s of all devices together. There is no MFU without it or without the steps' FLOPs.
     """
@@ -101,8 +105,8 @@ class Speed:
     def figures(self) -> dict:
         """Return tokens_per_second, data_wait_share, first_step_seconds and, if known, mfu.
 
-        `stages`, if there are any, has for each stage seen its number, `steps` and the same figures
-        without first_step_seconds. Call it after at least one step.
+        If steps named a stage, `stages` lists for each stage its number (`stage`), `steps` and the
+        same figures without first_step_seconds. Call it after at least one step.
         """
         found = self.whole.figures(self.peak) | {"first_step_seconds": self.first_seconds}
         stages = [{"stage": stage, "steps": span.steps} | span.figures(self.peak) for stage, span in self.stages.items()]
