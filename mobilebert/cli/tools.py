@@ -68,7 +68,7 @@ def _add_scoring(commands) -> None:
 def print_plan(options: argparse.Namespace) -> int:
     """Print the cost of every job of a study, or with --keys the keys that a study may have.
 
-    Raises UserError if two studies are given, or a study and --keys.
+    Raises UserError if two studies are given, or --keys together with a study or --device.
     """
     if options.keys:
         return print_keys(options)
@@ -104,7 +104,7 @@ def list_or_prune(options: argparse.Namespace) -> int:
 
 
 def print_description(options: argparse.Namespace) -> int:
-    """Print a model's sizes."""
+    """Print a model's parameters, FLOPs, kernels and memory."""
     from mobilebert.modeling.cost import describe
 
     print(describe(options.model, options.seq, options.json))

@@ -16,9 +16,9 @@ def check_table(frame: pd.DataFrame, task: Task, split: str, where: str) -> None
     """Raise UserError, in one line that begins with `where`, if `frame` is no table of this task.
 
     split: a role of `task.splits`; labels of a test split may be hidden (-1). where: the file's
-    name. Checked: columns, at least one row, text, unique idx or id, labels in range; for SQuAD,
-    that every answer is in its context at its offset, and that every question of v1.1 has an
-    answer.
+    name. A table must have the task's columns with values of their kinds, at least one row, unique
+    values of idx or id, and labels in range. In SQuAD every answer must be in its context at its
+    offset, and every question of v1.1 must have an answer.
     """
     if split not in task.splits:
         raise UserError(f"{where}: {task.name} has no split {split!r}; allowed: {', '.join(task.splits)}")

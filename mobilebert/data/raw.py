@@ -1,12 +1,12 @@
 """Read the benchmarks' original files as tables with the columns of their Hugging Face data sets.
 
     glue/<TASK>/train.tsv, dev.tsv, test.tsv   from the GLUE download; TASK as in CoLA, SST-2, STS-B
-    glue/diagnostic/diagnostic.tsv             AX
+    glue/diagnostic/diagnostic.tsv             AX, if there is no glue/AX/test.tsv
     squad/train-v1.1.json, dev-v1.1.json, and the same for v2.0
 
 `idx` is the row's number in the file, as in nyu-mll/glue (except MRPC, whose rows the hub numbers
-before it splits them). Rows of test splits have no label and get -1. Text is read unchanged:
-quotation marks have no special meaning in a GLUE file.
+before it splits them). If a file has no label column, as in test splits, its rows get label -1.
+Text is read unchanged: quotation marks have no special meaning in a GLUE file.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def names(task: Task, stem: str) -> list[str]:
 def read(path: Path, task: Task) -> pd.DataFrame:
     """Return the rows of one file, .tsv for GLUE and .json for SQuAD.
 
-    `check_table` must check the values. Raises UserError, naming the line or the place in the JSON,
-    if the file has another form.
+    The values are not checked yet: pass the rows to `check_table`. Raises UserError, naming the
+    line or the place in the JSON, if the file has another form.
     """
     if task.is_squad != (path.suffix == ".json"):
         raise UserError(f"{path}: tables of {task.name} are read from .parquet and {'.json' if task.is_squad else '.tsv'}")

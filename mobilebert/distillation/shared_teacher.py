@@ -2,8 +2,8 @@
 
 At the paper's size the teacher's forward pass takes four times the FLOPs of a student's step. The
 transfer or distillation job that starts first leads: it also trains the students of other such
-jobs, each to a saved state after the last step. When another job runs, it resumes from that state,
-evaluates and writes its record.
+jobs, each to a saved state after the last step. When one of those jobs starts later, it resumes
+from its state, evaluates and writes its record.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class SharedPass:
     """A value per micro-batch, computed once and handed to the threads of several students.
 
     A member gets a step's value only after all others have asked for that step or a later one, or
-    have left. So a member that lags after a kill catches up alone. Only one thread works at a time,
-    from its answer to its next call: the process uses the cores of one student, holds the
-    activations of one student, and queues its kernels in order on the device's only stream.
+    have left. So a member that resumed at an earlier step first catches up alone. Only one thread
+    works at a time, from the return of its `get` to its next call. So the process uses the cores of
+    one student, holds the activations of one student, and queues its kernels in order on the
+    device's only stream.
     """
 
     def __init__(self, members: list[str]):
@@ -67,7 +68,7 @@ class SharedPass:
         self.takers = 0
 
     def get(self, member: str, step: int, make: Callable[[], Any]) -> Any:
-        """Return the value of a step's next micro-batch, from `make` of the first caller.
+        """Return the value of a step's next micro-batch; the first caller's `make` computes it.
 
         Raises Stopped after `stop`.
         """
@@ -110,10 +111,12 @@ def jobs_sharing_teacher(context: JobContext, study: Study) -> Iterator[list[Job
     """Yield the jobs whose students can be trained beside that of `context`, and hold their locks.
 
     Such a job is one that a bare `snakemake` runs, of the same stage, with the same teacher and
-    batches (see `_teacher_key`). Its inputs are current, its record is not, and no process runs it.
+    batches (see `_teacher_key`). Its inputs are current, its record is not, it has steps left, and
+    no other process holds its lock.
 
-    Yields no job under torchrun, as all processes would have to choose the same ones, or if a time
-    budget sets the schedule, as the other students' time would count.
+    Yields no job if `share_teacher` is off or `context` has no step left. Yields none under
+    torchrun, because all processes would have to choose the same jobs. Yields none if `max_minutes`
+    sets the schedule, because the other students' time would count.
     """
     with contextlib.ExitStack() as held:
         found: list[JobContext] = []
@@ -151,15 +154,15 @@ def _steps_left(context: JobContext) -> int:
 def train_together(
     context: JobContext, others: list[JobContext], prepare: Callable[[JobContext, SharedPass], Prepared], device: str
 ) -> nn.Module:
-    """Train the student of `context` and those of `others` beside it; return the first.
+    """Train the student of `context`, and those of `others` beside it; return that of `context`.
 
-    prepare: builds a job's student, optimizer and task. The task's loss gets the teacher's outputs
-        from the shared pass. It draws weights, so it is called for one job after the other before
-        any training, which draws nothing.
+    prepare: builds a job's student, optimizer and training plan, whose loss gets the teacher's
+        outputs from the shared pass. It draws weights from the global generator, so it is called
+        for one job after the other, before any training starts.
 
     Raises what `train` raises for `context`. If that is Diverged, the others still train to their
-    last step; any other error stops them. An error of another job is printed as one line: that job
-    will raise it again when it runs.
+    last step; any other error stops them. If another job raises Diverged or UserError, log one
+    line: that job will raise it again when it runs.
     """
     shared = SharedPass([one.job.id for one in (context, *others)])
     student, optimizer, task = prepare(context, shared)
@@ -212,7 +215,7 @@ def _tell(context: JobContext, error: Exception) -> None:
 
 
 def _once(batch: Callable[[int], dict]) -> Callable[[int], dict]:
-    """Return `batch` with a cache, as the students ask for the same step's batch one by one."""
+    """Return `batch` with a cache, because every student asks for the batch of the same step."""
     kept, making = functools.lru_cache(AHEAD + 3)(batch), threading.Lock()
 
     def one(step: int) -> dict:

@@ -51,10 +51,10 @@ class Model:
     def predict(self, frame: pd.DataFrame, what: str) -> pd.DataFrame:
         """Return one prediction for each row of `frame`, in its order.
 
-        GLUE: `prediction` (class number, or STS-B's value within its range) and
-        `probability_<class>`. SQuAD: `id`, `prediction` (a text from the context) and for v2.0
-        `null_odds`. what: the name of the progress bar. Raises UserError for logits that are not
-        finite.
+        GLUE: `prediction` (class number) and one `probability_<class>` for each class; for STS-B
+        only `prediction` (a value within its range). SQuAD: `id`, `prediction` (a text from the
+        context) and for v2.0 `null_odds`. what: the name of the progress bar. Raises UserError for
+        logits that are not finite.
         """
         if self.task.is_squad:
             examples, windows = encode_squad(self.tokenizer, frame, self.setting, training=False)
@@ -93,9 +93,10 @@ def load_checkpoint(source: str, task: Task, threads: int = 1) -> Model:
     """Return a checkpoint as a model for `task`.
 
     source: a hub name, a folder in Hugging Face layout, an ONNX file, or a stage's folder of a
-    study. A study's model has the lengths of its fine-tuning, any other the defaults of `Finetune`.
-    Raises UserError, in one line, if there is no checkpoint, no tokenizer that fits it, no trained
-    head of the task's kind, or a head with another number of labels.
+    study. A study's model keeps the lengths of its fine-tuning; any other gets the defaults of
+    `Finetune`, with `length` cut to the positions that the model has. Raises UserError, in one
+    line, if there is no checkpoint, no tokenizer that fits it, no trained head of the task's kind,
+    or a head with another number of labels.
     """
     path = Path(source).expanduser()
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
@@ -144,7 +145,8 @@ def _recorded(path: Path) -> dict | None:
 def _tokenizer(folder: Path, of_study: Path | None, source: str):
     """Return the tokenizer in a checkpoint's folder, or that of the study's stage `data`.
 
-    of_study: the folder of a study's model; one of the folders above it contains `data`.
+    of_study: the folder of a study's model, of which some parent contains `data`; None for another
+        model.
     """
     try:
         if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
@@ -243,10 +245,10 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
 def _order(config, task: Task, source: str) -> list[int]:
     """Return the column of the logits for each class of the task.
 
-    It is found by the checkpoint's class names if those are the task's, because published MNLI
+    If the checkpoint's class names are the task's, they give the order, because published MNLI
     checkpoints disagree on the order of the three classes. LABEL_2, or 2, is the name of class
-    number 2. Other class names keep the columns' order, with a line on standard error: the
-    checkpoint may be of another task with as many classes, or have another word for a class.
+    number 2. If the names are others, keep the columns' order and log a warning: the checkpoint may
+    be of another task with as many classes, or have another word for a class.
     """
     if task.labels and config.num_labels == task.num_labels:
         names = [str(config.id2label[code]).lower() for code in range(task.num_labels)]

@@ -2,7 +2,8 @@
 
 All functions are pure. Paper section 4.3: batch size 16, 32 or 48, learning rate 1e-5 to 1e-4 in
 steps of 1e-5, 2 to 10 epochs: 3 x 10 x 9 = 270 settings a task. The best on the development set is
-chosen. Scores are reported on that same set, so each is the score of a chosen trial.
+chosen, and trained anew with each reported seed. Scores are reported on that same set, so they
+favour the chosen setting.
 
 A trial of 10 epochs cannot continue one of 5, because the learning rate decays over the whole
 trial. So each number of epochs needs a trial.
@@ -25,14 +26,14 @@ PAPER = {
     "epochs": tuple(range(2, 11)),
 }
 
-SEED = 1_000_000  # of the search's trials; no reported seed, so no reported score has chosen its setting
+SEED = 1_000_000  # of the search's trials; keep it out of a study's `seeds`, so that no reported score chose its setting
 
 KEPT = 3  # successive halving keeps the best third of a rung
 
-RUNGS = (9, 3, 1)  # the trials of a rung see a ninth, a third, all of the training rows: each costs a third of the next
+RUNGS = (9, 3, 1)  # a trial sees 1/9, 1/3, then all of the training rows, and so costs a third of one in the next rung
 
 
-Searched = TaskConfig | Finetune  # a job's configuration, or the study's for all tasks: the counts are equal
+Searched = TaskConfig | Finetune  # one task's configuration or the study's; both give the same counts
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def grid(config: Searched) -> list[dict]:
     """Return every setting that `config.search` tries.
 
     paper: the paper's 270.
-    quick: six, at any scale of the model: the configured learning rate, half and twice of it, each
-        with the configured epochs and twice as many.
+    quick: six: half, once and twice the configured learning rate, each with once and twice the
+        configured number of epochs.
     none: the configured setting.
     """
     axes = PAPER if config.search == "paper" else {axis: (getattr(config, axis),) for axis in AXES}
@@ -92,7 +93,10 @@ def rungs(config: Searched) -> list[tuple[int, int]]:
 
 
 def search(config: Searched, scores_of: Callable[[list[Trial]], list[float | None]]) -> dict:
-    """Return the best setting of the last rung; of equal ones the earliest in the grid.
+    """Return the best setting of the last rung.
+
+    Of settings with equal scores, return the one that ranked higher in the rung before; in a single
+    rung, the earliest in the grid.
 
     scores_of: runs the trials of one rung and returns their scores on the development set, None for
     a trial that diverged.

@@ -33,11 +33,13 @@ def is_live(state: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, message: str, leader: str = "") -> Iterator[None]:
-    """Hold a kernel lock; it ends with the process, however that ends.
+    """Hold a kernel lock on `path` in this block; if the process dies, the kernel releases it.
 
-    leader: name of the job that trains another job's student beside its own, and so takes the lock.
-    If a leader holds the lock, print that and wait. Raises UserError with `message` if any other
-    process holds it, or if a leader would have to wait.
+    leader: the name of the calling job if it takes another job's lock, to train that job's student
+        beside its own; else "".
+
+    If a leader holds the lock, log that and wait for it; a leader itself never waits. Raises
+    UserError with `message` if the caller may not wait and the lock stays held for 0.4 seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:

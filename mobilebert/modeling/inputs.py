@@ -9,7 +9,10 @@ from mobilebert.util.errors import UserError
 
 
 def states_wanted(asked: bool | int | Collection[int] | None, count: int) -> Collection[int] | None:
-    """Return which of `count` hidden states `output_hidden_states` asks for, as transformers does.
+    """Return the numbers, below `count`, of the hidden states that the caller asks for.
+
+    asked: the argument `output_hidden_states`, as in transformers: True for all, or numbers.
+        Negative numbers count from the end; numbers out of range are ignored.
 
     Return None if no hidden states are asked for.
     """
@@ -62,7 +65,10 @@ def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype, mask_
     dtype: that of the scores. float32's minimum, cast to bfloat16, would become an infinity, and a
         row that is all padding would become NaN.
 
-    Raises ValueError for a mask of another shape or type.
+    attention_mask: (batch, keys) of any type, or 4 dimensions of bool or floats. Floats are already
+        additive, so they are only cast to `dtype`.
+
+    Return None if there is no mask. Raises ValueError for a mask of another shape or type.
     """
     if attention_mask is None:
         return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, WEIGHTS, read_json
 from mobilebert.util.errors import UserError
 
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' name -> type; no others load
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by safetensors' names; others are refused
 
 # Prefixes that DataParallel, torch.compile and fully sharded training add to weights' names.
 _LEADING = re.compile(r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+")
@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 
 
 def weight_files(folder: Path, source: str) -> list[Path]:
-    """Return model.safetensors, or the files that its index names.
+    """Return model.safetensors, or the files that model.safetensors.index.json names.
 
     Raises UserError if a file is missing or outside the folder.
     """
@@ -65,7 +65,7 @@ def _shards(index: Path, source: str) -> list[str]:
 def read_tensors(files: list[Path], source: str) -> dict[str, Tensor]:
     """Return every tensor's type and shape, from the headers alone.
 
-    Raises UserError for a file that is not safetensors.
+    Raises UserError if a file is not safetensors, or if there are no weights.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -84,7 +84,7 @@ def read_tensors(files: list[Path], source: str) -> dict[str, Tensor]:
 
 
 def float_types(tensors: Mapping[str, Tensor]) -> str:
-    """Return the types of the float weights, with commas if several: "float16"."""
+    """Return the types of the float weights, separated by commas: "bfloat16, float32"."""
     return ", ".join(sorted({FLOATS[tensor.type] for tensor in tensors.values() if tensor.type in FLOATS}))
 
 
@@ -103,10 +103,11 @@ def check_counts(values: Mapping, tensors: Mapping[str, Tensor], source: object)
 
 
 def unwrap(files: list[Path], tensors: Mapping[str, Tensor], folder: Path, source: str) -> str | None:
-    """Write weights that were saved through a wrapper under their real names; return a note.
+    """Remove the prefixes that a wrapper added to the weights' names; return a note about it.
 
-    They go to model.safetensors in `folder`. Return None, and write nothing, if no name has a
-    wrapper's prefix. Raises UserError if a weight is there with and without a prefix.
+    Write the weights to model.safetensors in `folder`, the temporary folder of `checked`. Remove
+    all other files there whose names start with "model". Return None, and write nothing, if no name
+    has a wrapper's prefix. Raises UserError if a weight is there with and without a prefix.
     """
     names = {key: _INNER.sub("", _LEADING.sub("", key)) for key in tensors}
     if not (changed := [key for key, name in names.items() if name != key]):

@@ -32,7 +32,12 @@ WIDE = 512  # blocks at least this wide are bound by matrix products, narrower o
 
 @dataclass(frozen=True)
 class Device:
-    """Dense peaks in TFLOP/s; the assumed shares of wide (BERT, IB-BERT) and narrow models."""
+    """A device's speed.
+
+    fp32, bf16: dense peaks in TFLOP/s.
+    wide, narrow: the share of the peak that we assume for wide (BERT, IB-BERT) and narrow models.
+    origin: where the peaks come from.
+    """
 
     fp32: float
     bf16: float
@@ -53,7 +58,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One job's estimate. Training needs `state` bytes, and `per_token` for a token of a batch."""
+    """One job's estimate. Training needs `state` bytes, and `per_token` for each batch token."""
 
     id: str
     tokens: float
@@ -118,8 +123,8 @@ def _warning(device: str) -> str:
 
 
 def _search_line(study: Study) -> list[str]:
-    """Return a line on how the search is counted; none if the study does not search."""
-    config = study.finetune  # the counts are every task's
+    """Return one line on how the trials are counted, or [] if the study does not search."""
+    config = study.finetune  # the counts are the same for every task
     if config.search == "none":
         return []
     counts = " + ".join(f"{count} runs on 1/{part} of the rows" if part > 1 else f"{count} runs" for count, part in rungs(config))
@@ -140,9 +145,11 @@ def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:
 
 
 def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
-    """Return the bytes of training: without a batch, and for a token of one (halved in bf16).
+    """Return the bytes that training needs before any batch, and those that each batch token adds.
 
-    Both are those of pre-training: an upper bound for fine-tuning, which has no masked-LM head.
+    bf16 halves the second number. Both are computed for the pre-training model, so they are upper
+    bounds for fine-tuning, which has no masked-LM head. Return 0 and 0 if a job does not train, or
+    if its model is neither a MobileBERT nor a BERT.
     """
     config = job.settings(StageConfig)
     if not isinstance(config, TrainingConfig | FinetuneConfig) or config.architecture["model_type"] not in ("mobilebert", "bert"):
@@ -156,7 +163,7 @@ def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
 
 
 def _teacher(study: Study, graph: Graph, job: Job) -> Architecture:
-    """Return the architecture of the model that teaches a job's."""
+    """Return the architecture of the teacher of a job's student."""
     teacher = paper.models()[job.name].teacher
     final = teacher and final_job(study, teacher)
     assert final

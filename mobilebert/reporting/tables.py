@@ -24,7 +24,10 @@ NOTHING = "–"  # the paper prints no value, or the model has no such part
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell, in the column's unit. `spread`: the standard deviation over `count` seeds."""
+    """One cell, in the column's unit.
+
+    spread: the standard deviation over `count` seeds; a latency has none, and counts rounds.
+    """
 
     published: float | str | list | None
     measured: float | str | list | None
@@ -41,7 +44,7 @@ class Cell:
 
     @property
     def measured_text(self) -> str:
-        """Return the value with spread and number of seeds, or the verdict if it has none."""
+        """Return the value with spread and sample count, or the verdict if there is no value."""
         if self.verdict in ("not run", "diverged", "refused", "void", "edited"):
             return self.verdict
         text = show(self.measured, self.unit)
@@ -82,13 +85,16 @@ class FilledTable:
 
     @property
     def labels(self) -> list[tuple[str, ...]]:
-        """Return the distinct labels of the cells, in order: footnote n is `labels[n - 1]`."""
+        """Return each cell's labels, every set once, in order: footnote n is `labels[n - 1]`."""
         return list(dict.fromkeys(cell.labels for row in self.rows for cell in row.cells if cell.labels))
 
     @property
     def notes(self) -> list[str]:
-        """Return the table's notes; with a GLUE column also the means of the printed cells, which
-        papers also quote as "GLUE"."""
+        """Return the table's notes.
+
+        If the table has a GLUE column, the last note gives the mean of each row's printed cells,
+        which other papers quote as "GLUE".
+        """
         notes = list(self.table.notes)
         if any(column.source == "glue" for column in self.table.columns):
             means = "; ".join(f"{row.label} {published} / {measured}" for row, published, measured in self._means())
@@ -99,8 +105,11 @@ class FilledTable:
         return notes
 
     def _means(self) -> list[tuple[FilledRow, str, str]]:
-        """Return each row that this suite runs, with both means as text: NOTHING if a cell has no
-        value, the measured one with its cells' footnotes."""
+        """Return (row, published mean, measured mean) for each row that this suite runs.
+
+        The means are texts. A mean is NOTHING if one of its cells has no value. The measured mean
+        names the footnotes of its cells.
+        """
         found = []
         for row in self.rows:
             cells = {column.key: cell for column, cell in zip(self.table.columns, row.cells) if column.source == "finetune"}
@@ -119,7 +128,11 @@ class FilledTable:
 
 
 def fill(study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> list[FilledTable]:
-    """Return Tables 1 to 9 filled from `records`, by job id. edited: ids of edited records."""
+    """Return Tables 1 to 9, filled from `records`.
+
+    records: the record of each job, by job id.
+    edited: ids of records that were changed after they were written; their cells show no value.
+    """
     return [fill_table(paper.table(number), study, records, edited) for number in range(1, 10)]
 
 
@@ -132,8 +145,11 @@ def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record], 
 
 
 def counts(tables: list[FilledTable]) -> dict[str, int]:
-    """Return the numbers of cells from a record (`measured`), from a configuration (`computed`) and
-    without a record (`not_run`), and of verdicts (`measured_match`, `computed_match`, ...)."""
+    """Return how many cells are of each kind, and how many have each verdict.
+
+    A cell is `measured` (from a record), `computed` (from a configuration) or `not_run` (no
+    record). The keys of verdicts are `measured_match`, `computed_match`, ...
+    """
     found = {"measured": 0, "not_run": 0, "computed": 0}
     for table in tables:
         for row in table.rows:
@@ -200,8 +216,10 @@ def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> 
 
 
 def _best_seed(record: Record, metric: str) -> tuple[str, ...]:
-    """Return the footnote on an int8 score if there are several seeds: it is of their best, but the
-    float row above shows their median."""
+    """Return the footnote on an int8 score if there are several seeds.
+
+    The int8 model is made from the best seed, but the float row above shows the seeds' median.
+    """
     before, seeds = reading.samples(record, f"float_{metric}"), reading.seeds(record)
     if len(seeds) < 2 or len(before) != 1:
         return ()
@@ -209,10 +227,10 @@ def _best_seed(record: Record, metric: str) -> tuple[str, ...]:
 
 
 def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Record]) -> Cell:
-    """Return the leaderboard's score over the row's development scores; it needs all nine tasks.
+    """Return the cell of the GLUE score, computed from the row's development scores.
 
-    It has failed if a task failed, other than WNLI: all models of the paper's time answer the
-    majority class there.
+    It is "not run" unless all nine tasks have a score. It is "failed" if any task but WNLI failed:
+    on WNLI all models of the paper's time answer the majority class.
     """
     published = row.published.get(column.key)
     mine = {task: record for task in LEADERBOARD if (record := records.get(f"finetune/{row.model}/{task}"))}
@@ -321,7 +339,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return this suite's text (a row's label, a note) so that Markdown shows it unchanged."""
+    """Return one of our texts (a row's label, a note), escaped for Markdown."""
     for sign in "\\|*_<":
         text = text.replace(sign, f"\\{sign}")
     return text

@@ -1,6 +1,7 @@
-"""Load a published checkpoint in place of pre-training and check it against its row.
+"""Load a published checkpoint in place of pre-training and check that it has its row's shapes.
 
-The checkpoint is a hub name or a folder in Hugging Face layout.
+A row is a model of the paper's tables, or a baseline. The checkpoint is a hub name or a folder in
+Hugging Face layout.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def main(context: JobContext, study: Study) -> None:
 
 
 def check_pin(folder: Path, pinned: str, where: str) -> None:
-    """Raise UserError if the folder's model.safetensors has another sha256 than the study names."""
+    """Raise UserError if model.safetensors is missing or its sha256 is not the one in the study."""
     file = folder / WEIGHTS
     if not file.is_file():
         hint = f'; {INDEX} is there: a study pins one file, so save the model again with max_shard_size="100GB"'

@@ -59,7 +59,7 @@ def metrics(job: Job) -> dict[str, Range]:
 def _scores(name: str) -> dict[str, Range]:
     """Return the metrics of one task's evaluation, with their ranges.
 
-    A record lacks those of a split or of a kind of question that the data lacks.
+    If the data lacks a split or a kind of question, the record lacks its metrics.
     """
     task = TASKS[name]
     found = {key: CORRELATION if key in ("matthews_correlation", "pearson", "spearmanr") else SHARE for key in task.metrics}
@@ -74,10 +74,11 @@ def _scores(name: str) -> dict[str, Range]:
 
 
 def check(study: str, expect: Collection[Expectation], graph: Mapping[str, Job], made: Collection[str]) -> None:
-    """Raise UserError for an expectation that the study can never meet, or with a bound in percent.
+    """Raise UserError for an expectation that the study can never meet, or that is in percent.
 
-    It names an unknown record or metric, a record that the study does not make, or a value that the
-    metric cannot reach. made: ids of the jobs that the study runs.
+    An expectation can never be met if it names an unknown record or metric, a record that the study
+    does not make, or a value that the metric cannot reach. It is in percent if its bound or margin
+    is above 1, but the metric is at most 1. made: ids of the jobs that the study runs.
     """
     for place, item in enumerate(expect):
         where = f"{study}: expect.{place}"

@@ -1,8 +1,8 @@
 """Save and restore a running training: weights, optimizer moments, step and seconds used.
 
 All randomness of a step is a function of (seed, step), so no generator is saved. The state is one
-safetensors file. It is written under a temporary name, synced and renamed: after a kill the last
-complete one is there.
+safetensors file. It is written under a temporary name, synced and renamed, so a kill leaves the
+last complete state.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Pace:
     def is_due(self) -> bool:
         """Return whether enough time has passed since the last save.
 
-        That is LEAST_SECONDS and SPACING times the last save's cost. A process does not know the
-        cost of its first save: it is due after LEAST_SECONDS.
+        Enough is LEAST_SECONDS, or SPACING times the cost of the last save if that is longer. The
+        first save of a process has no known cost, so it is due after LEAST_SECONDS.
         """
         return time.monotonic() - self.last >= max(LEAST_SECONDS, SPACING * self.cost)
 

@@ -34,7 +34,8 @@ class Saver:
     def resume(self) -> tuple[int, float]:
         """Load the saved state, if there is one; return the steps done and the seconds they took.
 
-        Raises UserError if the processes do not begin with the same weights at the same step.
+        Raises UserError if `checkpoint.load` refuses the state, or if the processes do not begin
+        with the same weights at the same step.
         """
         self.saved, seconds = checkpoint.load(self.path, self.model, self.optimizer, self.fingerprint)
         self.shards.drop(self.optimizer)
@@ -49,14 +50,15 @@ class Saver:
         return self.saved, seconds
 
     def wants_save(self) -> bool:
-        """Return whether this process asks for a save because of the time since the last one."""
+        """Return whether it is time for another save; only the first process asks."""
         return self.group.leads and self.pace.is_due()
 
     def is_due(self, step: int, is_last: bool) -> bool:
         """Return whether the plan asks for a save after `step`.
 
-        It does after the last step too, so that a failed evaluation loses no step; but not if the
-        whole training was shorter than `checkpoint_every`, unless `save_last` says so.
+        It asks every `checkpoint_every` steps. It also asks after the last step, so that a failed
+        evaluation loses no step, unless the training had at most `checkpoint_every` steps and
+        `save_last` is off.
         """
         every = self.plan.checkpoint_every
         return (self.plan.save_last or step >= every) if is_last else (step + 1) % every == 0

@@ -1,5 +1,6 @@
-# Load the study and its graph of jobs. Fingerprints decide what is stale (mobilebert/study/code_hash.py), file times do not:
-# a job that is up to date gets no inputs, and one with a stale record gets an input that is newer than every file.
+# Load the study and its graph of jobs. Fingerprints decide what is stale, not file times
+# (mobilebert/study/code_hash.py). So a job that is up to date gets no inputs here, and a job with a
+# stale record gets an input that is newer than every file.
 import contextlib
 import os
 import shlex
@@ -43,20 +44,23 @@ try:
     CURRENT = current_records(RESULTS, STUDY.name, GRAPH)
     add_views(STUDY, GRAPH, CURRENT)
     DEMAND = Demand(RESULTS, STUDY.name, GRAPH, CURRENT)
-    # This input is newer than every result: Snakemake's own reason to run a job again, in a dry run too.
+    # This file is newer than every result. Snakemake runs a job again if an input is newer than
+    # its output, and reports that reason in a dry run too.
     NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
     os.utime(NEWER.name, (max(time.time(), DEMAND.newest() + 1),) * 2)
 except (UserError, OSError) as error:  # OSError: an unreadable folder, a full disk
     refuse(error)
 
-# Snakemake reads this file again in the process of every job; only the first one says what is stale.
+# Snakemake reads this file again in the process of every job; only the main process reports what
+# is stale.
 if workflow.is_main_process:
     for LINE in staleness.lines(RESULTS, STUDY.name, GRAPH):
         print(f"mobilebert: stale: {LINE}", file=sys.stderr)
 ALL_CORES = (
     workflow.resource_settings.cores or 1
 )  # read-only modes such as --dag run without --cores
-# These modes of Snakemake show the study and run nothing: they see every job's inputs, up to date or not.
+# These modes of Snakemake show the study and run nothing. In them every job keeps its inputs, even
+# if it is up to date.
 VIEWING = {
     *("--d3dag", "--dag", "--filegraph", "--rulegraph", "--report", "--archive"),
     *("--summary", "-S", "--detailed-summary", "-D", "--generate-unit-tests"),
@@ -65,7 +69,8 @@ IS_VIEWED = any(word.partition("=")[0] in VIEWING for word in sys.argv)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"
-# Use the interpreter that runs Snakemake, activated or not; with --software-deployment-method conda the rule's own.
+# Use the interpreter that runs Snakemake, even if its environment is not activated. With
+# --software-deployment-method conda use the one of the rule's environment.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
 HELD = (
     contextlib.ExitStack()
@@ -78,7 +83,7 @@ wildcard_constraints:
 
 
 onstart:
-    # Not in a dry run, and not if there is nothing to do.
+    # Snakemake skips this in a dry run, and if there is nothing to do.
     try:
         HELD.enter_context(
             locks.lock(OUT / ".lock", f"{OUT}: in use by a live run")
@@ -100,7 +105,10 @@ def key_of(stage, wildcards):
 
 
 def forced():
-    """Return what the command line runs by force; Snakemake knows it only after it has read the rules."""
+    """Return what the command line runs by force.
+
+    Snakemake knows it only after it has read the rules.
+    """
     settings = workflow.dag_settings
     names = {
         *settings.forcerun,
@@ -110,11 +118,12 @@ def forced():
 
 
 def needs(stage):
-    """Return an input function: the records that a job reads; none if the job is up to date.
+    """Return an input function of a rule. It returns the records that the job reads.
 
-    A job whose files exist and that has to run again also gets the newer file. Do not use ancient() here: Snakemake
-    would skip a missing job behind an up-to-date one and still exit with 0, and it would run an up-to-date job again
-    whose own inputs were deleted.
+    It returns no record if the job is up to date, except in the modes of VIEWING. If the job's files
+    exist but it has to run again, it adds NEWER. Do not use ancient() here: Snakemake would skip a
+    missing job behind an up-to-date one and still exit with 0. It would also run an up-to-date job
+    again if that job's own inputs were deleted.
     """
 
     def paths(wildcards):
@@ -133,7 +142,10 @@ def needs(stage):
 
 
 def program(stage, name=""):
-    """Return the command line of a stage. Its output goes to the log, which Snakemake shows if the job fails."""
+    """Return the command line of a stage.
+
+    Its output goes to the log, which Snakemake shows if the job fails.
+    """
     words = [PYTHON, "-m", "mobilebert", stage]
     options = ["--study", STUDY_FILE, "--results", str(RESULTS)]
     return f"{shlex.join(words)} {name} {shlex.join(options)} --threads {{threads}} > {{log:q}} 2>&1"

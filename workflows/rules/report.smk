@@ -1,5 +1,5 @@
-# `check` and `track` come after the report, but neither after the other: a failed expectation still has its page, and a
-# broken MLflow store hides no verdict.
+# `check` and `track` both run after the report, so a failed expectation still has its page. Neither
+# waits for the other, so a broken MLflow store hides no verdict.
 
 
 # Reads all records; writes tables, figures and the page.
@@ -26,7 +26,8 @@ rule report:
         program("report")
 
 
-# Reads all records; writes a verdict for every expectation of the study, and fails if one does not hold.
+# Reads all records; writes a verdict for every expectation of the study, and fails if one does not
+# hold.
 rule check:
     input:
         needs("check"),
@@ -65,7 +66,7 @@ for NUMBER in range(1, 10):
         name:
             f"table_{NUMBER}"
         input:
-            NEWER.name,  # so that the table is written whenever it is asked for
+            NEWER.name,  # newer than any output, so the table is written whenever it is asked for
             [record(key) for key in table_jobs(STUDY, GRAPH, NUMBER)],
         output:
             f"{OUT}/tables/table_{NUMBER}.md",

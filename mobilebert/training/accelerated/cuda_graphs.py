@@ -1,10 +1,10 @@
 """Record a step's kernels once as CUDA graphs and replay them.
 
-The host then starts two graphs a step instead of some thousand kernels. A graph repeats its kernels
-on the same addresses with the same numbers. So everything that differs between two steps must be in
-tensors with fixed addresses: the batch and the learning rates are copied in before a replay, and
-weights and moments change in place. The gradients are in the graphs' memory; every replay
-overwrites them.
+The host then starts two graphs a step instead of some thousand kernels. A replay runs the same
+kernels with the same addresses and the same scalar arguments. So everything that differs between
+two steps must be in tensors with fixed addresses: the batch and the learning rates are copied in
+before a replay, and weights and moments change in place. The gradients are in the graphs' memory;
+every replay overwrites them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Capture:
         the seed of its dropout.
         """
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": the thread that prepares batches pins memory meanwhile, and a capture of
-        # all threads would forbid that.
+        # "thread_local": the thread that prepares batches may pin memory during the capture. The
+        # default mode, "global", forbids that in every thread.
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             found = work()
 
@@ -76,7 +76,7 @@ class Capture:
 
 @dataclass
 class Kind:
-    """Steps whose micro-batches have the same names, shapes and dtypes, and their graphs."""
+    """The graphs of all steps whose micro-batches have the same names, shapes and dtypes."""
 
     steps: int = 0
     parts: list[Batch] = field(default_factory=list)  # the fixed tensors from which the graphs read the micro-batches
@@ -85,12 +85,12 @@ class Kind:
 
 
 class Graphs:
-    """`Stepper` done by graphs in one process: the same calls, the same results up to rounding.
+    """A `Stepper` that replays graphs, in one process. It gives the same results up to rounding.
 
     Pre-training has two kinds of steps: with a padded row, and without (attention then needs no
-    mask). The first WARM_UP steps of a kind are done kernel by kernel. They are steps of the
-    training, so warming up changes nothing else, and they create the moments. In another stage
-    (`TrainingPlan.stage`) other layers learn, so all graphs are then dropped.
+    mask). The first WARM_UP steps of a kind are done kernel by kernel. They are real steps of the
+    training, so warming up changes no result; they also create the moments. When the training
+    enters another stage (`TrainingPlan.stage`), other layers learn, so all graphs are dropped.
 
     Each kind has two graphs, because between gradients and update the host checks that the losses
     are finite. Only there does a step wait for the device, with graphs or without; during the
@@ -104,7 +104,10 @@ class Graphs:
         self.capture, self.stage, self.kinds = Capture(), None, {}
 
     def gradients(self, parts: list[Batch], rows: int, place: int, saves: bool = False) -> tuple[list[str], torch.Tensor]:
-        """Return what `Stepper.gradients` returns; saves: ignored, one process needs no message."""
+        """Return what `Stepper.gradients` returns.
+
+        saves: ignored, because a single process has no other process to tell.
+        """
         stage = self.step.plan.stage(place)
         if stage != self.stage:
             self.capture.renew()
