@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = Path(__file__).parents[1] / "long"
-ARGUMENTS = {"kills.py": "3", "parallel.py": "2", "shared.py": "2"}
+ARGUMENTS = {"kills.py": "1", "parallel.py": "1", "shared.py": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,15 @@ def lines_of(started, name):
     return text.splitlines()
 
 
-def test_teacher_strategies_and_distillation_survive_three_kills_each(started):
+def test_teacher_strategies_and_distillation_survive_a_kill(started):
     lines = lines_of(started, "kills.py")[1:]
     assert [line.split(" ")[0] for line in lines] == ["teacher", "AKT", "JKT", "PKT", "distillation", "by"]
-    assert all(": 3 kills in " in line for line in lines[:-1])
-    assert lines[-1].startswith("by time: 3 kills, states after steps ")
+    assert all(": 1 kills in " in line for line in lines[:-1])
+    assert lines[-1].startswith("by time: 1 kills, states after steps ")
 
 
 def test_two_processes_learn_what_one_does(started):
-    assert len(lines_of(started, "parallel.py")) == 2
+    assert len(lines_of(started, "parallel.py")) == 1
 
 
 def test_students_that_share_a_teacher_end_as_they_do_alone(started):

@@ -29,7 +29,7 @@ def test_the_modes_show_a_study_that_has_not_begun(workflow, tmp_path):
     check_summary(workflow.look(workflow.mini, tmp_path, "--summary"), workflow.mini, tmp_path / "mini")
 
 
-@pytest.mark.parametrize("mode", ["--rulegraph", "--filegraph", "--d3dag", "--list-changes=code", "--list-untracked", "--unlock"])
+@pytest.mark.parametrize("mode", ["--d3dag", "--list-changes=code", "--unlock"])
 def test_other_modes_start_without_cores(workflow, tmp_path, mode):
     workflow.look(workflow.mini, tmp_path, *mode.split("="))
 
