@@ -21,3 +21,13 @@ def states_by_steps_alone(monkeypatch):
     saves its state then holds on a slow machine too. `test_pace` has its own clock."""
     if module := sys.modules.get("mobilebert.training.checkpoint"):
         monkeypatch.setattr(module, "LEAST_SECONDS", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def threads_stay_as_they_were(monkeypatch):
+    """Restore the numbers of threads that a command sets, or programs of later tests inherit them."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        before = os.environ.get(name)
+        monkeypatch.setenv(name, before or "1")
+        if before is None:
+            monkeypatch.delenv(name)
