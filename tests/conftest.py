@@ -25,7 +25,7 @@ def states_by_steps_alone(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def threads_stay_as_they_were(monkeypatch):
-    """Restore the numbers of threads that a command sets, or programs of later tests inherit them."""
+    """Restore the numbers of threads that a command sets; later programs would inherit them."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         before = os.environ.get(name)
         monkeypatch.setenv(name, before or "1")

@@ -451,6 +451,7 @@ def test_a_full_disk_keeps_the_previous_state(tmp_path):
     whole, expected = toy(tmp_path / "whole")
     pid = os.fork()
     if not pid:
+        torch.set_num_threads(1)  # threads of the parent do not exist here
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
             with (new_run(tmp_path / "full").state / "error").open("w") as said:
