@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+THREADS = os.environ.get("OMP_NUM_THREADS")  # the run's own
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -25,9 +27,12 @@ def states_by_steps_alone(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def threads_stay_as_they_were(monkeypatch):
-    """Restore the numbers of threads that a command sets; later programs would inherit them."""
+    """Restore the numbers of threads that a command sets; later tests would compute with them."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         before = os.environ.get(name)
         monkeypatch.setenv(name, before or "1")
         if before is None:
             monkeypatch.delenv(name)
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(THREADS or os.cpu_count()))
