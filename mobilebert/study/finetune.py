@@ -24,7 +24,7 @@ AXES = ("batch_size", "learning_rate", "epochs")  # what the search chooses
 
 
 class TaskSetting(Strict):
-    """What one task changes of `Finetune`."""
+    """The settings of one task; a key that is null has the value in `Finetune`."""
 
     learning_rate: LearningRate | None = Field(
         default=None, description="Peak learning rate of this task; null: `finetune.learning_rate`."

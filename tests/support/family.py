@@ -9,6 +9,17 @@ from mobilebert import MobileBertConfig
 
 TOLERANCE = 1e-5  # of the largest magnitude: NoNorm activations span many decades
 BATCH, TOKENS, LABELS = 3, 7, 3
+TINY = {
+    "vocab_size": 31,
+    "embedding_size": 8,
+    "hidden_size": 16,
+    "intra_bottleneck_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_feedforward_networks": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 12,
+}
 SMALL = {
     "vocab_size": 50,
     "embedding_size": 8,

@@ -368,12 +368,12 @@ def test_a_job_stopped_between_trials_repeats_none(tmp_path, whole, runs):
     assert len(made) == len(set(made)) == 11
 
 
-def test_a_killed_job_goes_on(tmp_path, whole):
-    """SIGKILL at a random moment after the first trial's record, then the same job to its end."""
+def kill_after_the_first_trial(program: str, folder: Path) -> float:
+    """Run a program, kill it soon after its first trial; return how many seconds after."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # pytest's: it has tests/support
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen([sys.executable, program, str(folder)], stderr=subprocess.PIPE, env=environment)
     try:
-        while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
+        while process.poll() is None and not list(folder.rglob("runs/*.json")):
             time.sleep(0.005)
         moment = random.uniform(0, 0.3)
         time.sleep(moment)
@@ -381,6 +381,11 @@ def test_a_killed_job_goes_on(tmp_path, whole):
         process.kill()
         error = process.communicate()[1].decode()
     assert process.returncode == -signal.SIGKILL, error
+    return moment
+
+
+def test_a_killed_job_goes_on(tmp_path, whole):
+    moment = kill_after_the_first_trial(__file__, tmp_path)
     assert lasting(whole_job(tmp_path)) == lasting(whole), moment
 
 

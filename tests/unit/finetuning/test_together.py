@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
-import random
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -452,18 +448,7 @@ def test_a_trial_alone_after_a_kill_keeps_the_curves_of_its_stack(tmp_path, whol
 
 
 def test_a_killed_job_of_stacks_goes_on(tmp_path, whole):
-    """SIGKILL at a random moment after the first trial's record, then the same job to its end."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # pytest's: it has tests/support
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.PIPE, env=environment)
-    try:
-        while process.poll() is None and not list(tmp_path.rglob("runs/*.json")):
-            time.sleep(0.005)
-        moment = random.uniform(0, 0.3)
-        time.sleep(moment)
-    finally:
-        process.kill()
-        error = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL, error
+    moment = toy.kill_after_the_first_trial(__file__, tmp_path)
     assert toy.lasting(whole_job(tmp_path)) == toy.lasting(whole), moment
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from family import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -28,17 +29,6 @@ from mobilebert.util import progress
 from mobilebert.util.errors import Diverged, UserError
 
 torch.set_num_threads(1)
-TINY = {
-    "vocab_size": 31,
-    "embedding_size": 8,
-    "hidden_size": 16,
-    "intra_bottleneck_size": 8,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "num_feedforward_networks": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 12,
-}
 
 
 class Toy(nn.Module):

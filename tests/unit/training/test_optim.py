@@ -5,6 +5,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from family import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,17 +19,6 @@ BETA1, EPS = 0.9, 1e-6
 KINDS = ("adamw", "lamb")
 SHAPES = {"dense.weight": (3, 4), "dense.bias": (3,), "LayerNorm.weight": (4,), "LayerNorm.bias": (4,), "zero": (2, 2)}
 EXCLUDED = {"dense.bias", "LayerNorm.weight", "LayerNorm.bias"}
-TINY = {
-    "vocab_size": 31,
-    "embedding_size": 8,
-    "hidden_size": 16,
-    "intra_bottleneck_size": 8,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "num_feedforward_networks": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 12,
-}
 
 
 class Toy(nn.Module):
