@@ -1,5 +1,6 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]   run a study; print its verdicts and its page
 # make test         run the tests of CI
+# make bench        compare times with those of other programs, on an idle machine: minutes
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, compare two processes with one: minutes
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: reproduce test test-long test-slurm install
+.PHONY: reproduce test bench test-long test-slurm install
 
 reproduce: $(READY)
 	@snakemake --cores $(CORES) $(ARGS) --config study=$(STUDY); code=$$?; \
@@ -21,14 +22,17 @@ reproduce: $(READY)
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
 # Tests run in one process a core, at most four, a file in one process; the longest files come first.
-# Benchmarks measure times, so they run alone.
+# Each benchmark runs once and compares results; `make bench` judges times.
 test: $(READY)
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflows/rules
 	basedpyright --level error --threads 2
 	OMP_NUM_THREADS=1 pytest -n $(CORES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/workflow tests/unit
-	pytest tests/bench
+	pytest --benchmark-disable tests/bench
+
+bench: $(READY)
+	pytest -s tests/bench
 
 test-long: $(READY)
 	python tests/long/kills.py 50

@@ -3,9 +3,6 @@
 The verdict is a ratio within one run, never a time.
 """
 
-import statistics
-import time
-
 import plain
 import pytest
 import torch
@@ -70,18 +67,11 @@ def steps():
     return {"ours": lambda: our_step(models[0], optimizer, batch), "plain": lambda: plain_step(models[1], state, batch)}
 
 
-def test_our_step_has_the_plain_losses_and_is_faster(steps):
-    """Rounds are interleaved, so that a busy machine slows both. Ours computes 85 % fewer logits,
-    so it must win whatever the noise."""
-    samples, losses = {name: [] for name in steps}, {name: [] for name in steps}
-    for _ in range(ROUNDS + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            losses[name].append(step())
-            samples[name].append(time.perf_counter() - start)
+def test_our_step_has_the_plain_losses_and_is_faster(rounds, steps):
+    """Ours computes 85 % fewer logits, so it must win whatever the noise."""
+    samples, losses = rounds.run({name: lambda _, step=step: step() for name, step in steps.items()}, ROUNDS, warmup=2)
     assert losses["ours"] == pytest.approx(losses["plain"], rel=1e-4)
-    ratio = statistics.median(samples["ours"][2:]) / statistics.median(samples["plain"][2:])
-    assert ratio < 1, samples
+    rounds.judge(samples, "plain", "ours", 1.0)
 
 
 @pytest.mark.parametrize("which", ["ours", "plain"])

@@ -1,9 +1,7 @@
 """Compare three students that share one teacher pass with three that do not.
 
-The verdict is a ratio within one run.
+The verdict is a ratio within one run, of processor seconds on one thread.
 """
-
-import time
 
 import torch
 
@@ -31,33 +29,30 @@ def batch(step):
     }
 
 
-def measure(folder, prepare):
-    """Return (ratio, samples): training STUDENTS alone over training them together. Times are
-    processor seconds of this process on its one thread. The ratio takes the best of interleaved
-    rounds; `samples` has every round."""
+def measure(rounds, folder, prepare):
+    """Return the seconds of training STUDENTS alone, and of training them together."""
     from mobilebert.distillation.shared_teacher import train_together
     from mobilebert.jobs.context import JobContext
     from mobilebert.study.job import Job
 
-    def run(place, name):
-        found = JobContext(Job("distill", str(name), {}, (), str(name) * 64), "study", place, {})
-        found.state.mkdir(parents=True)
-        return found
+    def contexts(version, index):
+        for name in range(STUDENTS):
+            found = JobContext(Job("distill", str(name), {}, (), str(name) * 64), "study", folder / version / str(index), {})
+            found.state.mkdir(parents=True)
+            yield found
 
-    samples, learnt = {"shared": [], "alone": []}, {}
-    for index in range(1 + ROUNDS):
-        for version in samples:
-            runs = [run(folder / version / str(index), name) for name in range(STUDENTS)]
-            start = time.process_time()
-            if version == "shared":
-                learnt[version] = train_together(runs[0], runs[1:], prepare, "cpu")
-            else:
-                learnt[version], *_ = [train_together(one, [], prepare, "cpu") for one in runs]
-            samples[version].append(time.process_time() - start)
-    for mine, theirs in zip(learnt["shared"].parameters(), learnt["alone"].parameters(), strict=True):
+    def shared(index):
+        first, *others = contexts("shared", index)
+        return train_together(first, others, prepare, "cpu")
+
+    def alone(index):
+        first, *_ = [train_together(one, [], prepare, "cpu") for one in contexts("alone", index)]
+        return first
+
+    samples, learnt = rounds.run({"shared": shared, "alone": alone}, ROUNDS)
+    for mine, theirs in zip(learnt["shared"][-1].parameters(), learnt["alone"][-1].parameters(), strict=True):
         assert torch.equal(mine, theirs)  # the same work
-    best = {version: min(taken[1:]) for version, taken in samples.items()}
-    return best["alone"] / best["shared"], samples
+    return samples
 
 
 def model(seed, fields):
@@ -68,7 +63,7 @@ def model(seed, fields):
     return MobileBertForPreTraining(MobileBertConfig(**WIDTHS, **fields)).eval()
 
 
-def test_three_distillations_that_share_a_teacher_pass_are_faster(tmp_path):
+def test_three_distillations_that_share_a_teacher_pass_are_faster(rounds, tmp_path):
     """The teacher's pass takes at least ten times the FLOPs of a student's step. If time followed
     FLOPs, the ratio were 3 x (10 + 1) to 10 + 3 x 1, 2.5 times. A step of small matrices and its
     optimizer take longer than that."""
@@ -94,11 +89,10 @@ def test_three_distillations_that_share_a_teacher_pass_are_faster(tmp_path):
 
         return student, optim.make(student, "lamb", 1e-3, 0.01), TrainingPlan(STEPS, batch, losses_of, lambda step: 1.0, 0)
 
-    ratio, samples = measure(tmp_path, prepare)
-    assert ratio >= 1.4, (ratio, samples)
+    rounds.judge(measure(rounds, tmp_path, prepare), "alone", "shared", 1.4)
 
 
-def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
+def test_three_transfers_that_share_a_teacher_pass_are_faster(rounds, tmp_path):
     """PKT with one step a layer. The last student compares no attention maps, so the taught block
     runs twice. With 4 layers the teacher runs 3 x (1 + 2 + 3 + 4) blocks for three students alone,
     and 2 + 3 + 4 + 5 for the shared pass."""
@@ -122,5 +116,4 @@ def test_three_transfers_that_share_a_teacher_pass_are_faster(tmp_path):
 
         return student, optimizer, TrainingPlan(layers, batch, losses_of, transfer.rate, 0, transfer.prepare(optimizer))
 
-    ratio, samples = measure(tmp_path, prepare)
-    assert ratio >= 1.2, (ratio, samples)
+    rounds.judge(measure(rounds, tmp_path, prepare), "alone", "shared", 1.2)

@@ -3,14 +3,12 @@
 The verdict is a ratio within one run.
 """
 
-import time
-
 import torch
 
 RUNS, STEPS, ROUNDS = 10, 3, 3
 
 
-def test_ten_trials_of_a_deep_and_narrow_model_are_faster_as_a_stack():
+def test_ten_trials_of_a_deep_and_narrow_model_are_faster_as_a_stack(rounds):
     """The 24 layers are so narrow that the number of operators decides the time of a step, as the
     number of launches does on a large GPU.
 
@@ -42,23 +40,17 @@ def test_ten_trials_of_a_deep_and_narrow_model_are_faster_as_a_stack():
         group["lr"] = torch.full((RUNS,), 1e-4)
     fed = Feed(batch, [4] * RUNS, [16] * RUNS)
 
-    def one_after_the_other():
-        for _ in range(RUNS):
+    def one_after_the_other(_):
+        for _ in range(STEPS * RUNS):
             loss(batch)["loss"].backward()
             alone.step()
             alone.zero_grad()
 
-    def at_once():
-        losses("cola", stack(fed, range(RUNS)), fed).sum().backward()
-        together.step()
-        together.zero_grad()
+    def at_once(_):
+        for _ in range(STEPS):
+            losses("cola", stack(fed, range(RUNS)), fed).sum().backward()
+            together.step()
+            together.zero_grad()
 
-    samples = {one_after_the_other: [], at_once: []}
-    for _ in range(1 + ROUNDS):
-        for step, taken in samples.items():
-            start = time.process_time()
-            for _ in range(STEPS):
-                step()
-            taken.append(time.process_time() - start)
-    ratio = min(samples[one_after_the_other][1:]) / min(samples[at_once][1:])
-    assert ratio >= 1.4, (ratio, samples)
+    samples, _ = rounds.run({"one after the other": one_after_the_other, "at once": at_once}, ROUNDS)
+    rounds.judge(samples, "one after the other", "at once", 1.4)
