@@ -1,4 +1,4 @@
-"""Run the commands other than stages: plan, state, describe, and scoring of any checkpoint."""
+"""Run the commands other than stages: plan, state, bundle, import, describe, and scoring of any checkpoint."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     state.add_argument("action", choices=("list", "prune"), help="prune removes states that no job of a study reads any more")
     state.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
     state.set_defaults(func=list_or_prune)
+    bundle = commands.add_parser("bundle", help="write a study's finished records, models and saved states into one file")
+    bundle.add_argument("study", metavar="STUDY", help="a study's name or file")
+    bundle.add_argument("out", type=Path, metavar="OUT.tar", help="the file to write")
+    bundle.set_defaults(func=write_bundle)
+    unpack = commands.add_parser("import", help="put a bundle's jobs into the folder of results; what is there stays")
+    unpack.add_argument("bundle", type=Path, metavar="BUNDLE.tar", help="a file that `mobilebert bundle` wrote")
+    unpack.set_defaults(func=import_bundle)
+    for one in (bundle, unpack):
+        one.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
     describe = commands.add_parser("describe", help="print a model's parameters and FLOPs beside the paper's, kernels and memory")
     describe.add_argument("model", help="a preset, or a row of the paper's tables: mobilebert, search-a, ...")
     describe.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
@@ -100,6 +109,23 @@ def list_or_prune(options: argparse.Namespace) -> int:
     lines = {"list": saved_state.list_states, "prune": saved_state.prune_states}[options.action]
     for line in lines(options.results):
         print(line)
+    return 0
+
+
+def write_bundle(options: argparse.Namespace) -> int:
+    """Write a study's bundle and print what it holds."""
+    from mobilebert.jobs import bundle
+    from mobilebert.study.load import load_study
+
+    print(bundle.write_bundle(options.results, load_study(options.study).name, options.out))
+    return 0
+
+
+def import_bundle(options: argparse.Namespace) -> int:
+    """Put a bundle's jobs into the folder of results and print what came."""
+    from mobilebert.jobs import bundle
+
+    print(bundle.read_bundle(options.bundle, options.results))
     return 0
 
 

@@ -17,6 +17,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from mobilebert.cli.main import main, parser
 from mobilebert.data.sources import open_source
+from mobilebert.jobs.record import sealed
 from mobilebert.modeling import MobileBertConfig, tasks
 from mobilebert.study.graph import build_graph, find_job
 from mobilebert.study.load import load_study
@@ -206,7 +207,10 @@ def folder(tmp_path_factory):
     predicted = zip(idx, np.zeros(len(idx), int), strict=True)
     (folder / "predictions.tsv").write_text("idx\tprediction\n" + "".join(f"{key}\t{value}\n" for key, value in predicted))
     (folder / "rows.tsv").write_text("sentence\na film to remember\n")
-    (folder / "results").mkdir()
+    place = folder / "results/smoke/pretrain/ib-bert-large"
+    place.mkdir(parents=True)
+    record = {"schema": 1, "study": "smoke", "stage": "pretrain", "name": "ib-bert-large", "status": "ok", "fingerprint": "f"}
+    (place / "result.json").write_text(json.dumps(sealed(record | {"config": {}, "inputs": {}})))
     return folder
 
 
