@@ -28,8 +28,8 @@ test: $(READY)
 	ruff format --check .
 	snakefmt --check Snakefile workflows/rules
 	basedpyright --level error --threads 2
-	OMP_NUM_THREADS=1 pytest -n $(CORES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/workflow tests/unit
-	pytest --benchmark-disable tests/bench
+	OMP_NUM_THREADS=1 pytest --benchmark-disable -n $(CORES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	  tests/workflow tests/unit tests/bench
 
 bench: $(READY)
 	pytest -s tests/bench

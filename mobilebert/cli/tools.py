@@ -1,4 +1,4 @@
-"""Run the commands other than stages: plan, state, bundle, import, describe, and scoring of any checkpoint."""
+"""Run the commands other than stages: on a study, on a model, and on files of predictions."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def read_bundle(bundle: Path, results: Path) -> str:
-    """Put a bundle's jobs into `results/<study>`; return a line that says what came and what stayed.
+    """Put a bundle's jobs into `results/<study>`; return a line with what came and what stayed.
 
     A job or state that is here already stays as it is. All hashes are checked before the first
     folder moves into place. Raises UserError if the file is not a whole bundle.
@@ -130,7 +130,7 @@ def _is_safe(name: str) -> bool:
 
 
 def _unpack(bundle: Path, tar: tarfile.TarFile, hashes: dict[str, str], inbox: Path) -> None:
-    """Write every member below `inbox` and compare its hash. Raises UserError at the first fault."""
+    """Write every member below `inbox` and compare its hash. Raises UserError at a fault."""
     missing = dict(hashes)
     while member := tar.next():
         if not member.isfile() or member.name not in missing:

@@ -27,7 +27,7 @@ class Rounds:
         warmup: int = 1,
         clock: Callable[[], float] = time.process_time,
     ) -> tuple[Samples, dict[str, list]]:
-        """Return each version's seconds, warm-up rounds left out, and what each of its calls returned.
+        """Return each version's processor seconds, without warm-up, and what each call returned.
 
         A version is called with the number of the round.
         """

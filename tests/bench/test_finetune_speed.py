@@ -79,7 +79,7 @@ def theirs(model, rows, folder):
 
 
 def test_faster_than_the_trainer(rounds, model, tmp_path):
-    """The Trainer usually takes twice as long. With unsorted rows ours would fall below the bound."""
+    """The Trainer usually takes twice as long. With unsorted rows ours falls below the bound."""
     rows = Rows()
 
     def version(name, train):

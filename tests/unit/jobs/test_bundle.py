@@ -1,4 +1,4 @@
-"""A bundle carries finished jobs and saved states to another results folder, whole or not at all."""
+"""A bundle carries finished jobs and saved states to another folder of results, whole or not."""
 
 import io
 import json
