@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from mobilebert.study.recipe import AXES, Batch, NotNegative, Positive, Rate, Share, Strict
+from mobilebert.study.fields import Batch, LearningRate, Length, NotNegative, Positive, Rate, Share, Strict
+from mobilebert.study.recipe import AXES, Transfer
 from mobilebert.study.sections import Seed
 
 Architecture = dict[str, Any]  # fields of a model's configuration, `model_type` among them; see `study.architecture`
-Length = Annotated[int, Field(ge=8)]
-LearningRate = Annotated[float, Field(gt=0, le=1)]
 Minutes = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16"]
 Recipe = Literal["paper", "released"]
@@ -77,12 +76,9 @@ class CheckpointConfig(ModelConfig):
         return self
 
 
-class TrainingConfig(ModelConfig):
-    """The keys that pre-training, transfer and distillation share. See `recipe.Training`."""
+class OptimizationConfig(StageConfig):
+    """The keys of one training's batches, schedule and optimizer. See `recipe.Training`."""
 
-    recipe: Recipe
-    seed: NotNegative
-    max_predictions: Positive | None
     steps: Positive
     warmup_steps: NotNegative
     batch_size: Batch
@@ -93,6 +89,14 @@ class TrainingConfig(ModelConfig):
     weight_decay: Share
     precision: Precision
     max_minutes: Minutes | None
+
+
+class TrainingConfig(ModelConfig, OptimizationConfig):
+    """The keys that pre-training, transfer and distillation share."""
+
+    recipe: Recipe
+    seed: NotNegative
+    max_predictions: Positive | None
 
 
 class PretrainConfig(TrainingConfig):
@@ -115,14 +119,19 @@ class StudentConfig(TrainingConfig):
     strategy: Strategy
 
 
-class LayerwiseConfig(StageConfig):
-    """The keys of the layer-wise losses, in a transfer job (JKT, PKT) or in distillation (AKT)."""
+class LossesConfig(StageConfig):
+    """The keys that choose and weigh the layer-wise losses."""
 
-    recipe: Recipe
     strategy: Strategy
     losses: Losses
     factors: Factors | None
     lower_layers: Share
+
+
+class LayerwiseConfig(LossesConfig):
+    """The keys of the layer-wise losses, in a transfer job (JKT, PKT) or in distillation (AKT)."""
+
+    recipe: Recipe
     steps: Positive
     warmup_steps: NotNegative
 
@@ -131,26 +140,29 @@ class TransferConfig(StudentConfig, LayerwiseConfig):
     """Knowledge transfer. See `recipe.Transfer`."""
 
 
-class JointTransferConfig(StageConfig):
+class JointTransferConfig(LossesConfig, OptimizationConfig):
     """The transfer's settings inside a distillation job (AKT).
 
-    Batches, learning rate and steps are those of the distillation.
+    The training takes its batches, learning rate and steps from the distillation job instead.
     """
 
-    strategy: Strategy
-    losses: Losses
-    factors: Factors | None
-    lower_layers: Share
-    steps: Positive
-    warmup_steps: NotNegative
-    batch_size: Batch
-    length: Length
-    learning_rate: LearningRate
-    optimizer: Literal["lamb", "adamw"]
-    beta2: Rate
-    weight_decay: Share
-    precision: Precision
-    max_minutes: Minutes | None
+
+def layerwise_config(
+    recipe: Recipe, strategy: Strategy, losses: Losses, transfer: Transfer | JointTransferConfig
+) -> LayerwiseConfig:
+    """Return the keys of the layer-wise losses of a student's transfer.
+
+    transfer: the study's section, or the transfer inside a distillation job.
+    """
+    return LayerwiseConfig(
+        recipe=recipe,
+        strategy=strategy,
+        losses=losses,
+        factors=transfer.factors,
+        lower_layers=transfer.lower_layers,
+        steps=transfer.steps,
+        warmup_steps=transfer.warmup_steps,
+    )
 
 
 class DistillConfig(StudentConfig):
@@ -165,16 +177,7 @@ class DistillConfig(StudentConfig):
         """Return the settings of AKT's layer-wise losses; None for another strategy."""
         if self.transfer is None:
             return None
-        given = self.transfer
-        return LayerwiseConfig(
-            recipe=self.recipe,
-            strategy=given.strategy,
-            losses=given.losses,
-            factors=given.factors,
-            lower_layers=given.lower_layers,
-            steps=given.steps,
-            warmup_steps=given.warmup_steps,
-        )
+        return layerwise_config(self.recipe, self.transfer.strategy, self.transfer.losses, self.transfer)
 
 
 class LengthsConfig(StageConfig):
