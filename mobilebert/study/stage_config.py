@@ -1,9 +1,8 @@
 """Define the typed configuration of a job of each stage: the typed view of `Job.config`.
 
 `study.graph` builds a job's configuration, the fingerprint covers its JSON, and the record keeps
-it. The classes here name every key once. `Graph.add` validates the first job of every shape, so a
-missing or misspelt key is an error before anything runs. `Job.settings` validates each job that is
-read.
+it. The classes here name every key once. `Graph.add` validates every job, so a missing or misspelt
+key or a wrong value is an error before anything runs.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ Losses = Annotated[tuple[Literal["fmt", "at"], ...], Field(strict=False)]
 Factors = Annotated[tuple[float, float, float, float], Field(strict=False)]
 Engines = Annotated[tuple[Engine, ...], Field(strict=False)]
 
-_WORDS = (str, bool)  # a job's task and its switches decide which keys it has
 SQUAD_KEYS = ("doc_stride", "max_query_length", "max_answer_length")
 
 
@@ -262,15 +260,6 @@ def stage_config(stage: str, config: Mapping[str, Any]) -> StageConfig:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise ValueError(f"{key}: {problem['msg']}" if key else problem["msg"].removeprefix("Value error, ")) from None
-
-
-def shape_of(stage: str, config: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return a job's shape: its stage, keys, words, switches, and the types of the other values.
-
-    One check finds the missing and misspelt keys of all jobs of a shape. A study has hundreds of
-    fine-tuning jobs and a few dozen shapes.
-    """
-    return (stage, *config, *[value if type(value) in _WORDS else type(value) for value in config.values()])
 
 
 def _need(config: StageConfig, needed: bool, keys: tuple[str, ...]) -> None:
