@@ -7,7 +7,7 @@ from collections.abc import Iterator
 # test data in training data.
 LONG_SENTENCE = 13
 
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 
 # A full stop ends a sentence, but not after a single capital letter ("J. Smith"). A closing quote
 # or bracket belongs to the sentence that it closes.
