@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-# In words. Two texts do not share as many words in a row by chance; the usual length for finding
-# test data in training data.
+# Two texts do not share so many words in a row by chance. It is the usual number of words for
+# finding test data in training data.
 LONG_SENTENCE = 13
 
 WORD = re.compile(r"\w+")

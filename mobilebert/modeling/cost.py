@@ -39,8 +39,8 @@ class Cost:
     """Numbers of parameters, and FLOPs, kernels and memory of one sequence of `seq` tokens.
 
     embeddings: parameters of the tables and of the transformation with its bias.
-    float_embeddings: those of them that an int8 file stores as float32. They are the transformation's
-        bias and MobileBERT's positions, of which it takes a slice instead of a lookup.
+    float_embeddings: those of them that an int8 file stores as float32: the transformation's bias,
+        and the positions of MobileBERT, which takes a slice of them instead of a lookup.
     mha, ffn, bottlenecks: parameters of the blocks' weight matrices (the columns of Table 3).
     norms: parameters of all norms of encoder and embeddings.
     biases: parameters of the blocks' biases.

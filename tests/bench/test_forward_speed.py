@@ -45,11 +45,11 @@ def test_forward(benchmark, models, ids, which):
 
 
 def test_faster_than_transformers(models, ids):
-    """Compare medians of interleaved rounds; only three losses in a row fail.
+    """Compare medians of interleaved rounds; only three slow results in a row fail the test.
 
     The ratio depends on the processor: 1.11 to 1.14, and 1.45 to 1.5 folded, on a Xeon with AVX512
-    and AMX; 1.00 to 1.02, and 1.11 to 1.20 folded, on an EPYC with AVX2 alone, whose products take
-    longer beside the same calls. The bounds of each kind are below all ratios seen so far.
+    and AMX; 1.00 to 1.02, and 1.11 to 1.20 folded, on an EPYC with AVX2 alone, where products take
+    a larger share of the time. The bounds of each kind are below all ratios seen so far.
     """
     least_ours, least_folded = (1.02, 1.25) if processor()["isa"] in WIDE else (0.95, 1.05)
     for _ in range(3):
