@@ -38,7 +38,8 @@ from mobilebert.study.code_hash import syntax_hash
 from mobilebert.util.errors import UserError
 
 SPLITS = ("train", "heldout")
-MAKERS = tuple(f"mobilebert.data.{name}" for name in ("corpus", "encoding", "sentences", "decontamination"))  # hashed too
+# The cache's names depend on the code of these modules.
+MAKERS = tuple(f"mobilebert.data.{name}" for name in ("corpus", "encoding", "sentences", "decontamination"))
 # A batch of documents ends at this size, some 250,000 tokens: it bounds memory and keeps workers
 # busy.
 BATCH_CHARACTERS = 1_000_000

@@ -1,4 +1,7 @@
-"""Count a student's FLOPs, its teacher's included: its budget from scratch. Needs no torch."""
+"""Count a student's FLOPs, its teacher's included, to train it from scratch for as many.
+
+This module needs no torch.
+"""
 
 from __future__ import annotations
 
