@@ -19,7 +19,7 @@ import numpy as np
 from mobilebert.data.reading import writing
 from mobilebert.study.code_hash import digest, syntax_hash
 
-MAKERS = ("mobilebert.data.examples", "mobilebert.data.squad", "mobilebert.data.glue")  # their code is hashed too
+MAKERS = ("mobilebert.data.examples", "mobilebert.data.squad", "mobilebert.data.glue")  # names depend on their code
 NAMES = "names.json"  # the list of a folder's arrays, so that a missing one is noticed
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 

@@ -29,15 +29,17 @@ import tokenizers
 from numpy.lib import format as npy
 from tokenizers import Tokenizer
 
-from mobilebert.data import decontamination, encoding
-from mobilebert.data import sentences as sentences_module
+from mobilebert.data import encoding
 from mobilebert.data.decontamination import Paragraphs
 from mobilebert.data.reading import writing
 from mobilebert.data.sentences import sentences
 from mobilebert.data.source import Source
+from mobilebert.study.code_hash import syntax_hash
 from mobilebert.util.errors import UserError
 
 SPLITS = ("train", "heldout")
+# The cache's names depend on the code of these modules.
+MAKERS = tuple(f"mobilebert.data.{name}" for name in ("corpus", "encoding", "sentences", "decontamination"))
 # A batch of documents ends at this size, some 250,000 tokens: it bounds memory and keeps workers
 # busy.
 BATCH_CHARACTERS = 1_000_000
@@ -168,10 +170,7 @@ class _Encoder:
         self.encode = encoding.SentenceEncoder(tokenizer)
         self.dtype = token_type(tokenizer.get_vocab_size())
         rules = [tokenizer.to_str(), tokenizers.__version__, repr(sorted(dropped.texts))]
-        rules += [
-            Path(module).read_text(encoding="utf-8")
-            for module in (__file__, encoding.__file__, sentences_module.__file__, decontamination.__file__)
-        ]
+        rules.append(syntax_hash(*MAKERS))
         self.rules = hashlib.sha256("\0".join(rules).encode()).digest()
 
     def __reduce__(self):

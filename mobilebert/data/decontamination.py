@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from mobilebert.data.sentences import _WORD, LONG_SENTENCE, sentences
+from mobilebert.data.sentences import LONG_SENTENCE, WORD, sentences
 
 
 class Paragraphs:
@@ -43,4 +43,4 @@ class Paragraphs:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return WORD.findall(text.lower())

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 
-# In words. Two texts do not share as many words in a row by chance; the usual length for finding
-# test data in training data.
+# Two texts do not share so many words in a row by chance. It is the usual number of words for
+# finding test data in training data.
 LONG_SENTENCE = 13
 
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 
 # A full stop ends a sentence, but not after a single capital letter ("J. Smith"). A closing quote
 # or bracket belongs to the sentence that it closes.

@@ -55,7 +55,9 @@ def sums(path: Path) -> dict[str, str]:
             continue
         digest, mark, name = line[:64].lower(), line[64:66], line[66:]
         if not (set(digest) <= HEXADECIMAL and mark in ("  ", " *") and name.strip()):
-            raise UserError(f"{path}: line {number} is not 64 hexadecimal digits and a file, as by sha256sum: {shown_key(line)}")
+            raise UserError(
+                f"{path}: line {number} is not 64 hexadecimal digits and a file, as sha256sum writes it: {shown_key(line)}"
+            )
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts:
             raise UserError(f"{path}: line {number} names {shown_key(name)}, which is outside of the folder")

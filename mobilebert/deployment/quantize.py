@@ -15,7 +15,8 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
 
     Return {"bytes_before": ..., "bytes_after": ...}. This is the paper's "standard 8-bit
     post-training quantization" (Table 6), as ONNX Runtime does it. The weights of matrix products
-    are int8, with one scale a column. The embedding tables are uint8, with one scale a table. The
+    are int8, with one scale a column. Tables that are looked up are uint8, with one scale a table;
+    MobileBERT's positions, which are sliced, stay float32, and so do biases and norms. The
     activations that are multiplied by such weights (uint8) are quantized at run time, each tensor
     by its range, so there is nothing to calibrate. Products of two activations (the attention
     scores) stay float32.

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-FACTORS = {  # of feature map, means, variances, attention; the paper prints none, the released command has the second
+# Factors of feature map, means, variances and attention. The paper prints none; the second row is
+# that of the released command.
+FACTORS = {
     "paper": (1.0, 0.0, 0.0, 1.0),
     "released": (100.0, 5000.0, 5.0, 1.0),
 }
@@ -22,7 +24,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean over (B, T), with a mask over the real tokens alone."""
+    """Return the mean over (B, T); if there is a mask, over the real tokens alone."""
     if mask is None:
         return values.mean()
     weights = mask.to(values.dtype)

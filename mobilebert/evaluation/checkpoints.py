@@ -145,7 +145,7 @@ def _recorded(path: Path) -> dict | None:
 def _tokenizer(folder: Path, of_study: Path | None, source: str):
     """Return the tokenizer in a checkpoint's folder, or that of the study's stage `data`.
 
-    of_study: the folder of a study's model, of which some parent contains `data`; None for another
+    of_study: the folder of a study's model; one of its parents contains `data`. None for any other
         model.
     """
     try:
@@ -247,7 +247,7 @@ def _order(config, task: Task, source: str) -> list[int]:
 
     If the checkpoint's class names are the task's, they give the order, because published MNLI
     checkpoints disagree on the order of the three classes. LABEL_2, or 2, is the name of class
-    number 2. If the names are others, keep the columns' order and log a warning: the checkpoint may
+    number 2. If the names differ, keep the columns' order and log a warning: the checkpoint may
     be of another task with as many classes, or have another word for a class.
     """
     if task.labels and config.num_labels == task.num_labels:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mobilebert.jobs.context import JobContext
-from mobilebert.jobs.freshness import _bad_input, freshness_of
+from mobilebert.jobs.freshness import bad_input, freshness_of
 from mobilebert.jobs.locks import lock, lock_of
 from mobilebert.jobs.record import Record, read_record
 from mobilebert.study.job import Graph, Job
@@ -33,7 +33,7 @@ def execute_job(job: Job, study: str, results: Path, graph: Graph, stage: Callab
     `refused`. A UserError leaves a `refused` record and is raised again.
     """
     run = JobContext(job, study, results, graph)
-    with lock(lock_of(run.state), f"{run.folder}: another process is making this result"):
+    with lock(lock_of(run.state), f"{run.folder}: another process is making this result; wait until it ends"):
         if job.stage not in VIEWS and (done := _finished(run)):
             if done.status == "ok":
                 shutil.rmtree(run.state, ignore_errors=True)  # left by a process killed after it wrote the record
@@ -42,7 +42,7 @@ def execute_job(job: Job, study: str, results: Path, graph: Graph, stage: Callab
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "result.json").unlink(missing_ok=True)
         try:
-            if job.stage not in VIEWS and (reason := _bad_input(results, study, job, graph)):
+            if job.stage not in VIEWS and (reason := bad_input(results, study, job, graph)):
                 run.write("refused", reason)
             else:
                 run.write("ok" if (outcome := stage(run)) is None else "void", outcome)

@@ -37,10 +37,10 @@ def freshness_of(results: Path, study: str, job: Job, graph: Graph) -> Literal["
         return "stale"
     if record.fingerprint != job.fingerprint or record.id != job.id or record.seal == "edited":
         return "stale"
-    return "current" if record.status != "refused" or _bad_input(results, study, job, graph) else "stale"
+    return "current" if record.status != "refused" or bad_input(results, study, job, graph) else "stale"
 
 
-def _bad_input(results: Path, study: str, job: Job, graph: Graph) -> str | None:
+def bad_input(results: Path, study: str, job: Job, graph: Graph) -> str | None:
     """Return which input diverged or was refused, so that the job cannot run; None if none did."""
     for key in job.inputs:
         if freshness_of(results, study, graph[key], graph) == "current":

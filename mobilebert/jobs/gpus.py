@@ -47,7 +47,9 @@ def bind() -> str | None:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # number the devices as nvidia-smi does
         return device
     if devices:
-        raise UserError(f"no free GPU: {', '.join(devices)} held by other jobs; run at most one job per GPU at once")
+        raise UserError(
+            f"no free GPU: {', '.join(devices)} held by other jobs; wait until one ends, and run at most one job per GPU"
+        )
     return None
 
 
@@ -67,5 +69,5 @@ def _folder() -> Path:
         FOLDER.mkdir(mode=0o700)
     facts = FOLDER.lstat()  # a link could lead to a folder that another user chose
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
-        raise UserError(f"{FOLDER}: not a folder of this user, whose GPU locks belong there; have it removed")
+        raise UserError(f"{FOLDER}: not a folder of yours, but your GPU locks belong there; have it removed")
     return FOLDER

@@ -17,11 +17,11 @@ from pathlib import Path
 from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, PICKLE, WEIGHTS, check_values, read_config, read_json
 from mobilebert.modeling.weight_files import (
     Tensor,
-    _from_pickle,
-    _shards,
     check_counts,
+    convert_pickle,
     float_types,
     read_tensors,
+    shard_names,
     unwrap,
     weight_files,
 )
@@ -67,7 +67,7 @@ def checked(source: str | os.PathLike, revision: str = "main") -> Iterator[Files
         values = _link(files, folder, source)
         notes = []
         if PICKLE in files:
-            _from_pickle(files[PICKLE], folder / WEIGHTS, source)
+            convert_pickle(files[PICKLE], folder / WEIGHTS, source)
         weights = weight_files(folder, source)
         tensors = read_tensors(weights, source)
         if note := unwrap(weights, tensors, folder, source):
@@ -149,6 +149,6 @@ def _of_hub(source: str, revision: str) -> dict[str, Path]:
     found |= {name: path for name in TOKENIZER if (path := fetch(name))}
     for name in (WEIGHTS, INDEX, PICKLE):
         if path := fetch(name):
-            shards = _shards(path, source) if name == INDEX else []
+            shards = shard_names(path, source) if name == INDEX else []
             return found | {name: path} | {shard: must(shard) for shard in shards}
     raise UserError(f"{source}: has no weights, neither {WEIGHTS} nor {PICKLE}")

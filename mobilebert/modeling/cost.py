@@ -39,6 +39,8 @@ class Cost:
     """Numbers of parameters, and FLOPs, kernels and memory of one sequence of `seq` tokens.
 
     embeddings: parameters of the tables and of the transformation with its bias.
+    float_embeddings: those of them that an int8 file stores as float32: the transformation's bias,
+        and the positions of MobileBERT, which takes a slice of them instead of a lookup.
     mha, ffn, bottlenecks: parameters of the blocks' weight matrices (the columns of Table 3).
     norms: parameters of all norms of encoder and embeddings.
     biases: parameters of the blocks' biases.
@@ -52,6 +54,7 @@ class Cost:
 
     seq: int
     embeddings: int
+    float_embeddings: int
     mha: int
     ffn: int
     bottlenecks: int
@@ -81,10 +84,11 @@ class Cost:
     def weight_bytes(self) -> dict[str, int]:
         """Return the bytes of embeddings and encoder for each number format.
 
-        int8: one byte for `embeddings`, `mha`, `ffn` and `bottlenecks`, four for norms and biases.
+        int8: as `deployment.quantize` stores a model that is not folded. Matrices and tables take
+        one byte a number; norms, biases and `float_embeddings` take four. Scales come on top.
         """
-        rest = self.norms + self.biases
-        return {"fp32": 4 * self.encoder, "bf16": 2 * self.encoder, "int8": self.encoder + 3 * rest}
+        floats = self.norms + self.biases + self.float_embeddings
+        return {"fp32": 4 * self.encoder, "bf16": 2 * self.encoder, "int8": self.encoder + 3 * floats}
 
     @property
     def training_state_bytes(self) -> int:
@@ -129,8 +133,8 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
 
     words = embedding * (3 if config["trigram_input"] else 1)
     transformation = words * outer
-    positions = config["max_position_embeddings"] + config["type_vocab_size"]
-    embeddings = vocab * embedding + positions * outer + transformation + outer
+    positions = config["max_position_embeddings"]
+    embeddings = vocab * embedding + (positions + config["type_vocab_size"]) * outer + transformation + outer
 
     query_input = inner if inside or shared else outer
     value_input = inner if inside else outer
@@ -180,6 +184,7 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     return Cost(
         seq=seq,
         embeddings=embeddings,
+        float_embeddings=(positions + 1) * outer,
         mha=layers * mha,
         ffn=layers * ffn,
         bottlenecks=layers * bottlenecks,
@@ -205,6 +210,7 @@ def _bert(config: Mapping, seq: int) -> Cost:
     return Cost(
         seq=seq,
         embeddings=(vocab + config["max_position_embeddings"] + config["type_vocab_size"]) * width,
+        float_embeddings=0,
         mha=layers * mha,
         ffn=layers * ffn,
         bottlenecks=0,

@@ -118,7 +118,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(self, config: MobileBertConfig):
-        """Raise UserError unless `config` is of our class: transformers' one lacks fields."""
+        """Raise UserError unless `config` is of our class; transformers' class lacks fields."""
         if not isinstance(config, MobileBertConfig):
             raise UserError(
                 f"config: {type(config).__name__} of {type(config).__module__}; allowed: mobilebert.MobileBertConfig "

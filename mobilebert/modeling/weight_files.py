@@ -44,13 +44,13 @@ def weight_files(folder: Path, source: str) -> list[Path]:
             f"{pickles[0]} is a pickle, which is not read: save its model with save_pretrained" if pickles else "not a checkpoint"
         )
         raise UserError(f"{source}: no {WEIGHTS}; {hint}")
-    names = _shards(folder / INDEX, source)
+    names = shard_names(folder / INDEX, source)
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise UserError(f"{source}: {missing[0]}, which {INDEX} names, is missing")
     return [folder / name for name in names]
 
 
-def _shards(index: Path, source: str) -> list[str]:
+def shard_names(index: Path, source: str) -> list[str]:
     """Return the file names in an index, each once, sorted."""
     places = read_json(index, source).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
@@ -127,8 +127,11 @@ def unwrap(files: list[Path], tensors: Mapping[str, Tensor], folder: Path, sourc
     )
 
 
-def _from_pickle(path: Path, out: Path, source: str) -> None:
-    """Write the tensors of a hub's pytorch_model.bin as safetensors; nothing else is unpickled."""
+def convert_pickle(path: Path, out: Path, source: str) -> None:
+    """Write the tensors of a hub's pytorch_model.bin to `out` as safetensors.
+
+    Nothing else is unpickled. Raises UserError if the file holds more than tensors.
+    """
     import torch
     from safetensors.torch import save_file
 

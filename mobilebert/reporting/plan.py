@@ -92,7 +92,7 @@ def plan(study: Study, graph: Graph, device: str | None = None) -> str:
         f"assumed share of it: {made_of.wide:.0%} in blocks {WIDE} or more wide, {made_of.narrow:.0%} in narrower ones",
         f"rows: {_rows_origin(study)}; SQuAD counts one window a question",
         "memory: weights, gradients and moments in 4 bytes each, a frozen teacher's weights; and what a token of a batch adds",
-        *_search_line(study),
+        *_search_lines(study),
         "",
         f"{'job':{width}}  {'tokens':>9}  {'FLOPs':>9}  {'hours':>9}  {'GiB':>7}  {'MiB/token':>9}",
     ]
@@ -122,14 +122,17 @@ def _warning(device: str) -> str:
     return "; rough: other programs slow the measured product, and small models run at another share of it" * (device == "cpu")
 
 
-def _search_line(study: Study) -> list[str]:
-    """Return one line on how the trials are counted, or [] if the study does not search."""
+def _search_lines(study: Study) -> list[str]:
+    """Return two lines on how the trials are counted, or [] if the study does not search."""
     config = study.finetune  # the counts are the same for every task
     if config.search == "none":
         return []
-    counts = " + ".join(f"{count} runs on 1/{part} of the rows" if part > 1 else f"{count} runs" for count, part in rungs(config))
+    counts = (f"{count} trials" + f" on 1/{part} of the rows" * (part > 1) for count, part in rungs(config))
     seeds = f"{len(config.seeds)} seeds of the best"
-    return [f"search {config.search}: {counts} a task, then {seeds}; what is not chosen yet counts the grid's mean of epochs"]
+    return [
+        f"search {config.search}: {' + '.join(counts)} a task, then {seeds}",
+        "a trial whose number of epochs the search has yet to choose counts with the mean of all numbers it may choose",
+    ]
 
 
 def _line(study: Study, graph: Graph, job: Job, device: Device) -> Line:

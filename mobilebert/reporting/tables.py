@@ -297,11 +297,12 @@ def show(value: Any, unit: str = "", measured: bool = True) -> str:
 
 
 LEGEND = (
-    "A row's first line is published (Sun et al., ACL 2020), its second what this study measured: the median over n "
-    "seeds ± their standard deviation, and the verdict on the published value. A run that predicts one class, is not above "
-    "guessing by one standard error, or whose training loss did not fall has failed: it counts, and a footnote says so; a cell "
-    "of which at least half of the seeds failed or diverged says failed and is not judged. Shapes, parameters and FLOPs are "
-    "computed from the configurations at the paper's widths. A row without a second line is not run by this suite."
+    "The first line of a row is published (Sun et al., ACL 2020). Its second line is measured by this study: the median over "
+    "n seeds ± their standard deviation, and the verdict on the published value. A seed has failed if its model predicts one "
+    "class, if its score is not above guessing by one standard error, or if its training loss did not fall. A failed seed "
+    "counts in the median, and a footnote says so. If at least half of a cell's seeds failed or diverged, the cell says failed "
+    "and is not judged. Shapes, parameters and FLOPs are computed from the configurations at the paper's widths. This suite "
+    "does not run a row that has no second line."
 )
 
 

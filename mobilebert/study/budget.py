@@ -1,4 +1,7 @@
-"""Count a student's FLOPs, its teacher's included: its budget from scratch. Needs no torch."""
+"""Count a student's FLOPs, its teacher's included, to train it from scratch for as many.
+
+This module needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from mobilebert.modeling.cost import MASK_RATE, cost
 from mobilebert.paper import Model
 from mobilebert.study import schedule
 from mobilebert.study.schema import Study
-from mobilebert.study.stage_config import LayerwiseConfig
+from mobilebert.study.stage_config import LayerwiseConfig, layerwise_config
 
 
 def student_flops(study: Study, row: Model, student: Mapping, teacher: Mapping) -> float:
@@ -67,15 +70,7 @@ def _depths(study: Study, row: Model, layers: int) -> tuple[float, float, float]
     if row.strategy == "akt":
         return 0, 0, 0  # the transfer runs inside distillation, whose steps count both models whole
     transfer = study.transfer
-    config = LayerwiseConfig(
-        recipe=study.recipe,
-        strategy=row.strategy,
-        losses=row.losses,
-        factors=transfer.factors,
-        lower_layers=transfer.lower_layers,
-        steps=transfer.steps,
-        warmup_steps=transfer.warmup_steps,
-    )
+    config = layerwise_config(study.recipe, row.strategy, row.losses, transfer)
     totals, step = [0, 0, 0], 0
     while step < transfer.steps:  # one turn for each stage: all its steps have the same depths
         length = schedule.stage(step, transfer.steps, layers)[2]

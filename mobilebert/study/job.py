@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from mobilebert.study.code_hash import canonical, code_hash, digest
-from mobilebert.study.stage_config import CONFIGS, StageConfig, shape_of, stage_config
+from mobilebert.study.stage_config import CONFIGS, StageConfig, stage_config
 
 Config = TypeVar("Config", bound=StageConfig)
 
@@ -60,10 +60,6 @@ class Graph(dict[str, Job]):
 
     study_file: str | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[tuple[object, ...]] = set()
-
     def add(self, stage: str, name: str, config: dict[str, Any], inputs: Iterable[str] = ()) -> str:
         """Add a job, whose inputs are in the graph already, and return its id.
 
@@ -74,11 +70,10 @@ class Graph(dict[str, Job]):
         config = json.loads(canonical(config))
         fingerprint = digest({"stage": stage, "name": name, "config": config, "inputs": used, "code": code_hash(stage)})
         job = Job(stage, name, config, inputs, fingerprint)
-        if stage in CONFIGS and (shape := shape_of(stage, config)) not in self._seen:
+        if stage in CONFIGS:
             try:
-                stage_config(stage, config)
+                job.settings(StageConfig)
             except ValueError as error:
                 raise ValueError(f"{job.id}: {error}") from None
-            self._seen.add(shape)
         self[job.id] = job
         return job.id

@@ -1,9 +1,8 @@
 """Define the typed configuration of a job of each stage: the typed view of `Job.config`.
 
 `study.graph` builds a job's configuration, the fingerprint covers its JSON, and the record keeps
-it. The classes here name every key once. `Graph.add` validates the first job of every shape, so a
-missing or misspelt key is an error before anything runs. `Job.settings` validates each job that is
-read.
+it. The classes here name every key once. `Graph.add` validates every job, so a missing or misspelt
+key or a wrong value is an error before anything runs.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from mobilebert.study.recipe import AXES, Batch, NotNegative, Positive, Rate, Share, Strict
+from mobilebert.study.fields import Batch, LearningRate, Length, NotNegative, Positive, Rate, Share, Strict
+from mobilebert.study.recipe import AXES, Transfer
 from mobilebert.study.sections import Seed
 
 Architecture = dict[str, Any]  # fields of a model's configuration, `model_type` among them; see `study.architecture`
-Length = Annotated[int, Field(ge=8)]
-LearningRate = Annotated[float, Field(gt=0, le=1)]
 Minutes = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16"]
 Recipe = Literal["paper", "released"]
@@ -31,7 +29,6 @@ Losses = Annotated[tuple[Literal["fmt", "at"], ...], Field(strict=False)]
 Factors = Annotated[tuple[float, float, float, float], Field(strict=False)]
 Engines = Annotated[tuple[Engine, ...], Field(strict=False)]
 
-_WORDS = (str, bool)  # a job's task and its switches decide which keys it has
 SQUAD_KEYS = ("doc_stride", "max_query_length", "max_answer_length")
 
 
@@ -77,12 +74,9 @@ class CheckpointConfig(ModelConfig):
         return self
 
 
-class TrainingConfig(ModelConfig):
-    """The keys that pre-training, transfer and distillation share. See `recipe.Training`."""
+class OptimizationConfig(StageConfig):
+    """The keys of one training's batches, schedule and optimizer. See `recipe.Training`."""
 
-    recipe: Recipe
-    seed: NotNegative
-    max_predictions: Positive | None
     steps: Positive
     warmup_steps: NotNegative
     batch_size: Batch
@@ -93,6 +87,14 @@ class TrainingConfig(ModelConfig):
     weight_decay: Share
     precision: Precision
     max_minutes: Minutes | None
+
+
+class TrainingConfig(ModelConfig, OptimizationConfig):
+    """The keys that pre-training, transfer and distillation share."""
+
+    recipe: Recipe
+    seed: NotNegative
+    max_predictions: Positive | None
 
 
 class PretrainConfig(TrainingConfig):
@@ -115,14 +117,19 @@ class StudentConfig(TrainingConfig):
     strategy: Strategy
 
 
-class LayerwiseConfig(StageConfig):
-    """The keys of the layer-wise losses, in a transfer job (JKT, PKT) or in distillation (AKT)."""
+class LossesConfig(StageConfig):
+    """The keys that choose and weigh the layer-wise losses."""
 
-    recipe: Recipe
     strategy: Strategy
     losses: Losses
     factors: Factors | None
     lower_layers: Share
+
+
+class LayerwiseConfig(LossesConfig):
+    """The keys of the layer-wise losses, in a transfer job (JKT, PKT) or in distillation (AKT)."""
+
+    recipe: Recipe
     steps: Positive
     warmup_steps: NotNegative
 
@@ -131,26 +138,29 @@ class TransferConfig(StudentConfig, LayerwiseConfig):
     """Knowledge transfer. See `recipe.Transfer`."""
 
 
-class JointTransferConfig(StageConfig):
+class JointTransferConfig(LossesConfig, OptimizationConfig):
     """The transfer's settings inside a distillation job (AKT).
 
-    Batches, learning rate and steps are those of the distillation.
+    The training takes its batches, learning rate and steps from the distillation job instead.
     """
 
-    strategy: Strategy
-    losses: Losses
-    factors: Factors | None
-    lower_layers: Share
-    steps: Positive
-    warmup_steps: NotNegative
-    batch_size: Batch
-    length: Length
-    learning_rate: LearningRate
-    optimizer: Literal["lamb", "adamw"]
-    beta2: Rate
-    weight_decay: Share
-    precision: Precision
-    max_minutes: Minutes | None
+
+def layerwise_config(
+    recipe: Recipe, strategy: Strategy, losses: Losses, transfer: Transfer | JointTransferConfig
+) -> LayerwiseConfig:
+    """Return the keys of the layer-wise losses of a student's transfer.
+
+    transfer: the study's section, or the transfer inside a distillation job.
+    """
+    return LayerwiseConfig(
+        recipe=recipe,
+        strategy=strategy,
+        losses=losses,
+        factors=transfer.factors,
+        lower_layers=transfer.lower_layers,
+        steps=transfer.steps,
+        warmup_steps=transfer.warmup_steps,
+    )
 
 
 class DistillConfig(StudentConfig):
@@ -165,16 +175,7 @@ class DistillConfig(StudentConfig):
         """Return the settings of AKT's layer-wise losses; None for another strategy."""
         if self.transfer is None:
             return None
-        given = self.transfer
-        return LayerwiseConfig(
-            recipe=self.recipe,
-            strategy=given.strategy,
-            losses=given.losses,
-            factors=given.factors,
-            lower_layers=given.lower_layers,
-            steps=given.steps,
-            warmup_steps=given.warmup_steps,
-        )
+        return layerwise_config(self.recipe, self.transfer.strategy, self.transfer.losses, self.transfer)
 
 
 class LengthsConfig(StageConfig):
@@ -259,15 +260,6 @@ def stage_config(stage: str, config: Mapping[str, Any]) -> StageConfig:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise ValueError(f"{key}: {problem['msg']}" if key else problem["msg"].removeprefix("Value error, ")) from None
-
-
-def shape_of(stage: str, config: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return a job's shape: its stage, keys, words, switches, and the types of the other values.
-
-    One check finds the missing and misspelt keys of all jobs of a shape. A study has hundreds of
-    fine-tuning jobs and a few dozen shapes.
-    """
-    return (stage, *config, *[value if type(value) in _WORDS else type(value) for value in config.values()])
 
 
 def _need(config: StageConfig, needed: bool, keys: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ from mobilebert.training.stepper import SAVES, Stepper
 from mobilebert.util.errors import Diverged, UserError
 from mobilebert.util.progress import Speed, bar, peak_flops
 
-CURVE_POINTS, EVALUATIONS = 200, 10  # a training: enough for a plot, few enough to store and to compute
+CURVE_POINTS, EVALUATIONS = 200, 10  # for each training: enough for a plot, few enough to store and to compute
 
 
 def train(

@@ -42,10 +42,12 @@ class Stepper:
     def gradients(self, parts: list[Batch], rows: int, place: int, saves: bool = False) -> tuple[list[str], torch.Tensor]:
         """Sum the gradients of the micro-batches `parts` and of all processes, and clip them.
 
-        rows: of the whole batch, in all processes. saves: whether this process asks to save after
-        the step. This is a function of tensors that never waits for their values. Returns the
-        losses' names, and without gradient a tensor (losses + 1,): their values, then the gradient
-        norm before clipping.
+        rows: number of rows in the whole batch, over all processes.
+        saves: whether this process asks to save after the step.
+
+        This is a function of tensors that never waits for their values. It returns the losses'
+        names, and without gradient a tensor (losses + 1,): their values, then the gradient norm
+        before clipping.
         """
         total: Losses = {}
         for part in parts:

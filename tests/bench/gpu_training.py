@@ -1,6 +1,6 @@
 """Compare training steps on one GPU with transformers and plain PyTorch.
 
-The report has tokens/s, MFU, memory and data wait of each.
+The report has the tokens/s, MFU, memory and data wait of each version.
 
 python tests/bench/gpu_training.py student --out student.json
 python tests/bench/gpu_training.py student --batch 1024 --out student-131k.json
@@ -8,8 +8,8 @@ python tests/bench/gpu_training.py teacher --out teacher.json
 python tests/bench/gpu_training.py transfer --batch 128 --out transfer.json
 python tests/bench/gpu_training.py distill --batch 128 --out distill.json
 
-All train in bf16 autocast with AdamW, without dropout. The first steps of a round (`gpu.SETTLED`),
-which compile and record graphs, are left out.
+All versions train in bf16 autocast with AdamW, without dropout. The first steps of a
+round (`gpu.SETTLED`), which compile and record graphs, are left out.
 """
 
 from __future__ import annotations

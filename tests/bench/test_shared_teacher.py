@@ -65,7 +65,7 @@ def model(seed, fields):
 
 def test_three_distillations_that_share_a_teacher_pass_are_faster(rounds, tmp_path):
     """The teacher's pass takes at least ten times the FLOPs of a student's step. If time followed
-    FLOPs, the ratio were 3 x (10 + 1) to 10 + 3 x 1, 2.5 times. A step of small matrices and its
+    FLOPs, the ratio would be 3 x (10 + 1) / (10 + 3 x 1) = 2.5. A step of small matrices and its
     optimizer take longer than that."""
     from mobilebert import MobileBertConfig
     from mobilebert.distillation.objective import distillation_loss, teacher_guide
@@ -93,9 +93,9 @@ def test_three_distillations_that_share_a_teacher_pass_are_faster(rounds, tmp_pa
 
 
 def test_three_transfers_that_share_a_teacher_pass_are_faster(rounds, tmp_path):
-    """PKT with one step a layer. The last student compares no attention maps, so the taught block
-    runs twice. With 4 layers the teacher runs 3 x (1 + 2 + 3 + 4) blocks for three students alone,
-    and 2 + 3 + 4 + 5 for the shared pass."""
+    """The students learn by PKT with one step a layer. The last student compares no attention maps,
+    so the taught block runs twice. With 4 layers the teacher runs 3 x (1 + 2 + 3 + 4) blocks for
+    three students alone, and 2 + 3 + 4 + 5 for the shared pass."""
     from mobilebert.distillation.transfer import Transfer, layer_of
     from mobilebert.study.stage_config import LayerwiseConfig
     from mobilebert.training import optim

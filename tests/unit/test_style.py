@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("mobilebert/**/*.py"), *ROOT.glob("tests/**/*.py")])
 # A sentence names its subject; these words open one that does not.
-RIDDLES = r"(Of|As|Those|None where|None:|Both\.|Since this|Which|Whom?|What\b)"
+RIDDLES = r"(Of\b|As\b|Those\b|None where|None:|Both\.|Since this|Which|Whom?|What\b)"
 # A function's docstring begins with a verb: "Return whether", not "Whether".
 NO_VERB = (
     r"(A|All|An|And|Any|As|At|Both|Each|Every|For|From|How|If|In|It|None|Of|On|One|That|The|This|Those|Two|What|When|Where"

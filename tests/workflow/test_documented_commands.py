@@ -43,7 +43,7 @@ NOT_RUN = {
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
     "mlflow ui --backend-store-uri sqlite:///results/cpu/mlflow.db": "starts a server",
     "mobilebert track --study cpu": "makes an MLflow store, 8 seconds: tests/unit/reporting/test_tracking.py does",
-    "mobilebert track --study cpu --live": "waits 30 seconds: tests/unit/reporting/test_tracking.py does",
+    "mobilebert track --study cpu --live": "waits 30 seconds: tests/unit/reporting/test_live_tracking.py does",
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),

@@ -86,7 +86,11 @@ onstart:
     # Snakemake skips this in a dry run, and if there is nothing to do.
     try:
         HELD.enter_context(
-            locks.lock(OUT / ".lock", f"{OUT}: in use by a live run")
+            locks.lock(
+                OUT / ".lock",
+                f"{OUT}: in use by a live run of snakemake; wait until it ends, "
+                "or write elsewhere: --config results=FOLDER",
+            )
         )
         preflight.before_work(STUDY, RESULTS, GRAPH, GRAPH)
     except (UserError, OSError) as error:

@@ -59,7 +59,7 @@ rule track:
         program("track")
 
 
-# Reads the records that a table's measured cells need; writes that table. One target a table.
+# Reads the records that a table's measured cells need; writes that table. Each table is a target.
 for NUMBER in range(1, 10):
 
     rule:

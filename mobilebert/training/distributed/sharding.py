@@ -33,8 +33,9 @@ MOMENTS = ("m", "v")
 class Shards:
     """An assignment of each of `parameters` to the process that owns its moments.
 
-    The largest comes first, each goes to the process with the fewest elements so far; all processes
-    compute the same assignment. A single process owns everything and sends nothing.
+    Tensors are assigned from the largest to the smallest, each to the process with the fewest
+    elements so far. All processes compute the same assignment. A single process owns everything and
+    sends nothing.
     """
 
     def __init__(self, parameters: list[nn.Parameter], group: World):

@@ -2,6 +2,7 @@ import hashlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from mobilebert.data.decontamination import Paragraphs
 from mobilebert.data.sentences import sentences
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer, load_tokenizer
+from mobilebert.study.code_hash import PACKAGE, _read
 from mobilebert.util.errors import UserError
 
 
@@ -171,6 +173,23 @@ def test_a_killed_preparation_goes_on_where_it_was(synthetic, tmp_path, monkeypa
         file.write_bytes(content if number % 2 else content[:-9])
     assert run("damaged") == (counts, files, 60)
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+@pytest.mark.parametrize("module", corpus.MAKERS)
+def test_a_change_of_the_code_empties_the_cache_and_a_comment_does_not(module, synthetic, tmp_path, monkeypatch):
+    copy = shutil.copytree(PACKAGE / "data", tmp_path / "mobilebert/data").parent
+    monkeypatch.setattr("mobilebert.study.code_hash.PACKAGE", copy)
+    file = copy.parent / f"{module.replace('.', '/')}.py"
+
+    def rules(added):
+        file.write_text(file.read_text() + added)
+        _read.cache_clear()
+        return corpus._Encoder(synthetic[1], Paragraphs(()), None).rules
+
+    before = rules("")
+    assert rules("# a comment\n") == before
+    assert rules("added = 1\n") != before
+    _read.cache_clear()
 
 
 def test_a_full_disk_is_a_one_line_error_and_keeps_earlier_files(tmp_path):

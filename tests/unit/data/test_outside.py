@@ -192,7 +192,7 @@ ZEROS, ONES = "0" * 64, "1" * 64
         (f"{ZEROS}  a.txt\n{ONES}  /etc/passwd\n", "line 2 names /etc/passwd, which is outside of the folder"),
         (f"{ZEROS}  ../a.txt\n", "line 1 names ../a.txt"),
         (f"{ZEROS}  a.txt\n{ONES} *./a.txt\n", r"line 2 has another hash of ./a.txt than a line before it"),
-        (f"{ZEROS}  a.txt\nnonsense\n", "line 2 is not 64 hexadecimal digits and a file, as by sha256sum: nonsense"),
+        (f"{ZEROS}  a.txt\nnonsense\n", "line 2 is not 64 hexadecimal digits and a file, as sha256sum writes it: nonsense"),
         (f"{ZEROS[:-1]}g  a.txt\n", "line 1 is not 64 hexadecimal"),
         (f"{ZEROS}  \n", "line 1 is not 64 hexadecimal"),
         (f"SHA256 (a.txt) = {ZEROS}\n", "line 1 is not 64 hexadecimal"),

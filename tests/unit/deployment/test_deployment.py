@@ -19,6 +19,7 @@ from mobilebert.modeling import (
     MobileBertForSequenceClassification,
     MobileBertModel,
 )
+from mobilebert.modeling.cost import cost
 from mobilebert.util.errors import UserError
 
 VOCABULARY = 997
@@ -234,6 +235,26 @@ def test_every_matrix_that_is_multiplied_is_8_bit_and_within_half_a_step(exporte
 def test_the_reported_sizes_are_those_of_the_files(exported, quantized):
     path, sizes = quantized
     assert sizes == {"bytes_before": exported[2].stat().st_size, "bytes_after": path.stat().st_size}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MobileBertModel(MobileBertConfig(**MOBILEBERT, normalization_type="layer_norm")),  # no_norm would be folded
+        MODELS["bert"],
+    ],
+    ids=["mobilebert", "bert"],
+)
+def test_the_computed_bytes_of_int8_weights_are_those_in_the_file(make, tmp_path):
+    model = make().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # ONNX Runtime stores equal biases once
+    export_onnx(model, tmp_path / "float.onnx", length=8)
+    quantize_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    beside = ("_scale", "_zero_point", "Constant", "pooler", "classifier")
+    weights = [array for name, array in stored.items() if array.dtype != np.int64 and not any(word in name for word in beside)]
+    assert cost(model.config.to_dict(), 8).weight_bytes["int8"] == sum(array.nbytes for array in weights)
 
 
 def test_a_model_that_is_mostly_matrices_shrinks_toward_a_quarter(tmp_path):

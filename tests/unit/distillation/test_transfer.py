@@ -1,89 +1,19 @@
-"""Knowledge transfer on models of two and three layers.
-
-The tests cover what is copied, what learns, how fast, and from which loss.
-"""
+"""Knowledge transfer: what comes from the teacher, what learns at which rate, and resume."""
 
 import copy
-import weakref
 
-import numpy as np
 import pytest
 import torch
+from transfer_models import LAYERS, STEPS, STUDENT, TEACHER, batch, config, expected_loss, model
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining
-from mobilebert.distillation.losses import FACTORS
-from mobilebert.distillation.teacher_layers import Guide
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of, shuffle_weights
 from mobilebert.jobs.context import JobContext
 from mobilebert.study.job import Job
-from mobilebert.study.stage_config import LayerwiseConfig
 from mobilebert.training import optim
 from mobilebert.training.loop import train
 from mobilebert.training.plan import TrainingPlan
-from mobilebert.util.errors import UserError
 
 torch.set_num_threads(1)
-LAYERS, STEPS = 3, 30
-SIZES = {
-    "vocab_size": 31,
-    "embedding_size": 8,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": LAYERS,
-    "intermediate_size": 12,
-    "max_position_embeddings": 12,
-}
-STUDENT = {"intra_bottleneck_size": 8, "num_feedforward_networks": 2, "classifier_activation": False}
-TEACHER = {
-    "intra_bottleneck_size": 12,
-    "num_feedforward_networks": 1,
-    "key_query_shared_bottleneck": False,
-    "normalization_type": "layer_norm",
-    "classifier_activation": True,
-}
-
-
-def model(seed, **fields):
-    """Return a model without dropout, with weights wide enough that each of them matters."""
-    torch.manual_seed(seed)
-    found = MobileBertForPreTraining(MobileBertConfig(**(SIZES | fields))).eval()
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return found
-
-
-@pytest.fixture
-def student():
-    return model(1, **STUDENT)
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return model(2, **TEACHER).requires_grad_(False)
-
-
-def batch(step=0, padded=True):
-    generator = torch.Generator().manual_seed(step)
-    arrays = {
-        "input_ids": torch.randint(1, 31, (2, 6), generator=generator),
-        "token_type_ids": torch.randint(2, (2, 6), generator=generator),
-    }
-    if padded:
-        arrays["attention_mask"] = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
-    return arrays
-
-
-def config(strategy="pkt", recipe="paper", chosen=("fmt", "at"), lower_layers=0.1, factors=None):
-    return LayerwiseConfig(
-        strategy=strategy,
-        recipe=recipe,
-        losses=chosen,
-        factors=factors,
-        lower_layers=lower_layers,
-        steps=STEPS,
-        warmup_steps=5,
-    )
 
 
 def weights(model):
@@ -92,9 +22,6 @@ def weights(model):
 
 def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-# --- what comes from the teacher
 
 
 def outside(model):
@@ -139,9 +66,6 @@ def test_shuffled_weights_are_the_same_values_in_another_order(teacher):
         if before.numel() > 30:
             assert not torch.equal(a, before), name
             assert not torch.equal(a, c), name
-
-
-# --- what learns
 
 
 def rates(student, transfer, step, kind="lamb"):
@@ -242,174 +166,6 @@ def test_learning_rates_of_the_released_stages_at_full_scale():
                     rate = 0.0015 * transfer.rate(step) * group["rate"]
                     assert rate == pytest.approx(3 * 0.0015 * height * share, rel=1e-5)
     assert set(groups) == {-1, *range(24)}
-
-
-# --- the loss
-
-
-def forward(model, inputs):
-    """Return hidden states (layers + 1, B, T, C) and attention maps (layers, B, H, T, T), in
-    float64. They come from one whole forward pass."""
-    with torch.no_grad():
-        out = model.mobilebert(**inputs, output_hidden_states=True, output_attentions=True)
-    return tuple(np.stack([x.numpy() for x in found]).astype(np.float64) for found in (out.hidden_states, out.attentions))
-
-
-def expected_loss(student, teacher, inputs, layer, recipe, chosen):
-    (mine, my_maps), (theirs, their_maps) = forward(student, inputs), forward(teacher, inputs)
-    s, t, a, b = mine[layer + 1], theirs[layer + 1], my_maps[layer], their_maps[layer]
-    total = 0.0
-    log = np.log(np.maximum(a, 1e-12))
-    if recipe == "paper":
-        real = inputs["attention_mask"].numpy().astype(bool)
-        if "fmt" in chosen:
-            total += ((s - t) ** 2)[real].mean()
-        if "at" in chosen:
-            kl = (b * (np.log(np.maximum(b, 1e-12)) - log)).sum(-1).mean(1)
-            total += kl[real].mean()
-        return total
-    if "fmt" in chosen:
-        normal = [(x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) for x in (s, t)]
-        total += 100 * ((normal[0] - normal[1]) ** 2).mean()
-        total += 5000 * ((s.mean(-1) - theirs.mean(-1)) ** 2).mean()  # averages all four of the teacher's states
-        total += 5 * np.abs(s.var(-1) - theirs.var(-1)).mean()
-    if "at" in chosen:
-        total += -(b * log).sum(-1).mean()
-    return total
-
-
-@pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",), ("at",)])
-@pytest.mark.parametrize("recipe", ["paper", "released"])
-def test_a_stages_loss_equals_that_of_its_layer_in_whole_forwards(student, teacher, recipe, chosen):
-    layers = []
-    for layer in range(LAYERS):
-        transfer = Transfer(student, teacher, config(recipe=recipe, chosen=chosen))
-        layers.append(expected_loss(student, teacher, batch(layer), layer, recipe, chosen))
-        share = 1 / LAYERS if recipe == "released" else 1  # the released code divides by all layers, although one learns
-        assert transfer.loss(batch(layer), layer * 10)["loss"].item() == pytest.approx(share * layers[-1], rel=1e-4)
-    assert len(set(layers)) == LAYERS
-
-
-@pytest.mark.parametrize("recipe", ["paper", "released"])
-def test_the_joint_loss_is_the_mean_over_layers(student, teacher, recipe):
-    transfer, chosen = Transfer(student, teacher, config("jkt", recipe)), ("fmt", "at")
-    expected = np.mean([expected_loss(student, teacher, batch(), layer, recipe, chosen) for layer in range(LAYERS)])
-    assert transfer.loss(batch(), 3)["loss"].item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.fixture
-def calls(student, teacher):
-    """Return a list with an entry for every block that runs. An entry is ("student" or "teacher",
-    block, whether its attention map was returned, autograd on)."""
-    found = []
-    hooks = [
-        block.register_forward_hook(lambda *a, w=who, i=index: found.append((w, i, a[2][1] is not None, torch.is_grad_enabled())))
-        for who, whole in (("student", student), ("teacher", teacher))
-        for index, block in enumerate(whole.mobilebert.encoder.layer)
-    ]
-    yield found
-    for hook in hooks:
-        hook.remove()
-
-
-@pytest.mark.parametrize("chosen", [("fmt", "at"), ("fmt",)])
-@pytest.mark.parametrize(("recipe", "deep"), [("paper", 2), ("released", 3)])
-def test_a_stage_runs_no_deeper_than_it_needs(student, teacher, calls, recipe, deep, chosen):
-    """Each block runs once; only the taught layer returns its attention map. The released loss
-    averages over all layers, so it needs the whole teacher."""
-    Transfer(student, teacher, config(recipe=recipe, chosen=chosen)).loss(batch(), 10)
-    mapped = 1 if "at" in chosen else None
-    assert calls == [
-        *(("teacher", index, index == mapped, False) for index in range(deep)),
-        *(("student", index, index == mapped, True) for index in range(2)),
-    ]
-
-
-@pytest.mark.parametrize("recipe", ["paper", "released"])
-def test_a_stage_keeps_one_hidden_state_of_the_teacher(student, teacher, recipe):
-    transfer, born = Transfer(student, teacher, config(recipe=recipe)), []
-    hooks = [
-        module.register_forward_hook(lambda module, args, out: born.append(weakref.ref(out if torch.is_tensor(out) else out[0])))
-        for module in (teacher.mobilebert.embeddings, *teacher.mobilebert.encoder.layer)
-    ]
-
-    def alive():
-        return sum(state() is not None for state in born)
-
-    for step in (0, 10, 20):
-        depth, taught = transfer.depth(step)
-        guide = Guide(teacher, batch(), depth, taught, recipe).layers(True, transfer.averages_all_layers)
-        assert len(born) == 1 + (LAYERS if recipe == "released" else depth)
-        assert alive() == 1
-        assert set(guide) == set(taught)
-        assert not guide[depth - 1]["features"].requires_grad
-        assert guide[depth - 1]["attention"].shape == (2, 2, 6, 6)
-        del guide
-        assert alive() == 0
-        born.clear()
-    assert all(len(block._forward_hooks) == 1 for block in teacher.mobilebert.encoder.layer)  # the hook of this test
-    for hook in hooks:
-        hook.remove()
-
-
-def test_frozen_lower_layers_keep_nothing_for_the_backward_pass(student, teacher):
-    """Autograd begins at the taught layer."""
-    for lower, begins in ((0.0, 2), (0.1, 0)):
-        transfer = Transfer(student, teacher, config(lower_layers=lower))
-        transfer.prepare(optim.make(student, "lamb", 0.1, 0.01, group=layer_of))(20)
-        entered = []
-        hooks = [
-            block.register_forward_hook(lambda module, args, out, found=entered: found.append(out[0].requires_grad))
-            for block in student.mobilebert.encoder.layer
-        ]
-        transfer.loss(batch(), 20)
-        for hook in hooks:
-            hook.remove()
-        assert entered == [index >= begins for index in range(LAYERS)]
-
-
-def test_micro_batches_add_up_to_the_whole_batch(student, teacher):
-    """Means over real tokens take their micro-batch's weight; released means take none."""
-    whole = batch()
-    for recipe in ("paper", "released"):
-        transfer, total = Transfer(student, teacher, config(recipe=recipe)), 0.0
-        for row in range(2):
-            part = {key: value[row : row + 1] for key, value in whole.items()}
-            part["token_weight"] = part["attention_mask"].sum() / whole["attention_mask"].sum() * 2
-            total += transfer.loss(part, 10)["loss"].item() / 2
-        assert total == pytest.approx(transfer.loss(whole, 10)["loss"].item(), rel=1e-5)
-
-
-def test_factors_are_the_recipes_unless_given(student, teacher):
-    assert Transfer(student, teacher, config(recipe="released")).factors == FACTORS["released"]
-    transfer = Transfer(student, teacher, config(chosen=("fmt",), factors=[4.0, 0.0, 0.0, 1.0]))
-    expected = 4 * expected_loss(student, teacher, batch(), 0, "paper", ("fmt",))
-    assert transfer.loss(batch(), 0)["loss"].item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("field", "fields"),
-    [
-        ("num_hidden_layers", {"num_hidden_layers": LAYERS + 1}),
-        ("num_hidden_layers", {"num_hidden_layers": LAYERS - 1}),
-        ("hidden_size", {"hidden_size": 12}),
-        ("vocab_size", {"vocab_size": 40}),
-        ("num_attention_heads", {"num_attention_heads": 4}),
-        ("num_attention_heads", {"num_attention_heads": 1}),
-    ],
-    ids=["deeper", "shallower", "narrower", "other vocabulary", "more heads", "one head"],
-)
-def test_models_that_cannot_be_compared_are_refused(teacher, field, fields):
-    with pytest.raises(UserError, match=field) as caught:
-        Transfer(model(4, **STUDENT | fields), teacher, config())
-    assert str(next(iter(fields.values()))) in str(caught.value)
-
-
-def test_heads_may_differ_where_no_attention_is_compared(teacher):
-    Transfer(model(4, **STUDENT | {"num_attention_heads": 4}), teacher, config(chosen=("fmt",)))
-
-
-# --- the whole of it
 
 
 def transferred(folder, teacher, last=None, recipe="paper"):

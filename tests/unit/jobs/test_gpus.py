@@ -82,7 +82,7 @@ def test_a_lock_folder_that_is_a_link_is_refused(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
     monkeypatch.setattr(gpus, "FOLDER", tmp_path / "link")
-    with pytest.raises(UserError, match="link: not a folder of this user"):
+    with pytest.raises(UserError, match="link: not a folder of yours"):
         gpus._folder()
 
 

@@ -159,10 +159,6 @@ def test_bytes_of_weights_and_training_state():
     parameters = list(model.mobilebert.parameters())
     assert figures.weight_bytes["fp32"] == sum(parameter.nbytes for parameter in parameters)
     assert figures.weight_bytes["bf16"] * 2 == figures.weight_bytes["fp32"]
-    matrices = sum(parameter.numel() for parameter in parameters if parameter.dim() == 2)
-    vectors = sum(parameter.numel() for parameter in parameters if parameter.dim() == 1)
-    transformation = model.mobilebert.embeddings.embedding_transformation.bias.numel()  # counted with its matrix
-    assert figures.weight_bytes["int8"] == matrices + 4 * vectors - 3 * transformation
     assert figures.training_state_bytes == 4 * sum(parameter.nbytes for parameter in model.parameters())
 
 

@@ -1,103 +1,17 @@
 """MLflow as a view of the records; MLflow's own client, asked about the store, is the oracle."""
 
-import fcntl
 import json
 import shutil
-import threading
-import time
 
 import pytest
+from mlflow_runs import LATENCY, PRETRAIN, STUDY, client_of, graph_of, job, runs_of, write_record
 
 from mobilebert.jobs.freshness import record_file
-from mobilebert.jobs.record import read_record, sealed
 from mobilebert.reporting import experiment, tracking
-from mobilebert.study.job import Graph, Job
-from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError
 
-STUDY = Study(schema=1, description="a study of three jobs")  # its name is "study"
-
-
-def job(stage, name, fingerprint, **config):
-    return Job(stage, name, config, (), fingerprint * 8)
-
-
-def graph_of(*jobs):
-    graph = Graph()
-    for item in jobs:
-        graph[item.id] = item
-    return graph
-
-
-def write_record(results, item, status="ok", **fields):
-    path = record_file(results, "study", item)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "schema": 1,
-        "study": "study",
-        "stage": item.stage,
-        "name": item.name,
-        "status": status,
-        "fingerprint": item.fingerprint,
-        "config": item.config,
-        "inputs": {},
-        "started": "2020-01-01T00:00:00+00:00",
-        "seconds": 2.5,
-        **fields,
-    }
-    path.write_text(json.dumps(sealed(record)))
-    return read_record(path)
-
-
-def write_state(results, item, points):
-    state = results / "study" / ".state" / f"{item.id.replace('/', '-')}-{item.fingerprint[:16]}"
-    state.mkdir(parents=True, exist_ok=True)
-    (state / "run.json").write_text(json.dumps({"job": item.id, "fingerprint": item.fingerprint, "pid": 1}))
-    (state / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    return state
-
-
-def client_of(results):
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{results / 'study' / 'mlflow.db'}")
-
-
-def runs_of(results):
-    """Return (parents, children by job id) as MLflow has them."""
-    client = client_of(results)
-    experiment = client.get_experiment_by_name("study").experiment_id
-    runs = list(client.search_runs([experiment], max_results=1000))
-    children = {}
-    for run in runs:
-        if "mlflow.parentRunId" in run.data.tags:
-            children.setdefault(run.info.run_name, []).append(run)
-    return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], children
-
-
-PRETRAIN = job("pretrain", "teacher", "aaaaaaaa", steps=10, architecture={"hidden_size": 64}, seeds=[0, 1])
 FINETUNE = job("finetune", "student/sst2", "bbbbbbbb", epochs=3)
-LATENCY = job("latency", "", "cccccccc")
 REASONS = {"ok": "the reason", "void": "the reason; measure again: snakemake --forcerun latency"}
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """Return an empty database; MLflow takes seconds to create one."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch, empty_database):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "results" / "study").mkdir(parents=True)
-    shutil.copy(empty_database, tmp_path / "results" / "study" / "mlflow.db")
-    return tmp_path / "results"
 
 
 def test_one_store_of_several_studies(results, monkeypatch):
@@ -289,60 +203,6 @@ def test_a_record_edited_by_hand_is_named_and_left_out(results):
     assert said == [f"{PRETRAIN.id}: edited after it was written; left out of MLflow"]
 
 
-def test_a_followed_job_that_is_gone_does_not_stay_running(results):
-    """Its study was edited meanwhile: neither a state nor a record of it is left."""
-    state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
-    stop = threading.Event()
-    stop.set()
-    with state.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        tracking.follow(results, STUDY, graph_of(PRETRAIN), stop)
-        tracking.ingest(results, STUDY, graph_of(LATENCY), {})
-        assert runs_of(results)[1][PRETRAIN.id][0].info.status == "RUNNING"
-    shutil.rmtree(state)
-    tracking.ingest(results, STUDY, graph_of(LATENCY), {})
-    (run,) = runs_of(results)[1][PRETRAIN.id]
-    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "killed")
-
-
-@pytest.mark.parametrize(("end", "status"), [("record", "FINISHED"), ("kill", "KILLED")])
-def test_a_followed_run_ends_in_the_store_when_its_stage_ends(results, end, status):
-    state, said, stop = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}]), [], threading.Event()
-    thread = threading.Thread(
-        target=tracking.follow, args=(results, STUDY, graph_of(PRETRAIN), stop), kwargs={"interval": 0.05, "say": said.append}
-    )
-    with state.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread.start()
-        wait_for(lambda: live_steps(results) == [1])
-        if end == "record":
-            write_record(results, PRETRAIN, metrics={"loss": 2.0}, curves={"loss": [[1, 3.0], [2, 2.0]]})
-            shutil.rmtree(state)
-    wait_for(lambda: len(said) == 2)
-    stop.set()
-    thread.join(10)
-    (parent,), children = runs_of(results)
-    (run,) = children[PRETRAIN.id]
-    assert (run.info.status, parent.info.status) == (status, "FINISHED")
-    assert said[0] == f"{PRETRAIN.id}: under way"
-    assert said[1] == f"{PRETRAIN.id}: {'ok' if end == 'record' else 'killed'}, 1 points streamed"
-    assert live_steps(results) == ([1, 2] if end == "record" else [1])
-
-
-def test_points_of_a_followed_job_are_printed_now_and_then(results, monkeypatch):
-    monkeypatch.setattr(tracking, "PROGRESS_S", 0)
-    state, said, stop = (
-        write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]),
-        [],
-        threading.Event(),
-    )
-    stop.set()
-    with state.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        tracking.follow(results, STUDY, graph_of(PRETRAIN), stop, say=said.append)
-    assert said == [f"{PRETRAIN.id}: under way", f"{PRETRAIN.id}: step 2, loss 2.5; 2 points"]
-
-
 def test_a_record_under_another_configuration_is_tagged_reused(results):
     found = {PRETRAIN.id: write_record(results, PRETRAIN)}
     tracking.ingest(results, STUDY, graph_of(PRETRAIN, FINETUNE), found)
@@ -361,79 +221,3 @@ def test_a_repeated_measurement_is_a_second_mlflow_run(results):
     tracking.ingest(results, STUDY, graph, {LATENCY.id: write_record(results, LATENCY, metrics={"p50_ms": 2.0})})
     runs = runs_of(results)[1][LATENCY.id]
     assert sorted(run.data.metrics["p50_ms"] for run in runs) == [1.0, 2.0]
-
-
-def test_a_killed_job_is_shown_and_completed_after_it_resumes(results):
-    graph = graph_of(PRETRAIN)
-    state = write_state(results, PRETRAIN, [{"step": 1, "loss": 3.0}])
-    assert tracking.ingest(results, STUDY, graph, {})["added"] == 1
-    assert tracking.ingest(results, STUDY, graph, {}) == {"added": 0, "completed": 0, "there": 1}
-    run = runs_of(results)[1][PRETRAIN.id][0]
-    assert (run.info.status, run.data.tags["status"], run.data.metrics) == ("KILLED", "killed", {"curves/loss": 3.0})
-
-    for path in state.iterdir():
-        path.unlink()
-    state.rmdir()
-    record = write_record(results, PRETRAIN, curves={"loss": [[1, 3.0], [2, 2.0]]})
-    assert tracking.ingest(results, STUDY, graph, {PRETRAIN.id: record})["completed"] == 1
-    (run,) = runs_of(results)[1][PRETRAIN.id]
-    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "ok")
-    history = client_of(results).get_metric_history(run.info.run_id, "curves/loss")
-    assert [point.step for point in history] == [1, 2]
-
-
-def test_a_running_job_or_one_of_another_configuration_is_not_marked_killed(results):
-    state = write_state(results, PRETRAIN, [])
-    write_state(results, job("pretrain", "other", "eeeeeeee"), [])
-    with state.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        counts = tracking.ingest(results, STUDY, graph_of(PRETRAIN), {})
-    assert counts == {"added": 0, "completed": 0, "there": 0}
-
-
-def test_follow_streams_each_point_once_and_ingest_completes_the_run(results):
-    graph = graph_of(PRETRAIN)
-    points = [{"step": step, "loss": 1.0 / step} for step in range(1, 4)]
-    state = write_state(results, PRETRAIN, points[:2])
-    stop, streamed = threading.Event(), []
-
-    def work():
-        streamed.append(tracking.follow(results, STUDY, graph, stop, interval=0.05, patience=60))
-
-    with state.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=work)
-        thread.start()
-        wait_for(lambda: len(live_steps(results)) == 2)
-        with (state / "curves.jsonl").open("a") as stream:
-            stream.write(json.dumps(points[1]) + "\n" + json.dumps(points[2]) + '\n{"step": 4, "lo')  # repeated, half
-        wait_for(lambda: len(live_steps(results)) == 3)
-        (run,) = runs_of(results)[1][PRETRAIN.id]
-        assert run.info.status == "RUNNING"
-        stop.set()
-        thread.join(10)
-    assert streamed == [3]
-    record = write_record(results, PRETRAIN, curves={"loss": [[step, 1.0 / step] for step in range(1, 5)]})
-    assert tracking.ingest(results, STUDY, graph, {PRETRAIN.id: record})["completed"] == 1
-    assert live_steps(results) == [1, 2, 3, 4]
-    assert len(runs_of(results)[1][PRETRAIN.id]) == 1
-
-
-def test_follow_ends_when_nobody_holds_a_lock(results):
-    write_state(results, PRETRAIN, [{"step": 1, "loss": 1.0}])
-    assert tracking.follow(results, STUDY, graph_of(PRETRAIN), interval=0.01, patience=0) == 0
-
-
-def live_steps(results):
-    try:
-        (run,) = runs_of(results)[1][PRETRAIN.id]
-    except (KeyError, AttributeError):  # not created yet
-        return []
-    return [point.step for point in client_of(results).get_metric_history(run.info.run_id, "curves/loss")]
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)

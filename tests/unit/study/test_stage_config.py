@@ -45,6 +45,20 @@ def test_a_key_too_many_or_too_few_stops_the_graph_and_is_named(stage):
     assert graph.add(stage, "toy", config) == f"{stage}/toy"
 
 
+def test_a_wrong_value_behind_a_right_job_of_the_same_stage_stops_the_graph():
+    trained, joint = (GRAPH[key].config for key in ("pretrain/bert-base", "distill/mobilebert-akt"))
+    cases = [
+        ("pretrain", trained, {"steps": -3}, "steps"),
+        ("distill", joint, {"transfer": {**joint["transfer"], "losses": ["fmt", "mistake"]}}, "transfer.losses.1"),
+    ]
+    graph = Graph()
+    for stage, right, wrong, key in cases:
+        graph.add(stage, "right", right)
+        with pytest.raises(ValueError, match=rf"^{stage}/wrong: {key}: "):
+            graph.add(stage, "wrong", {**right, **wrong})
+    assert list(graph) == ["pretrain/right", "distill/right"]
+
+
 def test_keys_go_with_the_task_the_search_and_dropout():
     tuned, graph = EXAMPLES["finetune"].config, Graph()
     span = next(job.config for job in GRAPH.values() if job.stage == "finetune" and "squad" in job.name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from family import LAYOUTS, SMALL
-from test_loop import Stop, new_run, padded, stop_at, weights
+from toy_training import Stop, new_run, padded, stop_at, weights
 
 from mobilebert.pretraining import objective
 from mobilebert.training import optim

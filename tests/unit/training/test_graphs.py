@@ -1,4 +1,4 @@
-"""Steps replayed from recorded graphs.
+"""Steps replayed from recorded graphs learn the same as eager steps.
 
 On the CPU a recorder stands in for CUDA and repeats the same operations on the same memory.
 """
@@ -10,173 +10,37 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from recording import Recorder, tensors_of
+from graph_workloads import (
+    KINDS,
+    LAYERS,
+    LENGTH,
+    STEPS,
+    STUDENT,
+    TEACHER,
+    agree,
+    batch,
+    model,
+    run_in,
+    stopped,
+    trained,
+    weights,
+    workload,
+)
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining
-from mobilebert.distillation.objective import distillation_loss, teacher_guide
-from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, layer_of
-from mobilebert.jobs.context import JobContext
 from mobilebert.pretraining import objective
 from mobilebert.stages import transfer
 from mobilebert.study.graph import build_graph
-from mobilebert.study.job import Job
 from mobilebert.study.load import load_study
-from mobilebert.study.stage_config import DistillConfig, LayerwiseConfig
-from mobilebert.training import loop, optim
+from mobilebert.training import loop
 from mobilebert.training.accelerated import cuda_graphs
 from mobilebert.training.accelerated.cuda_graphs import WARM_UP
-from mobilebert.training.batches import digest, fill_up, split
+from mobilebert.training.batches import digest
 from mobilebert.training.distributed.processes import World
-from mobilebert.training.distributed.sharding import Shards
 from mobilebert.training.loop import train
-from mobilebert.training.plan import TrainingPlan
-from mobilebert.training.stepper import Stepper
 from mobilebert.util.errors import Diverged, UserError
 
 torch.set_num_threads(1)
-LENGTH, ROWS, LAYERS = 12, 4, 2
-SIZES = {
-    "vocab_size": 31,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": LAYERS,
-    "intermediate_size": 12,
-    "max_position_embeddings": LENGTH,
-}
-STUDENT = {"embedding_size": 8, "intra_bottleneck_size": 8, "num_feedforward_networks": 2}
-TEACHER = {"embedding_size": 8, "intra_bottleneck_size": 12, "num_feedforward_networks": 1, "normalization_type": "layer_norm"}
-DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-STEPS = 20
-KINDS = {
-    "pretrain": "lamb",
-    "dropout": "adamw",
-    "bert": "lamb",
-    "pkt": "lamb",
-    "frozen": "adamw",
-    "jkt": "lamb",
-    "distill": "lamb",
-    "released": "adamw",
-    "akt": "adamw",
-}
-
-
-def batch(step):
-    """Return rows of 12 tokens, padded at every other step, with 1 to 3 masked tokens each."""
-    generator = torch.Generator().manual_seed(step)
-    real = torch.randint(5, LENGTH, (ROWS,), generator=generator) if step % 2 else torch.full((ROWS,), LENGTH)
-    ids = torch.randint(1, 31, (ROWS, LENGTH), generator=generator)
-    chosen = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
-    for row, count in enumerate(torch.randint(1, 4, (ROWS,), generator=generator).tolist()):
-        chosen[row, 1 : 1 + count] = True
-    positions = chosen.flatten().nonzero().flatten()
-    found = {
-        "input_ids": ids,
-        "token_type_ids": torch.randint(2, (ROWS, LENGTH), generator=generator),
-        "attention_mask": (torch.arange(LENGTH) < real[:, None]).long(),
-        "masked_positions": positions,
-        "masked_labels": ids.flatten()[positions],
-        "next_sentence_label": torch.randint(2, (ROWS,), generator=generator),
-    }
-    if found["attention_mask"].all():
-        del found["attention_mask"]
-    return found
-
-
-def stopped(steps):
-    """Return batches that raise KeyboardInterrupt at the first of `steps`, then at the next."""
-
-    def batch_at(step):
-        if step in steps[:1]:
-            del steps[0]
-            raise KeyboardInterrupt
-        return batch(step)
-
-    return batch_at
-
-
-def model(seed, **fields):
-    torch.manual_seed(seed)
-    return MobileBertForPreTraining(MobileBertConfig(**SIZES | fields)).eval()
-
-
-def workload(kind, optimizer="lamb", device="cpu", dtype=torch.float32, **changes):
-    """Return a student, its optimizer and its task."""
-    recipe = "released" if kind == "released" else "paper"
-    options = DistillConfig.model_construct(recipe=recipe, alpha=0.3, temperature=1.0)
-    lessons = {"losses": ("fmt", "at"), "factors": None, "steps": STEPS, "warmup_steps": 2, "recipe": recipe}
-    group, more = (lambda name: None), {}
-    if kind == "bert":
-        torch.manual_seed(1)
-        student = objective.new_model({"model_type": "bert", **SIZES}).eval().to(device, dtype)
-    else:
-        student = model(1, **STUDENT, **(DROPOUT if kind == "dropout" else {})).to(device, dtype).train(kind == "dropout")
-    if kind in ("pretrain", "dropout", "bert"):
-        more["loss"] = lambda batch, step: objective.loss(student, batch)
-    else:
-        teacher = model(2, **TEACHER).to(device, dtype).requires_grad_(False)
-        copy_outside_encoder(student, teacher)
-    if kind in ("pkt", "frozen", "jkt"):
-        strategy = {"strategy": "jkt" if kind == "jkt" else "pkt", "lower_layers": 0.0 if kind == "frozen" else 0.1}
-        lesson, group = Transfer(student, teacher, LayerwiseConfig(**lessons | strategy)), layer_of
-        more = {"loss": lesson.loss, "rate": lesson.rate, "stage": lesson.stage}
-    elif kind in ("distill", "released", "akt"):
-        lesson = Transfer(student, teacher, LayerwiseConfig.model_construct(**lessons, strategy="akt")) if kind == "akt" else None
-        more["loss"] = lambda batch, step: distillation_loss(
-            student, teacher_guide(teacher, batch, options, lesson), batch, options, lesson
-        )
-    made = optim.make(student, optimizer, 0.02, 0.01, group=group)
-    if "stage" in more:
-        more["prepare"] = lesson.prepare(made)
-    task = {
-        "steps": STEPS,
-        "batch": batch,
-        "rate": lambda step: 1 / (1 + step),
-        "seed": 3,
-        "checkpoint_every": 5,
-        "predictions": 3,
-    }
-    return student, made, TrainingPlan(**task | more | changes)
-
-
-def run_in(folder):
-    run = JobContext(Job("pretrain", "toy", {}, (), "f" * 64), "study", folder, {})
-    run.state.mkdir(parents=True, exist_ok=True)
-    return run
-
-
-def trained(folder, kind, optimizer="lamb", device="cpu", **changes):
-    """Return the job's context, the student's weights and those it began with."""
-    student, made, task = workload(kind, optimizer, device, **changes)
-    before, run = weights(student), run_in(folder)
-    train(run, student, made, task, device=device)
-    return run, weights(student), before
-
-
-def weights(model):
-    return torch.cat([parameter.detach().flatten().double().cpu() for parameter in model.parameters()])
-
-
-def agree(found, expected, tolerance=1e-9):
-    """Check that both trainings learnt something and have equal weights and equal curves."""
-    (run, after, before), (whole, other, _) = found, expected
-    assert (other - before).norm() > 0.1 * before.norm()
-    assert (after - other).norm() < tolerance * other.norm()
-    assert run.curves.keys() == whole.curves.keys()
-    for key, points in whole.curves.items():
-        (steps, values), (others, expected) = zip(*run.curves[key], strict=True), zip(*points, strict=True)
-        assert steps == others
-        assert values == pytest.approx(expected, rel=max(1e-5, 10 * tolerance))
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "Capture", Recorder)
-    monkeypatch.setattr(Recorder, "log", [])
-    return Recorder
 
 
 @pytest.mark.parametrize(("kind", "optimizer"), KINDS.items())
@@ -322,213 +186,3 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "world", lambda: World(0, 2))
     with pytest.raises(UserError, match=r"^graph: true works in one process only, but torchrun started 2; set graph: false$"):
         trained(tmp_path, "pretrain", graph=True)
-
-
-# --- masked positions that fill up
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    step=st.integers(0, 10**6),
-    parts=st.integers(1, 3),
-    predictions=st.integers(3, 7),
-    kind=st.sampled_from(["pretrain", "bert", "distill", "released"]),
-)
-def test_masked_positions_that_fill_up_change_no_loss_and_no_gradient(step, parts, predictions, kind):
-    student, _, task = workload(kind, dtype=torch.float64)
-
-    def learn(part):
-        student.zero_grad()
-        found = task.loss(part, 0)
-        found["loss"].backward()
-        return {key: value.item() for key, value in found.items()}, torch.cat([p.grad.flatten() for p in student.parameters()])
-
-    for part in split(batch(step), parts):
-        full = fill_up(part, predictions)
-        assert len(full["masked_positions"]) == len(full["masked_labels"]) == predictions * len(part["input_ids"])
-        (losses, gradients), (expected, others) = learn(full), learn(part)
-        assert losses == pytest.approx(expected, rel=1e-6)
-        assert (gradients - others).norm() <= 1e-6 * others.norm()
-
-
-def test_micro_batches_without_or_with_more_masked_positions_are_not_filled_up():
-    found = batch(0)
-    plain = {"input_ids": found["input_ids"]}
-    assert fill_up(plain, 3) is plain
-    assert len(found["masked_positions"]) > ROWS
-    assert fill_up(found, 1) is found
-
-
-# --- faults that a recording refuses or gets wrong: the tests above must see them
-
-FAULTS = {
-    "a number read": lambda found, batch: found | {"loss": found["loss"] * (found["loss"].item() > 0)},
-    "a branch": lambda found, batch: found if found["loss"] > 0 else found | {"loss": -found["loss"]},
-    "a shape": lambda found, batch: found | {"nsp": found["nsp"] + 0 * batch["input_ids"].nonzero().sum()},
-    "a way over the host": lambda found, batch: found | {"loss": found["loss"].cpu().to(found["loss"].device)},
-    "a tensor of the host": lambda found, batch: found | {"loss": found["loss"] * torch.tensor([1.0])},
-}
-
-
-def faulty(monkeypatch, fault):
-    plain = objective.loss
-    monkeypatch.setattr(objective, "loss", lambda model, batch: FAULTS[fault](plain(model, batch), batch))
-
-
-def rates_in_python(monkeypatch):
-    plain = Stepper.gradients
-
-    def gradients(self, parts, rows, place, saves=False):
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.02 * self.plan.rate(place)
-        return plain(self, parts, rows, place, saves)
-
-    monkeypatch.setattr(Stepper, "gradients", gradients)
-
-
-@pytest.mark.parametrize("fault", list(FAULTS)[:3])
-def test_the_recorder_refuses_a_value_that_the_host_needs(tmp_path, recorder, monkeypatch, fault):
-    faulty(monkeypatch, fault)
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        trained(tmp_path, "pretrain", graph=True)
-
-
-@pytest.mark.parametrize(
-    "fault", [rates_in_python, lambda patch: patch.setattr(cuda_graphs, "WARM_UP", 0)], ids=["rate", "moments"]
-)
-def test_the_comparison_fails_for_values_that_a_graph_would_freeze(tmp_path, recorder, monkeypatch, fault):
-    """A recorded Python rate never changes; moments created in a recording restart at replay."""
-    wide = {"optimizer": "lamb", "dtype": torch.float64}
-    expected = trained(tmp_path / "steps", "pretrain", **wide)
-    fault(monkeypatch)
-    with pytest.raises((Diverged, AssertionError)):
-        agree(trained(tmp_path / "graphs", "pretrain", graph=True, **wide), expected)
-
-
-# --- a step uses no tensor of the host: on the device "meta" tensors have no values to read
-
-
-class DeviceOnly(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tensors_of((args, kwargs, out)):
-            assert tensor.device.type == "meta", f"{func}: a tensor of the host"
-        return out
-
-
-def on_meta(monkeypatch, kind, optimizer):
-    """Run a step without a mask, and one with a mask in the last stage, if there are any."""
-    supported = torch.utils._foreach_utils._get_foreach_kernels_supported_devices
-    monkeypatch.setattr(torch.utils._foreach_utils, "_get_foreach_kernels_supported_devices", lambda: [*supported(), "meta"])
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # the device "meta" has none
-    monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
-    _, made, task = workload(kind, optimizer, "meta")
-    shards = Shards([p for group in made.param_groups for p in group["params"]], World())
-    step = Stepper(task, made, shards, "meta")
-    for place, number in ((0, 0), (STEPS - 1, 1)):
-        task.prepare(place)
-        part = {key: value.to("meta") for key, value in fill_up(batch(number), 3).items()}
-        for group in made.param_groups:
-            group["lr"] = torch.zeros((), device="meta")
-        with DeviceOnly():
-            names, values = step.gradients([part], ROWS, place)
-            step.update()
-        assert values.shape == (len(names) + 1,)
-
-
-@pytest.mark.parametrize(("kind", "optimizer"), KINDS.items())
-def test_a_step_uses_only_tensors_of_the_device(monkeypatch, kind, optimizer):
-    on_meta(monkeypatch, kind, optimizer)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_device_check_fails_for_tensors_of_the_host(monkeypatch, fault):
-    faulty(monkeypatch, fault)
-    with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
-        on_meta(monkeypatch, "pretrain", "lamb")
-
-
-# --- the device itself
-
-
-def test_capture_calls_torch_as_its_notes_prescribe(monkeypatch):
-    """Warm-up on a side stream between two waits; recording on that stream, from one pool, strict
-    only with its own thread."""
-    said = []
-
-    class Stream:
-        def wait_stream(self, other):
-            said.append((names[self], "waits for", names[other]))
-
-    side, current = Stream(), Stream()
-    names = {side: "side", current: "current"}
-
-    @contextlib.contextmanager
-    def within(name, *given, **options):
-        said.append((name, *given, options))
-        yield
-        said.append(("end", name))
-
-    class Graph:
-        def replay(self):
-            said.append("replay")
-
-    for name, value in {
-        "synchronize": lambda: said.append("synchronize"),
-        "Stream": lambda: side,
-        "current_stream": lambda: current,
-        "graph_pool_handle": lambda: "pool",
-        "stream": lambda stream: within(names[stream]),
-        "CUDAGraph": Graph,
-        "graph": lambda graph, **options: within(type(graph).__name__, **options),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    capture = cuda_graphs.Capture()
-    assert capture.warm(lambda: said.append("work") or 1) == 1
-    replay = capture.record(lambda: said.append("work") or [2])
-    assert replay() is replay()
-    warm = [("side", "waits for", "current"), ("side", {}), "work", ("end", "side"), ("current", "waits for", "side")]
-    options = {"pool": "pool", "stream": side, "capture_error_mode": "thread_local"}
-    assert said == ["synchronize", *warm, ("Graph", options), "work", ("end", "Graph"), "replay", "replay"]
-
-
-def test_the_stages_share_one_side_stream(tmp_path, monkeypatch):
-    """cuBLAS keeps a workspace for every stream; the pool of a finished stage is dropped."""
-    made = []
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, value in {
-        "synchronize": lambda: None,
-        "Stream": lambda: made.append("stream") or stream,
-        "current_stream": lambda: stream,
-        "graph_pool_handle": lambda: made.append("pool"),
-        "stream": lambda stream: contextlib.nullcontext(),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(cuda_graphs, "WARM_UP", STEPS)
-    trained(tmp_path, "pkt", graph=True)
-    assert made.count("stream") == 1
-    assert made.count("pool") >= LAYERS
-
-
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-
-
-@GPU
-@pytest.mark.parametrize("kind", ["pretrain", "dropout", "bert", "pkt", "akt"])
-def test_on_a_gpu_graphs_learn_the_same_as_eager_steps(tmp_path, kind):
-    """Also after a stop in the middle. Only the order of sums differs; losses are float32."""
-    wide = {"optimizer": "lamb", "dtype": torch.float64, "device": "cuda"}
-    expected = trained(tmp_path / "steps", kind, **wide)
-    agree(trained(tmp_path / "graphs", kind, graph=True, **wide), expected, 1e-5)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "broken", kind, graph=True, batch=stopped([14]), **wide)
-    agree(trained(tmp_path / "broken", kind, graph=True, **wide), expected, 1e-5)
-
-
-@GPU
-def test_on_a_gpu_compiled_blocks_are_recorded(tmp_path):
-    """In bfloat16 the losses agree to its rounding."""
-    options = {"device": "cuda", "precision": "bf16", "compile": True, "accumulate": 2, "steps": 10}
-    runs = [trained(tmp_path / str(graph), "pretrain", graph=graph, **options)[0] for graph in (False, True)]
-    first, second = ([value for _, value in run.curves["train_loss"]] for run in runs)
-    assert second == pytest.approx(first, rel=0.02)

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-from test_loop import Stop, batch, stop_at, toy, weights
+from toy_training import Stop, batch, stop_at, toy, weights
 
 from mobilebert.training import checkpoint, loop
 from mobilebert.training.checkpoint import LEAST_SECONDS, SPACING, Pace
@@ -84,8 +84,8 @@ def test_resume_from_a_state_saved_by_time_gives_the_same_weights(monkeypatch, t
 
 
 def test_the_first_of_several_processes_decides_when_to_save(monkeypatch, tmp_path):
-    """The second process, whose clock stands still, saves when the first one says so. Its word is a
-    number among the summed losses."""
+    """The second process, whose clock stands still, saves when the first one says so. It sends
+    this word as a number among the summed losses."""
     said, saved = iter([0.0, 0.0, 1.0, 0.0, 1.0, 0.0]), []
 
     class Second(processes.World):

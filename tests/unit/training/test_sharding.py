@@ -14,8 +14,9 @@ from torch import nn
 from mobilebert.training.distributed.processes import World
 from mobilebert.training.distributed.sharding import Shards
 
-# Groups of forked processes. The gradients are sums of small whole numbers, exact in any order, and
-# do not depend on the weights: two groups differ in the update alone.
+# This program trains one model in groups of forked processes. The gradients are sums of small
+# whole numbers, exact in any order, and do not depend on the weights: two groups differ in the
+# update alone.
 PROGRAM = """
 import os, socket, sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from mobilebert.training.loop import train
 from mobilebert.training.plan import TrainingPlan
 from mobilebert.training.distributed.processes import world
 
-import torch._dynamo  # what an optimizer imports, here once
+import torch._dynamo  # an optimizer imports it; the forked processes inherit the import
 
 SHAPES = {"a": (8, 16), "b": (16, 4), "LayerNorm": (16,), "bias": (4,), "late": (9,), "never": (5, 5)}
 
