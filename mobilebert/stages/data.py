@@ -37,7 +37,8 @@ def main(context: JobContext, study: Study) -> None:
                 labels.setdefault(task, {})[role] = label
             context.artefacts.append(str(path.relative_to(context.folder)))
         files |= source.files(task)
-    tokenizer = build_tokenizer(source, context.folder / "tokenizer", config.vocab_size)
+    split = 0 if config.source == "synthetic" else config.seed  # another seed generates another text, not another split
+    tokenizer = build_tokenizer(source, context.folder / "tokenizer", config.vocab_size, config.heldout_share, split)
     paragraphs = {text for task in ("squad_v1.1", "squad_v2.0") for text in source.table(task, "validation")["context"].unique()}
     with bar(0, "corpus", unit="tok") as shown:
         counts = prepare_corpus(
@@ -45,6 +46,7 @@ def main(context: JobContext, study: Study) -> None:
             tokenizer,
             context.folder / "corpus",
             heldout_share=config.heldout_share,
+            seed=split,
             squad_dev_paragraphs=paragraphs,
             workers=min(WORKERS, cores()),
             cache=context.results / ".cache" / "corpus",  # shared by all studies

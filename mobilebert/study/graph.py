@@ -43,13 +43,13 @@ def _science(settings: Training) -> dict:
     return settings.model_dump(exclude={*EXECUTION})
 
 
-def _dropout(settings: Training, row: paper.Model) -> dict:
+def _dropout(settings: Training, dropout: bool) -> dict:
     """Return `dropout`; with dropout also `accumulate`, the number of micro-batches.
 
     On a GPU each micro-batch draws other masks, so their number changes the result. So does the
     number of data-parallel processes, which is unknown here and becomes a label of the record.
     """
-    return {"dropout": True, "accumulate": settings.accumulate} if row.dropout else {"dropout": False}
+    return {"dropout": True, "accumulate": settings.accumulate} if dropout else {"dropout": False}
 
 
 def final_job(study: Study, model: str) -> str | None:
@@ -117,11 +117,11 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
             raise UserError(
                 f"{study.name}: run: {model} needs {row.budget_of}'s step count; remove distill's and transfer's max_minutes"
             )
-        graph.add("pretrain", model, {**base, **_scratch(study, row), **_dropout(study.distill, row)}, ["data"])
+        graph.add("pretrain", model, {**base, **_scratch(study, row), **_dropout(study.distill, row.dropout)}, ["data"])
         return
     if not row.teacher:
         settings = study.search if row.schedule == "search" else study.pretrain
-        science = {**_science(settings), **_dropout(settings, row)}
+        science = {**_science(settings), **_dropout(settings, row.dropout and settings.dropout)}
         graph.add("pretrain", model, {**base, **science}, ["data"])
         return
     if problem := mismatch(base["architecture"], architecture(study, row.teacher), row.losses):

@@ -165,6 +165,19 @@ def test_compile_and_graph_make_nothing_stale_but_a_time_limit_does():
     assert "pretrain/ib-bert-large" in touched(max_minutes=1.0)
 
 
+def test_a_study_may_pre_train_the_teacher_without_dropout():
+    study = load_study("smoke")
+    without = study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"dropout": False})})
+    before, after = (build_graph(item)["pretrain/ib-bert-large"].config for item in (study, without))
+    assert before["dropout"] is True
+    assert after["dropout"] is False
+    assert "accumulate" not in after
+    assert {key for key in before if before[key] != after.get(key)} == {"dropout", "accumulate"}
+    keys = changed(study, without)
+    assert "pretrain/ib-bert-large" in keys
+    assert not keys & {"pretrain/mobilebert-bare", "pretrain/scratch", "pretrain/search-a", "data"}
+
+
 def test_akt_gets_the_minutes_of_both_stages():
     study = load_study("smoke")
     sections = {name: getattr(study, name).model_copy(update={"max_minutes": 2.0}) for name in ("transfer", "distill")}
