@@ -113,7 +113,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
         graph.add("checkpoint", model, {**pin, "architecture": base["architecture"]})
         return
     if row.budget_of:
-        if model in study.run and (study.distill.max_minutes or study.transfer.max_minutes):
+        if study.run_of(model) is not None and (study.distill.max_minutes or study.transfer.max_minutes):
             raise UserError(
                 f"{study.name}: run: {model} needs {row.budget_of}'s step count; remove distill's and transfer's max_minutes"
             )
@@ -173,7 +173,7 @@ def jobs_in_scope(study: Study, graph: Graph) -> list[str]:
         ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
         ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
         final = final_job(study, model)
-        if final and not study.tasks_of(model) and model in study.run:
+        if final and not study.tasks_of(model) and study.run_of(model) is not None:
             ids.append(final)  # `run: {control: []}`: pre-train and compare it, but do not fine-tune
     return with_upstream(graph, ids)
 
