@@ -112,7 +112,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
         pin = {"sha256": weights.sha256} if weights.is_local else {"source": weights.source, "revision": weights.revision}
         graph.add("checkpoint", model, {**pin, "architecture": base["architecture"]})
         return
-    if row.budget_of:
+    if row.budget_of and not row.teacher:
         if study.run_of(model) is not None and (study.distill.max_minutes or study.transfer.max_minutes):
             raise UserError(
                 f"{study.name}: run: {model} needs {row.budget_of}'s step count; remove distill's and transfer's max_minutes"
@@ -142,17 +142,24 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
         config["steps"] = study.distill.steps + study.transfer.steps
         if study.distill.max_minutes and study.transfer.max_minutes:
             config["max_minutes"] = study.distill.max_minutes + study.transfer.max_minutes
+    if row.budget_of:
+        config["steps"] = _steps(study, row)
     graph.add("distill", model, config, inputs)
 
 
 def _scratch(study: Study, row: paper.Model) -> dict:
     """Return the settings of a model that trains without a teacher for the budget of a student."""
+    settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
+    return {**settings, "steps": 1 if row.untrained else _steps(study, row), "max_minutes": None}
+
+
+def _steps(study: Study, row: paper.Model) -> int:
+    """Return the steps of a row that has the budget of another row's student."""
     assert row.budget_of is not None
     student = paper.models()[row.budget_of]
     assert student.teacher is not None
     mine, theirs = (architecture(study, name) for name in (row.budget_of, student.teacher))
-    settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
-    return {**settings, "steps": scratch_steps(study, student, mine, theirs, row.budget), "max_minutes": None}
+    return scratch_steps(study, student, mine, theirs, row.budget)
 
 
 def with_upstream(graph: Graph, ids: Iterable[str]) -> list[str]:

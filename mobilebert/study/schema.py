@@ -28,6 +28,9 @@ WITHOUT_ORDER = tuple(task for task in TASK_NAMES if not task.startswith("squad"
 QUANTIZED_TASKS = ("mnli", "qnli", "mrpc", "sst2", "squad_v1.1")  # the columns of Table 6
 
 
+Tasks = Literal["all"] | tuple[str, ...]
+
+
 class Study(Strict):
     """All values that decide the results of a study. The defaults are the paper's recipe."""
 
@@ -91,7 +94,7 @@ class Study(Strict):
     seeds: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
         default={},
         description="Rows that are pre-trained with several seeds, each with their number. With 3 the row `scratch` "
-        "also has the models `scratch-seed-1` and `scratch-seed-2`; `run` of the row holds for them too.",
+        "also has the models `scratch-seed-1` and `scratch-seed-2`; `run` and `quantize` of the row hold for them too.",
     )
     quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field(
         default={"mobilebert": "all"},
@@ -256,10 +259,13 @@ class Study(Strict):
                 raise ValueError(f"{key}: {length} is more than the model's {longest} positions")
         return self
 
-    def run_of(self, model: str) -> Literal["all"] | tuple[str, ...] | None:
+    def run_of(self, model: str) -> Tasks | None:
         """Return what `run` says of a model, or of its row. Return None if it says nothing."""
+        return self._entry(self.run, model)
+
+    def _entry(self, table: dict[str, Tasks], model: str) -> Tasks | None:
         is_seed = model in seeds_of(row_of(model), self.seeds.get(row_of(model), 1))
-        return self.run.get(model, self.run.get(row_of(model)) if is_seed else None)
+        return table.get(model, table.get(row_of(model)) if is_seed else None)
 
     def tasks_of(self, model: str) -> tuple[str, ...]:
         """Return the tasks that `run` fine-tunes a model on."""
@@ -268,5 +274,5 @@ class Study(Strict):
 
     def quantized_tasks_of(self, model: str) -> tuple[str, ...]:
         """Return the tasks that `quantize` names for a model."""
-        tasks = self.quantize.get(model, ())
+        tasks = self._entry(self.quantize, model) or ()
         return QUANTIZED_TASKS if tasks == "all" else tasks

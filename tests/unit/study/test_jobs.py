@@ -345,6 +345,23 @@ def test_a_model_from_scratch_gets_its_students_steps_settings_and_seeds():
         assert compute["steps"] > scratch.config["steps"]
 
 
+def test_a_student_of_logits_alone_may_have_the_steps_of_one_with_a_transfer():
+    for name in ("paper", "learning"):
+        study = load_study(name)
+        graph = build_graph(study)
+        like, other = graph["distill/mobilebert"].config, graph["distill/student-pd"].config
+        assert other["steps"] == study.transfer.steps + study.distill.steps
+        changes = {key for key in like if like[key] != other[key]}
+        assert changes == {"steps", "strategy"}
+        assert graph["distill/student-pd"].inputs == ("data", "pretrain/ib-bert-large")
+        assert graph["distill/student-pd-fmt"].config == like
+
+
+def test_an_untrained_model_is_that_from_scratch_after_one_step():
+    graph = build_graph(load_study("learning"))
+    assert graph["pretrain/untrained"].config == {**graph["pretrain/scratch"].config, "steps": 1}
+
+
 def with_seeds(name, seeds, run):
     study = load_study(name)
     return Study.model_validate(
