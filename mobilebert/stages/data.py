@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
-from mobilebert.data.corpus import prepare_corpus
+import numpy as np
+
+from mobilebert.data.corpus import SPLITS, prepare_corpus
 from mobilebert.data.examples import table_file
+from mobilebert.data.ngrams import bytes_per_token, trigram_entropy
 from mobilebert.data.reading import writing
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
@@ -58,7 +61,11 @@ def main(context: JobContext, study: Study) -> None:
             str(file.relative_to(context.folder)) for file in (context.folder / folder).iterdir() if file.is_file()
         )
     context.metrics |= {key: value for key, value in counts.items() if isinstance(value, int | float)}
-    context.metrics["vocab_size"] = tokenizer.get_vocab_size()
+    size = tokenizer.get_vocab_size()
+    context.metrics["vocab_size"] = size
+    train, heldout = (np.load(context.folder / "corpus" / f"{split}.tokens.npy", mmap_mode="r") for split in SPLITS)
+    context.metrics["trigram_entropy"] = trigram_entropy(train, heldout, size)
+    context.metrics["bytes_per_token"] = bytes_per_token(heldout, [str(tokenizer.id_to_token(index)) for index in range(size)])
     context.details |= {
         "rows": rows,
         "labels": labels,
