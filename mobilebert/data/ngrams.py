@@ -14,8 +14,8 @@ def trigram_entropy(train: np.ndarray, heldout: np.ndarray, vocab_size: int) -> 
     The model interpolates trigrams, bigrams and add-one smoothed words by absolute discounting. It
     sees the two tokens before, a masked language model both sides. Sentence ends are not marked.
 
-    train, heldout: (tokens,) ids; with fewer than three the result is NaN. vocab_size: at most 2^21, so that a trigram
-    is one 64-bit integer.
+    train, heldout: (tokens,) ids; with fewer than three the result is NaN.
+    vocab_size: at most 2^21, so that a trigram is one 64-bit integer.
     """
     train = train[:MOST_TOKENS]
     if min(len(train), len(heldout)) < 3:
