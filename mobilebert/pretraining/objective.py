@@ -192,11 +192,16 @@ def heldout_point(model: nn.Module, corpus: Path, length: int, device: str) -> d
 
 
 def heldout(context: JobContext, model: nn.Module, corpus: Path, length: int, device: str) -> None:
-    """Write the held-out figures and the corpus's unigram entropy into the record.
+    """Write the held-out figures and the corpus's unigram and trigram entropy into the record.
+
+    Nats depend on the vocabulary. So the loss is also written as bits per byte of text.
 
     Leaves `model` in evaluation mode. Raises Diverged if the loss is not finite.
     """
     context.metrics |= heldout_figures(model.eval(), corpus, length, device)
-    context.metrics["unigram_entropy"] = cast(float, context.record_of("data").metrics["unigram_entropy"])
+    corpus_figures = cast(dict[str, float], context.record_of("data").metrics)
+    context.metrics |= {key: corpus_figures[key] for key in ("unigram_entropy", "trigram_entropy")}
+    bits = context.metrics["heldout_mlm_loss"] / math.log(2)
+    context.metrics["heldout_bits_per_byte"] = bits / corpus_figures["bytes_per_token"]
     if not math.isfinite(context.metrics["heldout_mlm_loss"]):
         raise Diverged("held-out loss is not finite")
