@@ -14,7 +14,7 @@ from mobilebert.modeling import MobileBertConfig, MobileBertForPreTraining, Mobi
 from mobilebert.study.tasks import TASKS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for name in ("sst2", "mnli", "stsb", "squad_v1.1", "squad_v2.0"):
@@ -27,9 +27,12 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Return name -> a folder in Hugging Face layout."""
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory, data):
+    """Return name -> a folder in Hugging Face layout.
+
+    `data` is made first, so that both draw the same numbers whichever test runs first.
+    """
     root, found = tmp_path_factory.mktemp("models"), {}
 
     def keep(name, model):

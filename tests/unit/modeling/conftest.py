@@ -11,7 +11,7 @@ from tokenizers import BertWordPieceTokenizer
 from mobilebert import MobileBertConfig, MobileBertForSequenceClassification
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """Return name -> a folder with a fine-tuned model of two classes."""
     root = tmp_path_factory.mktemp("made")
