@@ -264,8 +264,8 @@ class Study(Strict):
         return self._entry(self.run, model)
 
     def _entry(self, table: dict[str, Tasks], model: str) -> Tasks | None:
-        is_seed = model in seeds_of(row_of(model), self.seeds.get(row_of(model), 1))
-        return table.get(model, table.get(row_of(model)) if is_seed else None)
+        own, row = table.get(model), row_of(model)
+        return table.get(row) if own is None and model in seeds_of(row, self.seeds.get(row, 1)) else own
 
     def tasks_of(self, model: str) -> tuple[str, ...]:
         """Return the tasks that `run` fine-tunes a model on."""
