@@ -22,8 +22,7 @@ GENERATOR_VERSION = 1
 TABLE_VERSIONS = {"sst2": 2}  # raise one if a table changes; a new GENERATOR_VERSION would redraw the whole language
 DOCUMENTS = 600
 TOPICS = 12
-# Rows by the first word of a split's name; SQuAD's are questions.
-ROWS = {"train": 800, "validation": 200, "test": 60}
+ROWS = {"train": 800, "validation": 200, "test": 60}  # by the first word of a split's name; SQuAD's are questions
 SQUAD_ROWS = {"train": 900, "validation": 198}
 # MNLI's mismatched rows have topics that its training rows do not have.
 MISMATCHED_TOPICS = range(9, TOPICS)
@@ -337,8 +336,8 @@ def _squad_table(rng: np.random.Generator, task: str, split: str) -> pd.DataFram
             sentences = [w.clause() if impossible else fact, w.clause(), w.clause()]
             sentences.append(w.fact((kind + 1) % 3)[0] if w.chance(0.25) else w.clause())
             context = " ".join(_text(sentences[index]) for index in rng.permutation(4))
-            texts = [answer, answer, answer.split()[-1]] if split == "validation" else [answer]
-            texts = [] if impossible else texts
+            given = [answer, answer, answer.split()[-1]] if split == "validation" else [answer]
+            texts = [] if impossible else given
         rows.append(
             {
                 "id": f"{task}-{split}-{number:05d}",
