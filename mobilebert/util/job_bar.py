@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -35,10 +36,12 @@ class JobBar:
         self.counts, self.stream, self.clock = counts, stream, clock
         self.total, self.start = sum(counts.values()), clock()
         self.running: dict[int, _Job] = {}
-        self.failed: list[str] = []
+        self.failed: list[_Job] = []
         self.seconds: dict[str, list[float]] = {}  # rule -> how long each finished job took
-        self.is_terminal = stream.isatty()
-        self.bar = tqdm(total=self.total, file=stream, leave=False, dynamic_ncols=True, disable=not self.is_terminal)
+        # A terminal of unknown size has no lines, and tqdm draws nothing on it.
+        self.is_terminal = stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 1
+        options = {"leave": False, "dynamic_ncols": True, "disable": not self.is_terminal}
+        self.bar = tqdm(total=self.total, file=stream, bar_format=" ", **options)
 
     @property
     def done(self) -> int:
@@ -57,16 +60,14 @@ class JobBar:
             self.seconds.setdefault(job.rule, []).append(seconds)
             if not self.is_terminal:
                 self.say(f"[{self.done}/{self.total}] {job.name}: {duration(seconds)} ({self._times()})")
-            self.bar.update()
         self.refresh()
 
     def fail(self, number: int, rule: str, logs: Iterable[str]) -> None:
         """Print the name of a job that failed, and the path and the last lines of its log."""
-        job = self.running.pop(number, None)
-        name = job.name if job else rule
-        self.failed.append(name)
+        job = self.running.pop(number, _Job(rule, rule, self.clock()))
+        self.failed.append(job)
         for log in logs:
-            self.say(f"failed: {name}; log: {log}")
+            self.say(f"failed: {job.name}; log: {log}")
             lines = Path(log).read_text(errors="replace").splitlines() if Path(log).is_file() else []
             self.say(*(f"    {cut(line, LINE)}" for line in lines[-LAST:]))
 
@@ -83,13 +84,15 @@ class JobBar:
             names = ", ".join(job.name for job in self.running.values())
             text = f"{self._times()}: {names}".replace("{", "{{").replace("}", "}}")
             self.bar.bar_format = f"{{n_fmt}}/{{total_fmt}} jobs |{{bar:20}}| {text}"
+            self.bar.n = self.done
             self.bar.refresh()
 
     def close(self) -> None:
         """Take the bar away, and print how many jobs ended in what time."""
         self.bar.close()
-        failed = f"; failed: {', '.join(self.failed)}" if self.failed else ""
-        print(f"{self.done} of {self.total} jobs in {duration(self.clock() - self.start)}{failed}", file=self.stream, flush=True)
+        failed = f"; failed: {', '.join(job.name for job in self.failed)}" if self.failed else ""
+        spent = duration(self.clock() - self.start)
+        print(f"{self.done} of {self.total} jobs in {spent}{failed}", file=self.stream, flush=True)
 
     def seconds_left(self) -> float | None:
         """Return about how long the rest takes; None before the first job and after the last one.
@@ -103,12 +106,12 @@ class JobBar:
         if not spent or now == self.start or self.done == self.total:
             return None
         mean = sum(spent) / len(spent)
-        running = Counter(job.rule for job in self.running.values())
+        begun = Counter(job.rule for job in (*self.running.values(), *self.failed))
         left = 0.0
         for rule, count in self.counts.items():
             finished = self.seconds.get(rule, [])
             each = sum(finished) / len(finished) if finished else mean
-            left += each * (count - len(finished) - running[rule])
+            left += each * (count - len(finished) - begun[rule])
             left += sum(max(each - (now - job.start), 0) for job in self.running.values() if job.rule == rule)
         busy = sum(spent) + sum(now - job.start for job in self.running.values())
         return left / max(busy / (now - self.start), 1)
