@@ -12,7 +12,7 @@ import pytest
 
 from mobilebert.study.graph import build_graph, jobs_in_scope
 from mobilebert.study.load import load_study
-from mobilebert.study.stages import VIEWS
+from mobilebert.study.stages import STAGES, VIEWS
 
 WIDEST = 320  # characters of a line of `snakemake -n`: three files, or 200 characters of ours
 CONDA = """#!/bin/sh
@@ -121,6 +121,13 @@ def test_every_job_of_a_dry_run_says_why_it_runs_in_one_short_line(unfinished):
     for study, mode in (("smoke", "-n"), ("smoke", "triggers"), ("paper", "paper")):
         assert ended[mode].out.count("    reason: it has no record yet\n") == len(jobs_of(study))
         assert max(map(len, ended[mode].out.splitlines())) <= WIDEST
+
+
+def test_every_rule_says_above_it_what_it_reads_and_writes(workflow):
+    files = [workflow.root / "Snakefile", *(workflow.root / "workflows/rules").glob("*.smk")]
+    rules = [head for file in files for head in re.findall(r"((?:^#.*\n)*)(?:^for .*\n\n)?^ *rule\b.*:$", file.read_text(), re.M)]
+    assert len(rules) == len(STAGES) + 2  # the tables, and the default target
+    assert not [head for head in rules if not re.match(r"# Reads .*; writes ", head.replace("\n# ", " "))]
 
 
 # --- the progress bar, with a workflow of two jobs that run no program of ours
