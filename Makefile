@@ -1,4 +1,5 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]   run a study; print its verdicts and its page
+# make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
@@ -15,8 +16,10 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: reproduce test bench test-long test-slurm install
 
+# Snakemake finds the progress bar, a logger plug-in, on Python's module path.
+reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
 reproduce: $(READY)
-	@snakemake --cores $(CORES) $(ARGS) --config study=$(STUDY); code=$$?; \
+	@snakemake $(if $(filter --verbose,$(ARGS)),,--logger mobilebert) --cores $(CORES) $(ARGS) --config study=$(STUDY); code=$$?; \
 	out=results/$(notdir $(basename $(STUDY))); \
 	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code

@@ -11,6 +11,7 @@ report: "workflows/report/workflow.rst"
 include: "workflows/rules/common.smk"
 
 
+# Reads the verdicts, the page, the tables and the record of the MLflow store; writes nothing.
 rule all:
     default_target: True
     input:

@@ -61,9 +61,12 @@ class Demand:
         if self.freshness[key] != "current" or not is_whole or self.is_forced(key, forced):
             return False
         if key in VIEWS:
-            shown = self.graph[key].inputs
-            return not forced and all(self.is_up_to_date(one, forced) or self.is_not_needed(one, forced) for one in shown)
+            return not forced and all(self.is_settled(one, forced) for one in self.graph[key].inputs)
         return not (forced and self.current[key].status == "refused")
+
+    def is_settled(self, key: str, forced: Forced) -> bool:
+        """Return whether a view need not wait for a job: it is up to date or not needed."""
+        return self.is_up_to_date(key, forced) or self.is_not_needed(key, forced)
 
     def is_not_needed(self, key: str, forced: Forced) -> bool:
         """Return whether a missing record may stay missing: its results are up to date.
@@ -73,7 +76,7 @@ class Demand:
         if self.freshness[key] != "missing" or self.graph[key].stage == "finetune":
             return False
         users = (other for other, job in self.graph.items() if key in job.inputs and other not in VIEWS)
-        return any(self.is_up_to_date(user, forced) or self.is_not_needed(user, forced) for user in users)
+        return any(self.is_settled(user, forced) for user in users)
 
     def newest(self) -> float:
         """Return when the newest file of the study's jobs and tables was written.

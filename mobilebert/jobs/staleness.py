@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mobilebert.jobs.demand import Demand, Forced
 from mobilebert.jobs.freshness import freshness_of, record_file
 from mobilebert.jobs.record import Record, read_record
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.job import Graph, Job
+from mobilebert.study.stages import VIEWS
 from mobilebert.util.errors import UserError
 from mobilebert.util.text import cut
 
@@ -78,6 +80,25 @@ def lines(results: Path, study: str, graph: Graph) -> list[str]:
             found.append(cut(f"{key}: {'; '.join(_reasons(record_file(results, study, job), job, graph))}", LINE))
     left = len(found) - LINES
     return found[:LINES] + ([f"and {left} more"] if left > 0 else [])
+
+
+def because(demand: Demand, key: str, forced: Forced) -> str:
+    """Return in one line why the workflow runs a job; "" if it is up to date."""
+    if demand.is_forced(key, forced):
+        return "the command line forces it"
+    if demand.freshness[key] == "missing":
+        return "it has no record yet"
+    if demand.freshness[key] == "stale":
+        return "; ".join(_reasons(demand.record(key), demand.graph[key], demand.graph))
+    if lost := [path.name for path in demand.outputs(key) if not path.exists()]:
+        return f"deleted: {', '.join(lost)}"
+    if demand.is_up_to_date(key, forced):
+        return ""
+    if key not in VIEWS:
+        return f"refused before: {demand.current[key].reason}"
+    if shown := [one for one in demand.graph[key].inputs if not demand.is_settled(one, forced)]:
+        return f"it shows {shown[0]}, which runs too{f', and {len(shown) - 1} more' if shown[1:] else ''}"
+    return "a view is written again if the command line forces anything"
 
 
 def explain(results: Path, study: str, job: Job, graph: Graph) -> list[str]:

@@ -1,13 +1,38 @@
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 MINI = Path(__file__).with_name("mini.yaml")
+# One process runs all commands: each takes half a second there, and three in a process of its own.
+COMMANDS = """
+import contextlib, io, json, sys
+from snakemake.cli import main
+ended = []
+for words in json.load(sys.stdin):
+    sys.argv, out, err = ["snakemake", *words], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+    ended.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(ended))
+"""
+
+
+class Ended(NamedTuple):
+    """How a command of Snakemake ended."""
+
+    code: int
+    out: str
+    err: str
 
 
 class Workflow:
@@ -28,12 +53,19 @@ class Workflow:
         )
 
     @staticmethod
-    def look(study, results: Path, *mode: str) -> str:
-        """Return what a mode of Snakemake that only looks prints, typed without --cores."""
-        words = [sys.executable, "-m", "snakemake", *mode, "--config", f"study={study}", f"results={results}"]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    def look(commands: dict[str, list[str]], cwd: Path = ROOT, path: str = "", modules: str = "") -> dict[str, Ended]:
+        """Return how commands of Snakemake end that run little or nothing.
+
+        path: a folder of programs that are found before others.
+        modules: a folder of Python modules that are found before others.
+        """
+        environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "PYTHONPATH": f"{modules}:{ROOT}"}
+        words = json.dumps([*commands.values()])
+        done = subprocess.run(
+            [sys.executable, "-c", COMMANDS], input=words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return {name: Ended(*ended) for name, ended in zip(commands, json.loads(done.stdout), strict=True)}
 
     @classmethod
     def scheduled(cls, study, results: Path, *targets: str) -> set[str]:

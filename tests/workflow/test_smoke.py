@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 
 import pytest
-from test_modes import check_dag, check_summary
+from test_modes import check_notes, check_packing, check_views, jobs_of, look
 
 from mobilebert.jobs.freshness import VIEWS
 from mobilebert.jobs.record import read_record
@@ -167,12 +167,38 @@ def test_a_table_target_runs_only_its_missing_jobs(workflow, smoke):
     assert "finetune/mobilebert-akt/sst2" not in made
 
 
-def test_the_modes_that_only_look_show_the_whole_finished_study(workflow, smoke):
-    check_dag(workflow.look("smoke", smoke, "--dag"), "smoke")
-    check_summary(workflow.look("smoke", smoke, "--summary"), "smoke", smoke / "smoke")
+@pytest.fixture(scope="module")
+def modes(workflow, smoke, tmp_path_factory):
+    """Yield (how every mode of Snakemake ends on the finished study, the folder it wrote to)."""
+    folder = tmp_path_factory.mktemp("modes")
+    written = workflow.root / "build" / folder.name
+    shutil.rmtree(written, ignore_errors=True)
+    ended = look(workflow, "smoke", smoke, folder)
+    if written.exists():
+        shutil.move(written, folder / "unit-tests")
+    return ended, folder
 
 
-def test_the_report_of_snakemake_holds_page_and_tables(workflow, smoke, tmp_path):
-    workflow.look("smoke", smoke, "--report", str(tmp_path / "report.html"))
-    page = (tmp_path / "report.html").read_text()
+def test_the_modes_show_the_whole_finished_study(smoke, modes):
+    ended, folder = modes
+    check_views(ended, "smoke", smoke / "smoke")
+    check_packing(ended, folder)
+    check_notes(ended)
+    assert not [mode for mode, one in ended.items() if one.code != 0]
+
+
+def test_other_rerun_triggers_and_snakemakes_own_notes_change_nothing(modes):
+    ended, _ = modes
+    assert "Nothing to be done" in ended["-n"].out
+    assert "Nothing to be done" in ended["triggers"].out
+    assert ended["--list-changes code"].out == ended["--list-changes input"].out == ""
+
+
+def test_the_report_of_snakemake_holds_page_and_tables(modes):
+    page = (modes[1] / "report.html").read_text()
     assert all(words in page for words in ("index.html", "tables.md", "Tables 1 to 9 of the paper", "reproduced: study"))
+
+
+def test_unit_tests_are_generated_for_every_rule_of_a_finished_study(modes):
+    files = {file.name for file in (modes[1] / "unit-tests").glob("test_*.py")}
+    assert files == {f"test_{stage}.py" for stage in {job.partition("/")[0] for job in jobs_of("smoke")}}

@@ -9,12 +9,21 @@ import tempfile
 import time
 from pathlib import Path
 
+from snakemake.settings.enums import RerunTrigger
+
 from mobilebert.data import preflight
-from mobilebert.jobs import locks, staleness
+from mobilebert.jobs import locks, modes, staleness
 from mobilebert.jobs.demand import Demand, Forced
 from mobilebert.jobs.freshness import current_records
-from mobilebert.study.graph import add_views, build_graph, table_jobs
+from mobilebert.jobs.log_filter import rewrite
+from mobilebert.study.graph import (
+    add_views,
+    build_graph,
+    jobs_in_scope,
+    table_jobs,
+)
 from mobilebert.study.load import load_study
+from mobilebert.study.stages import VIEWS
 from mobilebert.util.errors import UserError
 
 
@@ -44,6 +53,8 @@ try:
     CURRENT = current_records(RESULTS, STUDY.name, GRAPH)
     add_views(STUDY, GRAPH, CURRENT)
     DEMAND = Demand(RESULTS, STUDY.name, GRAPH, CURRENT)
+    IN_SCOPE = [*jobs_in_scope(STUDY, GRAPH), *VIEWS]
+    modes.check(sys.argv, (path for key in IN_SCOPE for path in DEMAND.outputs(key)))
     # This file is newer than every result. Snakemake runs a job again if an input is newer than
     # its output, and reports that reason in a dry run too.
     NEWER = tempfile.NamedTemporaryFile(prefix="stale-records-")
@@ -56,16 +67,12 @@ except (UserError, OSError) as error:  # OSError: an unreadable folder, a full d
 if workflow.is_main_process:
     for LINE in staleness.lines(RESULTS, STUDY.name, GRAPH):
         print(f"mobilebert: stale: {LINE}", file=sys.stderr)
+    for LINE in modes.notes(sys.argv):
+        print(f"mobilebert: {LINE}", file=sys.stderr)
 ALL_CORES = (
     workflow.resource_settings.cores or 1
 )  # read-only modes such as --dag run without --cores
-# These modes of Snakemake show the study and run nothing. In them every job keeps its inputs, even
-# if it is up to date.
-VIEWING = {
-    *("--d3dag", "--dag", "--filegraph", "--rulegraph", "--report", "--archive"),
-    *("--summary", "-S", "--detailed-summary", "-D", "--generate-unit-tests"),
-}
-IS_VIEWED = any(word.partition("=")[0] in VIEWING for word in sys.argv)
+IS_VIEWED = modes.is_viewing(sys.argv)
 GPUS = int(STUDY.device == "cuda")
 MODEL = "[^/]+"
 ENVIRONMENT = f"{workflow.basedir}/environment.yml"
@@ -109,11 +116,13 @@ def key_of(stage, wildcards):
 
 
 def forced():
-    """Return what the command line runs by force.
+    """Return what the command line runs by force. Turn off Snakemake's triggers but file times.
 
-    Snakemake knows it only after it has read the rules.
+    Snakemake has these settings only after it has read the rules. Its other triggers compare a job
+    with Snakemake's own notes. They would run an up-to-date job again, because it has no inputs.
     """
     settings = workflow.dag_settings
+    settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
     names = {
         *settings.forcerun,
         *(settings.targets if settings.forcetargets else ()),
@@ -121,13 +130,25 @@ def forced():
     return Forced(frozenset(map(str, names)), bool(settings.forceall))
 
 
+def because(rule, wildcards):
+    """Return in our words why a job runs; "" for a rule that has no reason of its own."""
+    if rule.startswith("table_"):
+        return "a table is written whenever it is asked for"
+    key = key_of(rule, wildcards)
+    return staleness.because(DEMAND, key, forced()) if key in GRAPH else ""
+
+
+if workflow.is_main_process:
+    rewrite(logger, because)
+
+
 def needs(stage):
     """Return an input function of a rule. It returns the records that the job reads.
 
-    It returns no record if the job is up to date, except in the modes of VIEWING. If the job's files
-    exist but it has to run again, it adds NEWER. Do not use ancient() here: Snakemake would skip a
-    missing job behind an up-to-date one and still exit with 0. It would also run an up-to-date job
-    again if that job's own inputs were deleted.
+    It returns no record if the job is up to date, except in a mode that only shows the study. If
+    the job's files exist but it has to run again, it adds NEWER. Do not use ancient() here:
+    Snakemake would skip a missing job behind an up-to-date one and still exit with 0. It would also
+    run an up-to-date job again if that job's own inputs were deleted.
     """
 
     def paths(wildcards):

@@ -47,7 +47,9 @@ rule track:
     input:
         needs("track"),
         lambda wildcards: (
-            [] if DEMAND.is_up_to_date("track", forced()) else record("report")
+            [record("report")]
+            if IS_VIEWED or not DEMAND.is_up_to_date("track", forced())
+            else []
         ),
     output:
         f"{OUT}/track/result.json",

@@ -11,6 +11,7 @@ import pytest
 from mobilebert.jobs.demand import Demand, Forced
 from mobilebert.jobs.execute import execute_job
 from mobilebert.jobs.freshness import current_records
+from mobilebert.jobs.staleness import because
 from mobilebert.study.code_hash import digest
 from mobilebert.study.job import Graph, Job
 
@@ -117,3 +118,25 @@ def test_the_newest_time_covers_jobs_and_tables_alone(finished):
         os.utime(file, (time, time))
         assert (found.newest() == time) == counts
     assert Demand(results, "empty", graph, {}).newest() == 0
+
+
+def test_every_job_that_runs_says_why_and_no_other_does(finished):
+    forced = Forced(frozenset({"finetune"}))
+    for found, how in (
+        (demand(finished), NOTHING),
+        (demand(finished), forced),
+        (demand(finished, missing=["quantize/m/sst2", "data"]), NOTHING),
+    ):
+        for key in found.graph:
+            assert bool(because(found, key, how)) == (not found.is_up_to_date(key, how)), (key, how)
+
+
+def test_the_reason_names_what_is_missing_stale_deleted_forced_or_shown(finished, monkeypatch):
+    found = demand(finished, missing=["quantize/m/sst2"], stale=["pretrain/m"])
+    assert because(found, "quantize/m/sst2", NOTHING) == "it has no record yet"
+    assert because(found, "data", Forced(frozenset({"data"}))) == "the command line forces it"
+    monkeypatch.setitem(found.graph, "pretrain/m", Job("pretrain", "m", {"steps": 5}, ("data",), digest("other")))
+    assert because(found, "pretrain/m", NOTHING).startswith("config.steps: 5, was not there")
+    assert because(found, "report", NOTHING) == "it shows quantize/m/sst2, which runs too"
+    monkeypatch.setattr(found, "outputs", lambda key: [found.record(key), found.record(key).with_name("gone.html")])
+    assert because(found, "report", NOTHING) == "deleted: gone.html"
