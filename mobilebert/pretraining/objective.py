@@ -26,8 +26,8 @@ from mobilebert.util.errors import Diverged
 
 logger = logging.getLogger(__name__)
 
-# 1,024 held-out pairs, the same for every model of a study. At length 64 they have some 10,000 masked
-# tokens, enough to tell two models apart that differ by 0.05 nats.
+# 1,024 held-out pairs, the same for every model of a study. At length 64 they have some 10,000
+# masked tokens, enough to tell two models apart that differ by 0.05 nats.
 HELDOUT_BATCHES, HELDOUT_SIZE = 32, 32
 
 
