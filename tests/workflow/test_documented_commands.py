@@ -29,6 +29,7 @@ GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working
 
 # A command that is not run, word for word, and the reason. Its words are checked nevertheless.
 STAGES = "takes a minute: test_smoke.py runs the stages"
+RUNS = "needs runs: tests/unit/compare writes some by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
 NOT_RUN = {
@@ -46,6 +47,9 @@ NOT_RUN = {
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),
+    "mobilebert compare results/before results/after": RUNS,
+    "mobilebert compare results/before results/after --html comparison.html": RUNS,
+    "mobilebert compare paper results/after": RUNS,
     "python -m mobilebert data --study smoke": STAGES,
     "python -m mobilebert pretrain ib-bert-large --study smoke": STAGES,
     "python -m mobilebert transfer mobilebert --study smoke": STAGES,
