@@ -86,33 +86,33 @@ def exit_code(rows: Sequence[GateRow]) -> int:
 
 
 def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
-    rule, jobs = baseline.gate, [job for job, _ in parts(metric)]
+    rule, jobs, timing = baseline.gate, [job for job, _ in parts(metric)], metric.endswith(TIMING)
+    may_lack = any(job in rule.ignore for job in jobs)
     before, now = values_of(base, metric), values_of(new, metric)
-    is_ignored = any(job in rule.ignore for job in jobs)
+    known, values = ([value for value in column if value is not None] for column in (before, now))
     if edited := [job for job in jobs if job in new.edited]:
         return GateRow(metric, "edited", f"{edited[0]} was changed after it was written")
-    known = [value for value in before if value is not None]
-    if is_ignored and len(known) < LEAST_SEEDS:
-        return GateRow(metric, "ignored", f"only {len(known)} seeds of the baseline have a value")
-    if None in now or not now or not known:
-        lacking = [seed for seed, value in zip(new.seeds, now, strict=True) if value is None]
-        where = f"no value for seeds {'; '.join(lacking[:3])}" if known else "the baseline has no value"
-        return GateRow(metric, "ignored" if is_ignored else "missing", f"{where}{_status(new, jobs)}")
+    if len(known) < LEAST_SEEDS:
+        return GateRow(metric, "ignored" if may_lack else "missing", f"{len(known)} seeds of the baseline have a value")
+    if not values or (len(values) < len(now) and not may_lack):
+        reason = f"no value in {len(now) - len(values)} of {len(now)} runs{_status(new, jobs)}"
+        return GateRow(metric, "ignored" if may_lack else "missing", reason)
     for job in jobs:
         if problem := comparable(job, base, new):
             return GateRow(metric, "not comparable", f"another experiment: {problem}")
-    values = [value for value in now if value is not None]
-    means = (sum(known) / len(known), sum(values) / len(values))
+    mean = sum(known) / len(known)
     twins = dict(zip(base.seeds, before, strict=True))
-    if all(twins.get(seed) == value for seed, value in zip(new.seeds, values, strict=True)):
-        return GateRow(metric, "same", "the baseline's seeds, equal to the digit", *means)
-    fresh = [value for seed, value in zip(new.seeds, values, strict=True) if seed not in twins]
-    if len(fresh) < rule.fresh:
+    runs = [(seed, value) for seed, value in zip(new.seeds, now, strict=True) if value is not None]
+    if all(twins.get(seed) == value for seed, value in runs):
+        return GateRow(metric, "same", "the baseline's seeds, equal to the digit", mean, sum(values) / len(values))
+    # A seed decides no time: the times of every run are fresh.
+    fresh = values if timing else [value for seed, value in runs if seed not in twins]
+    if len(fresh) < (1 if timing else rule.fresh):
         more = f"{len(fresh)} of {rule.fresh} fresh seeds; run more: mobilebert seeds FIRST-LAST --study {baseline.study}"
-        return GateRow(metric, "missing", more, *means)
-    timing = metric.endswith(TIMING)
+        return GateRow(metric, "missing", more, mean, sum(values) / len(values))
     verdict = judge_fresh(known, fresh, len(rule.metrics), direction(metric), timing)
-    return GateRow(metric, verdict, f"{len(fresh)} fresh seeds against {len(known)}", means[0], sum(fresh) / len(fresh))
+    reason = f"{len(fresh)} {'runs' if timing else 'fresh seeds'} against {len(known)}"
+    return GateRow(metric, verdict, reason, mean, sum(fresh) / len(fresh))
 
 
 def _status(side: Side, jobs: Sequence[str]) -> str:

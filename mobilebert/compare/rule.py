@@ -71,4 +71,5 @@ def two_groups(values: Sequence[float]) -> tuple[list[float], list[float]] | Non
 
 def _within(low: Sequence[float], high: Sequence[float]) -> float:
     """Return the sum of squares inside two groups."""
-    return sum(statistics.pvariance(group) * len(group) for group in (low, high))
+    means = [math.fsum(group) / len(group) for group in (low, high)]
+    return math.fsum((value - mean) ** 2 for group, mean in zip((low, high), means, strict=True) for value in group)
