@@ -87,9 +87,8 @@ def build_graph(study: Study) -> Graph:
                 graph.add("quantize", f"{model}/{task}", {"task": task, **setting}, ["data", tuned])
     timed = {name: architecture(study, name, study.latency.full_size) for name in study.latency.models}
     graph.add("latency", "", {**study.latency.model_dump(exclude={"models", "full_size"}), "architectures": timed})
-    in_scope = jobs_in_scope(study, graph)
-    expectations.check(study.name, study.expect, graph, in_scope)
-    expectations.check_gate(study.name, study.gate, graph, in_scope)
+    expectations.check(study.name, study.expect, graph, jobs_in_scope(study, graph))
+    expectations.check_gate(study.name, study.gate, graph)
     return graph
 
 
