@@ -83,8 +83,9 @@ def _compare_with_paper(options: argparse.Namespace) -> int:
     from mobilebert.compare import paper
     from mobilebert.jobs.folder import read_folder, study_of
 
-    found = read_folder(Path(options.new[0]))
-    rows = paper.paper_rows(study_of(found, options.new[0]), found)
+    folder = Path(options.new[0])
+    found = read_folder(folder)
+    rows = paper.paper_rows(study_of(found, folder), found)
     print(json.dumps(paper.as_json(rows)) if options.json else paper.text(rows))
     return 0
 

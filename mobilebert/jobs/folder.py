@@ -10,7 +10,7 @@ from mobilebert.jobs.record import Record, read_record
 from mobilebert.study.load import load_study
 from mobilebert.study.schema import Study
 from mobilebert.study.stages import STAGES
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, allowed
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,6 @@ class RecordFolder:
     records: Mapping[str, Record]
     edited: tuple[str, ...]
     damaged: Mapping[Path, str]
-
-    @property
-    def study(self) -> str | None:
-        """Return the study that the records name; None if they name none, or several."""
-        names = {record.study for record in self.records.values()}
-        return names.pop() if len(names) == 1 else None
 
 
 def read_folder(folder: Path) -> RecordFolder:
@@ -54,8 +48,12 @@ def read_folder(folder: Path) -> RecordFolder:
     return RecordFolder(records, tuple(edited), damaged)
 
 
-def study_of(found: RecordFolder, folder: object) -> Study:
-    """Return the study that made the records. Raises UserError if they do not name a known one."""
-    if found.study is None:
-        raise UserError(f"{folder}: its records name no study, or several; name one: --study")
-    return load_study(found.study)
+def study_of(found: RecordFolder, folder: Path, name: str | None = None) -> Study:
+    """Return the named study, or the one that made the records; smoke if there is no record.
+
+    Raises UserError if the records name several studies and `name` is None.
+    """
+    names = {record.study for record in found.records.values()} or {"smoke"}
+    if name is None and len(names) > 1:
+        raise UserError(f"{folder}: its records are of several studies; name one: --study; {allowed(sorted(names))}")
+    return load_study(name or names.pop())
