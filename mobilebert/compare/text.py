@@ -90,11 +90,14 @@ def _differences(found: Sequence[Difference]) -> list[str]:
 def _metrics(rows: Sequence[MetricRow]) -> list[str]:
     table = [[cut(f"{row.metric} {row.arrow}", NAME), shown(row.base), shown(row.new), change(row), sizes(row)] for row in rows]
     widths = [max((len(line[place]) for line in table), default=0) for place in range(5)]
+    present = {row.job for row in rows if row.verdict != "missing"}
     lines, job = [], None
     for row, cells in zip(rows, table, strict=True):
         if row.job != job:
             job = row.job
-            lines.append(cut(job, WIDTH))
+            lines.append(cut(job if job in present else f"{job}: missing in the {'base' if row.base is None else 'new'}", WIDTH))
+        if job not in present:
+            continue
         padded = [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
         lines.append(f"  {'  '.join(padded)}  {row.verdict}")
     return lines
