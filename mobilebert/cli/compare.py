@@ -65,7 +65,7 @@ def print_comparison(options: argparse.Namespace) -> int:
     report = compare(base, open_new(options.new), baseline if options.gate else None)
     print(json.dumps(json_safe(report.as_json())) if options.json else text.text(report))
     if options.html:
-        write_atomically(options.html, html.page(report).encode())
+        write_atomically(options.html, html.page(report).encode(errors="replace"))
     if report.gate is None:
         return 0
     if options.junit:

@@ -12,6 +12,7 @@ from mobilebert.compare.metrics import Better
 
 ALPHA = 0.005  # chance of a false `worse`, and of a false `suspicious`, over all metrics together
 LEAST_SEEDS = 10  # of a baseline
+LEAST_VALUES = 4  # different ones: an accuracy at its ceiling has fewer, and no normal spread
 SLOWER = 1.2  # a ratio of times that grew by this factor is worse, whatever its spread
 # Two groups explain this share of the variance. One in a thousand normal samples of 20 values
 # reaches it, seven in a thousand of 10.
@@ -43,15 +44,15 @@ def judge_fresh(
 
 def unfit(values: Sequence[float]) -> str | None:
     """Return why a metric with these values over a baseline's seeds cannot be a gate; None if it
-    can: too few seeds, no spread, or two groups, say of seeds that learnt and that did not."""
+    can: too few seeds, too few different values, or two groups, say of seeds that learnt and
+    that did not."""
     if len(values) < LEAST_SEEDS:
         return f"{len(values)} seeds have a value, {LEAST_SEEDS} are needed"
-    if len(set(values)) == 1:
-        return f"all seeds have the value {values[0]:g}, so their spread is unknown"
-    groups = two_groups(values)
-    if groups:
+    if groups := two_groups(values):
         low, high = groups
         return f"bimodal: {len(low)} seeds near {statistics.fmean(low):.4g}, {len(high)} near {statistics.fmean(high):.4g}"
+    if len(different := sorted(set(values))) < LEAST_VALUES:
+        return f"its seeds have only the values {', '.join(f'{value:g}' for value in different)}, which are no spread to judge by"
     return None
 
 

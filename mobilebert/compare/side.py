@@ -128,7 +128,7 @@ def _metric(record: Record | None, name: str) -> float | None:
 def _samples(record: Record | None, name: str) -> tuple[float, ...]:
     if record is None or record.status != "ok":
         return ()
-    return tuple(map(reading.number, record.samples.get(name, [])))
+    return tuple(filter(math.isfinite, map(reading.number, record.samples.get(name, []))))
 
 
 def experiment_config(record: Record) -> dict[str, str]:

@@ -118,6 +118,18 @@ def test_html_escapes_what_records_say_and_loads_nothing(two, capsys, tmp_path):
     assert "&lt;script&gt;" in page.read_text()
 
 
+@pytest.mark.parametrize("odd", [None, "a\n<b>", [], {}, [[1], {"x": None}], -1, 10**400, True])
+def test_records_with_odd_fields_are_compared(two, tmp_path, capsys, odd):
+    for field in ("files", "rows", "vocab"):
+        rewrite(two[1] / "data/result.json", details={field: odd})
+    for key in ("finetune/mobilebert/sst2", "pretrain/ib-bert-large"):
+        rewrite(two[1] / key / "result.json", config={"seed": odd, "seeds": odd, "x": odd}, machine={"cpu": odd}, labels=[])
+    rewrite(two[1] / "finetune/mobilebert/sst2/result.json", samples={"accuracy": [odd, odd]})
+    for words in ((), ("--json",), ("--html", tmp_path / "page.html")):
+        assert "accuracy" in compared(capsys, *two, *words)
+        assert "accuracy" in compared(capsys, two[1], two[0], *words)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

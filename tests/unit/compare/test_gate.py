@@ -82,7 +82,8 @@ def test_two_groups_are_found_and_one_is_not():
     ("found", "reason"),
     [
         ([0.9, 0.8, 0.85], "3 seeds have a value, 10 are needed"),
-        ([0.5] * 20, "all seeds have the value 0.5, so their spread is unknown"),
+        ([0.5] * 20, "its seeds have only the values 0.5, which are no spread to judge by"),
+        ([0.96] * 18 + [0.955, 0.965], "its seeds have only the values 0.955, 0.96, 0.965, which are no spread to judge by"),
         ([0.9, 0.91] * 8 + [0.5] * 4, "bimodal: 4 seeds near 0.5, 16 near 0.905"),
     ],
 )
