@@ -6,6 +6,9 @@ mobilebert plan --study smoke                     print tokens, FLOPs and hours 
 mobilebert describe mobilebert                    print a model's sizes beside the paper's
 mobilebert why data --study smoke                 print why a job runs again
 mobilebert table 8 --study smoke                  print one of the paper's tables from the records
+mobilebert compare results/a results/b            print what differs between two runs
+mobilebert seeds 0-19 --study smoke               run a study with other seeds
+mobilebert baseline OUT.json --study smoke        freeze them as the reference of `compare --gate`
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text
@@ -18,7 +21,7 @@ import argparse
 import gc
 import sys
 
-from mobilebert.cli import stages, tools
+from mobilebert.cli import compare, stages, tools
 from mobilebert.cli.options import log_to_stderr
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError
@@ -31,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     stages.add_commands(commands)
     tools.add_commands(commands)
+    compare.add_commands(commands)
     return top
 
 

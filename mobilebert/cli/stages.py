@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from mobilebert.util.errors import UserError, allowed, shown
 
 if TYPE_CHECKING:
     from mobilebert.jobs.record import Record
+
+FORMATS = ("text", "md", "latex", "csv", "json", "html")  # of a table; reporting.formats imports torch
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -37,8 +40,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             one.set_defaults(func=track)
     table = commands.add_parser("table", help="print one of the paper's tables from the records")
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
+    table.add_argument("--format", choices=FORMATS, help="default: text in a terminal, else md")
+    table.add_argument("--records", type=Path, metavar="FOLDER", help="all records of a folder, whatever code made them")
     _add_study(table)
-    table.set_defaults(func=print_table)
+    table.set_defaults(func=print_table, study=None)
     why = commands.add_parser("why", help="print why a job runs again: every key, input or module that changed")
     why.add_argument("job", metavar="STAGE[/NAME]", help="a job's id: data, pretrain/ib-bert-large, ...")
     _add_study(why)
@@ -83,13 +88,25 @@ def print_reasons(options: argparse.Namespace) -> int:
 
 
 def print_table(options: argparse.Namespace) -> int:
-    """Print one table as Markdown."""
+    """Print one table, from the current records of a study or from all records of a folder."""
     from mobilebert.jobs.freshness import edited_records
-    from mobilebert.reporting.tables import fill, markdown
+    from mobilebert.reporting.formats import PRINTERS
+    from mobilebert.reporting.page import render_table
+    from mobilebert.reporting.tables import fill
 
-    study, graph, found = _open(options, options.command)
-    tables = fill(study, found, edited_records(options.results, study.name, graph))
-    print(markdown([table for table in tables if table.number == options.number]), end="")
+    if options.records:
+        from mobilebert.jobs.folder import read_folder, study_of
+
+        folder = read_folder(options.records)
+        study = study_of(folder, options.records, options.study)
+        tables = fill(study, folder.records, folder.edited)
+    else:
+        options.study = options.study or "smoke"
+        study, graph, found = _open(options, options.command)
+        tables = fill(study, found, edited_records(options.results, study.name, graph))
+    (table,) = [table for table in tables if table.number == options.number]
+    kind = options.format or ("text" if sys.stdout.isatty() else "md")
+    print(render_table(table, study.name) if kind == "html" else PRINTERS[kind](table, study.name), end="")
     return 0
 
 

@@ -34,8 +34,11 @@ def versions() -> dict[str, str]:
 
 
 def machine_facts() -> dict:
-    """Return cores, architecture, load of the last minute and, on Linux, the processor's name."""
+    """Return cores, architecture, load of the last minute, threads that the command was given and,
+    on Linux, the processor's name."""
     facts = {"cores": cores(), "arch": platform.machine(), "load": os.getloadavg()[0]}
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        facts["threads"] = threads
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
+from mobilebert.reporting.cell import NOTHING
 from mobilebert.reporting.figures import loss_curves
-from mobilebert.reporting.tables import LEGEND, NOTHING, FilledTable, counts, in_words
+from mobilebert.reporting.tables import LEGEND, FilledTable, counts, in_words
 from mobilebert.reporting.verdicts import Outcome
 from mobilebert.study.graph import final_job
 from mobilebert.study.job import Graph
@@ -34,17 +35,9 @@ def render(
     edited: Collection[str] = (),
 ) -> str:
     """Return the page as HTML. records: job id -> current record. edited: ids of edited records."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return _template("page.html.j2").render(
         study=study,
         summary=_summary(study, graph, records, edited) | {"Cells of the tables": in_words(counts(tables))},
         outcomes=outcomes,
@@ -58,6 +51,24 @@ def render(
         rows=[*({"id": key, "status": "edited", **EDITED} for key in edited), *map(_row, records.values())],
         environments=_environments(records),
     )
+
+
+def render_table(filled: FilledTable, study: str) -> str:
+    """Return one table as an HTML page of its own."""
+    return _template("one_table.html.j2").render(filled=filled, study=study, legend=LEGEND)
+
+
+def _template(name: str):
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _summary(study: Study, graph: Graph, records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from mobilebert import paper
@@ -18,7 +19,6 @@ from mobilebert.study.graph import cell_job
 from mobilebert.study.schema import Study
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError
-from mobilebert.util.text import markdown as escaped
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,25 @@ class FilledTable:
         """Return the headings of the columns, with their units."""
         return [f"{column.head} ({column.unit})" if column.unit else column.head for column in self.table.columns]
 
-    @property
+    @cached_property
+    def common(self) -> tuple[str, ...]:
+        """Return the labels that all scores of the table have; () for fewer than two scores."""
+        scores = [
+            cell.labels
+            for row in self.rows
+            for column, cell in zip(self.table.columns, row.cells, strict=True)
+            if column.source in ("finetune", "glue") and cell.verdict not in (None, "not run")
+        ]
+        return tuple(label for label in scores[0] if all(label in labels for labels in scores)) if scores[1:] else ()
+
+    @cached_property
     def labels(self) -> list[tuple[str, ...]]:
-        """Return each cell's labels, every set once, in order: footnote n is `labels[n - 1]`."""
-        return list(dict.fromkeys(cell.labels for row in self.rows for cell in row.cells if cell.labels))
+        """Return the labels of single cells, every set once: footnote n is `labels[n - 1]`."""
+        found = {frozenset(own): own for row in self.rows for cell in row.cells if (own := self._own(cell))}
+        return list(found.values())
+
+    def _own(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(label for label in cell.labels if label not in self.common)
 
     @property
     def notes(self) -> list[str]:
@@ -91,8 +106,9 @@ class FilledTable:
         return found
 
     def mark(self, cell: Cell) -> int | None:
-        """Return the number of the cell's footnote; None if it has no labels."""
-        return self.labels.index(cell.labels) + 1 if cell.labels else None
+        """Return the number of the cell's footnote; None if it has no labels of its own."""
+        own = frozenset(self._own(cell))
+        return [frozenset(labels) for labels in self.labels].index(own) + 1 if own else None
 
 
 def fill(study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> list[FilledTable]:
@@ -261,43 +277,3 @@ LEGEND = (
     "says failed and is not judged. Shapes, parameters and FLOPs are computed from the configurations at the paper's widths. "
     "This suite does not run a row that has no second line."
 )
-
-
-def markdown(filled: list[FilledTable]) -> str:
-    """Return the tables as Markdown, each under a heading `## Table N`."""
-    return "\n\n".join([LEGEND, *(_markdown_table(table) for table in filled)]) + "\n"
-
-
-def _markdown_table(filled: FilledTable) -> str:
-    lines = [f"## Table {filled.number}", "", f"{filled.table.title}.", ""]
-    lines += [_line(["", "", *filled.heads]), _line(["---", "---", *["--:"] * len(filled.heads)])]
-    for row in filled.rows:
-        lines.append(_line([_plain(row.label), "published", *[_plain(cell.published_text) for cell in row.cells]]))
-        if row.row.model is not None:
-            lines.append(_line([_plain(row.label), "measured", *[_measured(filled, cell) for cell in row.cells]]))
-    notes = [f"[{number}] {escaped(', '.join(labels))}" for number, labels in enumerate(filled.labels, 1)]
-    notes += [_plain(note) for note in filled.notes]
-    if notes:
-        lines += ["", *[f"- {note}" for note in notes]]
-    return "\n".join(lines)
-
-
-def _measured(filled: FilledTable, cell: Cell) -> str:
-    if cell.verdict is None:
-        return NOTHING
-    text = cell.measured_text
-    if cell.verdict != text:
-        text += f", {cell.verdict}"
-    mark = filled.mark(cell)
-    return _plain(f"{text} [{mark}]" if mark else text)
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _plain(text: str) -> str:
-    """Return one of our texts (a row's label, a note), escaped for Markdown."""
-    for sign in "\\|*_<":
-        text = text.replace(sign, f"\\{sign}")
-    return text

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.freshness import current_records, edited_records
+from mobilebert.reporting.formats import markdown
 from mobilebert.reporting.page import render
-from mobilebert.reporting.tables import counts, fill, in_words, markdown
+from mobilebert.reporting.tables import counts, fill, in_words
 from mobilebert.reporting.verdicts import expectations
 from mobilebert.study.schema import Study
 from mobilebert.util.files import write_atomically

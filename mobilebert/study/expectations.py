@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from mobilebert.study.sections import Expectation
+from mobilebert.study.sections import Expectation, Gate
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError, allowed, shown
 
@@ -100,6 +100,19 @@ def check(study: str, expect: Collection[Expectation], graph: Mapping[str, Job],
             margin = f" by {item.by:g}" if item.by else ""
             line = f"{where}: {shown(item.metric)} is {'never' if never else 'always'} {side} {shown(bound)}{margin}"
             raise UserError(f"{line}: it lies from {left[0]:g} to {left[1]:g}{percent or ''}")
+
+
+def check_gate(study: str, gate: Gate, graph: Mapping[str, Job]) -> None:
+    """Raise UserError if the gate names an unknown metric or record.
+
+    `run` need not name the record: `mobilebert seeds` runs what the gate reads.
+    """
+    for place, text in enumerate(gate.metrics):
+        for side in text.split(" / "):
+            _range(f"{study}: gate.metrics.{place}", side, graph, graph)
+    for place, key in enumerate(gate.ignore):
+        if key not in graph:
+            raise UserError(f"{study}: gate.ignore.{place}: unknown record {shown(key)}; {allowed(graph, key)}")
 
 
 def _percent(bound: str | float, by: float) -> str | None:

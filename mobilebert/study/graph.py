@@ -88,6 +88,7 @@ def build_graph(study: Study) -> Graph:
     timed = {name: architecture(study, name, study.latency.full_size) for name in study.latency.models}
     graph.add("latency", "", {**study.latency.model_dump(exclude={"models", "full_size"}), "architectures": timed})
     expectations.check(study.name, study.expect, graph, jobs_in_scope(study, graph))
+    expectations.check_gate(study.name, study.gate, graph)
     return graph
 
 

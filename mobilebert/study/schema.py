@@ -12,7 +12,7 @@ from mobilebert.study.fields import TASK_NAMES, Strict, changed
 from mobilebert.study.finetune import Finetune
 from mobilebert.study.pretraining_seeds import row_of, seeds_of, with_seeds
 from mobilebert.study.recipe import EXECUTION, Distill, Pretrain, Search, Transfer
-from mobilebert.study.sections import Checkpoint, Data, Expectation, Latency, Scale, Seed
+from mobilebert.study.sections import Checkpoint, Data, Expectation, Gate, Latency, Scale, Seed
 from mobilebert.util.errors import allowed, shown
 
 SCHEMA = 1  # version of a study file: raised if a key changes its meaning, not if one is added
@@ -104,6 +104,9 @@ class Study(Strict):
     expect: tuple[Expectation, ...] = Field(
         default=(),
         description="Comparisons that must hold among the study's records; `mobilebert check` exits with 1 if one does not.",
+    )
+    gate: Gate = Field(
+        default=Gate(), description="The metrics that `mobilebert compare --gate` judges against a baseline (docs/ci.md)."
     )
 
     _name: str = "study"

@@ -264,3 +264,41 @@ class Expectation(Strict):
         if (self.above is None) == (self.below is None):
             raise ValueError("exactly one of above, below is allowed")
         return self
+
+
+MOST_GATES = 10  # more metrics leave each of them too wide an interval
+TIMING = "_ms"
+
+
+class Gate(Strict):
+    """The metrics that `mobilebert compare BASELINE NEW --gate` judges."""
+
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="At most 10 metrics, `<record>:<metric>`, each judged by fresh seeds. A timing is a "
+        "ratio to another row of the same run, `<record>:<metric> / <record>:<metric>`.",
+    )
+    fresh: Positive = Field(
+        default=5, description="Fresh seeds that the gate needs if a run's values are not the baseline's to the digit."
+    )
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Records that a run may lack or whose timing may be void: the gate lists them and does not fail.",
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def few_and_timings_as_ratios(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the metrics. Raises ValueError for too many, one twice, or a bare time."""
+        if len(value) > MOST_GATES or len(set(value)) != len(value):
+            raise ValueError(f"at most {MOST_GATES} metrics, each once, are allowed, not {len(value)}")
+        for text in value:
+            sides = text.split(" / ")
+            timings = [side.endswith(TIMING) for side in sides]
+            if "," in text:
+                raise ValueError(f"{shown(text)}: a gate reads one record, not the mean of several")
+            if len(sides) > 2 or any(timings) != all(timings) or (len(sides) == 2) != all(timings):
+                raise ValueError(
+                    f"{shown(text)}: a timing is divided by another of the same run, as A:p50_ms / B:p50_ms; no other metric"
+                )
+        return value

@@ -30,6 +30,7 @@ GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working
 
 # A command that is not run, word for word, and the reason. Its words are checked nevertheless.
 STAGES = "takes a minute: test_smoke.py runs the stages"
+RUNS = "needs runs: tests/unit/compare writes some by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
 NOT_RUN = {
@@ -47,6 +48,15 @@ NOT_RUN = {
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),
+    "mobilebert compare results/before results/after": RUNS,
+    "mobilebert compare results/before results/after --html comparison.html": RUNS,
+    "mobilebert compare paper results/after": RUNS,
+    "mobilebert seeds 0-19 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
+    "mobilebert seeds 101-105 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
+    "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19": RUNS,
+    "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19 --accept 'a better schedule'": RUNS,
+    "mobilebert compare reports/baselines/smoke.json results/smoke --gate": RUNS,
+    "mobilebert compare reports/baselines/smoke.json results/smoke-seed10[1-5] --gate --junit gate.xml": RUNS,
     "python -m mobilebert data --study smoke": STAGES,
     "python -m mobilebert pretrain ib-bert-large --study smoke": STAGES,
     "python -m mobilebert transfer mobilebert --study smoke": STAGES,

@@ -13,7 +13,7 @@ from mobilebert import paper
 from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record
 from mobilebert.study.recipe import Distill, Finetune, Pretrain, Search, TaskSetting, Transfer
 from mobilebert.study.schema import SCHEMA, Study
-from mobilebert.study.sections import Checkpoint, Data, Expectation, Latency, Scale
+from mobilebert.study.sections import Checkpoint, Data, Expectation, Gate, Latency, Scale
 
 GOLDEN = Path(__file__).with_name("golden") / "schemas.json"
 MODELS: list[type[BaseModel]] = [
@@ -29,6 +29,7 @@ MODELS: list[type[BaseModel]] = [
     Latency,
     Expectation,
     Checkpoint,
+    Gate,
     Record,
     Quantization,
     paper.Model,

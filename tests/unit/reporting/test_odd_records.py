@@ -9,8 +9,9 @@ import pytest
 
 from mobilebert.jobs.freshness import record_file
 from mobilebert.jobs.record import read_record, sealed
+from mobilebert.reporting.formats import markdown
 from mobilebert.reporting.page import render
-from mobilebert.reporting.tables import counts, fill, markdown
+from mobilebert.reporting.tables import counts, fill
 from mobilebert.reporting.tracking import ingest
 from mobilebert.reporting.verdicts import expectations
 from mobilebert.study.job import Graph, Job

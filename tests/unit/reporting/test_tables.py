@@ -9,7 +9,8 @@ from markdown_it import MarkdownIt as Markdown
 from mobilebert import paper
 from mobilebert.jobs.record import Record
 from mobilebert.reporting.architecture_columns import facts
-from mobilebert.reporting.tables import counts, fill, fill_table, markdown
+from mobilebert.reporting.formats import markdown
+from mobilebert.reporting.tables import counts, fill, fill_table
 from mobilebert.study.schema import Study
 from mobilebert.study.sections import Scale
 

@@ -1,0 +1,46 @@
+"""Open what a user names as a side: a folder of records, a baseline file or an MLflow run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mobilebert.compare.baseline import Baseline, read_baseline
+from mobilebert.compare.side import Run, Side, side, sides
+from mobilebert.jobs.folder import read_folder
+from mobilebert.util.errors import UserError
+
+MLFLOW = "runs:/"
+
+
+def open_run(name: str) -> Run:
+    """Return the run that a folder or `runs:/<id>` holds. Raises UserError if there is none."""
+    if name.startswith(MLFLOW):
+        from mobilebert.compare.mlflow_run import read_run  # needs MLflow, which takes seconds
+
+        return read_run(name.removeprefix(MLFLOW))
+    folder = read_folder(Path(name))
+    for path, problem in folder.damaged.items():
+        raise UserError(f"{path}: {problem}")
+    if not folder.records and not folder.edited:
+        raise UserError(f"{name}: holds no record; name a study's results, as results/smoke")
+    return Run(name, folder.records, folder.edited)
+
+
+def open_base(name: str) -> tuple[Side, Baseline | None]:
+    """Return the side to compare with, and its baseline if a file holds one."""
+    if not name.startswith(MLFLOW) and Path(name).is_file():
+        baseline = read_baseline(Path(name))
+        return baseline.side(name), baseline
+    return side(name, [open_run(name)]), None
+
+
+def open_new(names: Iterable[str]) -> list[Side]:
+    """Return the sides that are compared; runs that differ in their seeds alone are one side."""
+    found, runs = [], []
+    for name in names:
+        if not name.startswith(MLFLOW) and Path(name).is_file():
+            found.append(read_baseline(Path(name)).side(name))
+        else:
+            runs.append(open_run(name))
+    return [*found, *sides(runs)]
