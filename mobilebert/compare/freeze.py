@@ -30,7 +30,7 @@ def freeze_study(out: Path, name: str, results: Path, seeds: Iterable[int] | Non
     folders = seeded.folders(study, results, seeds)
     if len(folders) < LEAST_SEEDS:
         most = f"run more: mobilebert seeds 1-20 --study {name}"
-        raise UserError(f"{study.name}: {len(folders)} seeds in {results}, a baseline needs {LEAST_SEEDS}, better 20; {most}")
+        raise UserError(f"{study.name}: seeds in {results}: {len(folders)}; a baseline needs {LEAST_SEEDS}, better 20; {most}")
     side = _one(study.name, results, folders)
     for metric in study.gate.metrics:
         _check(side, metric, study.gate.ignore)

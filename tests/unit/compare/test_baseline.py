@@ -37,7 +37,7 @@ def test_a_changed_metric_changes_one_line_of_a_baseline(place):
     [
         (
             ["--seeds", "1-9"],
-            "mine: 9 seeds in results, a baseline needs 10, better 20; run more: mobilebert seeds 1-20 --study mine.yaml",
+            "mine: seeds in results: 9; a baseline needs 10, better 20; run more: mobilebert seeds 1-20 --study mine.yaml",
         ),
         (["--seeds", "1-30"], "results/mine-seed21: no such folder"),
     ],
