@@ -125,8 +125,8 @@ def _manifest(bundle: Path, tar: tarfile.TarFile) -> dict:
 def _is_safe(name: str) -> bool:
     """Return whether a member stays inside the folder of a job or of a saved state."""
     parts = PurePosixPath(name).parts
-    inside = len(parts) > 1 and "\0" not in name and name == "/".join(parts)
-    return inside and all(part not in ("..", "/") for part in parts) and (parts[0] == STATES or not parts[0].startswith("."))
+    plain = "\0" not in name and name == "/".join(parts) and not {"..", "/"} & {*parts}
+    return plain and len(parts) > 1 and (name.startswith(f"{STATES}/") or not name.startswith("."))
 
 
 def _unpack(bundle: Path, tar: tarfile.TarFile, hashes: dict[str, str], inbox: Path) -> None:
