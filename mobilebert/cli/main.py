@@ -6,6 +6,8 @@ mobilebert plan --study smoke                     print tokens, FLOPs and hours 
 mobilebert describe mobilebert                    print a model's sizes beside the paper's
 mobilebert why data --study smoke                 print why a job runs again
 mobilebert table 8 --study smoke                  print one of the paper's tables from the records
+mobilebert claims --study smoke                   print which of the paper's claims hold
+mobilebert report --records FOLDER                write tables and page from committed records
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text

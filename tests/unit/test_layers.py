@@ -14,6 +14,7 @@ LAYERS = (
     {"data", "training"},
     {"pretraining", "distillation", "finetuning", "evaluation", "deployment"},
     {"reporting"},
+    {"claims"},
     {"stages"},
     {"cli"},
 )

@@ -46,6 +46,9 @@ NOT_RUN = {
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),
+    "mobilebert report --records reports/cpu-2-cores --out page": (
+        "draws figures, 5 seconds: tests/unit/claims/test_committed_reports.py does"
+    ),
     "python -m mobilebert data --study smoke": STAGES,
     "python -m mobilebert pretrain ib-bert-large --study smoke": STAGES,
     "python -m mobilebert transfer mobilebert --study smoke": STAGES,
@@ -207,6 +210,7 @@ def folder(tmp_path_factory):
     (folder / "predictions.tsv").write_text("idx\tprediction\n" + "".join(f"{key}\t{value}\n" for key, value in predicted))
     (folder / "rows.tsv").write_text("sentence\na film to remember\n")
     (folder / "results").mkdir()
+    (folder / "reports").symlink_to(ROOT / "reports")
     return folder
 
 
