@@ -81,6 +81,7 @@ def _memory_hint(options: argparse.Namespace) -> str:
     section = options.command
     if section == "pretrain":
         from mobilebert import paper
+        from mobilebert.study.pretraining_seeds import row_of
 
-        section = paper.models()[options.name].settings  # Tables 2 and 3 are pre-trained by `search`
+        section = paper.models()[row_of(options.name)].settings  # Tables 2 and 3 are pre-trained by `search`
     return f"; {section}.accumulate makes smaller parts of a batch"

@@ -50,6 +50,7 @@ def prepare_corpus(
     *,
     heldout_share: float,
     squad_dev_paragraphs: Iterable[str],
+    seed: int = 0,
     workers: int = 1,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -60,6 +61,7 @@ def prepare_corpus(
         not on the rest of the corpus.
     squad_dev_paragraphs: a document that contains one, or a long sentence of one, is dropped, see
         Paragraphs.
+    seed: chooses which documents are held out, see is_heldout.
     workers: number of processes; the files do not depend on it.
     cache: folder of tokenized batches, shared by any corpora, tokenizers and values of
         `heldout_share`. It can be deleted at any time.
@@ -87,7 +89,7 @@ def prepare_corpus(
         for batch in _ordered_map(encoder, _batches(source.documents()), workers):
             for name, number in zip(counts, batch.counts):
                 counts[name] += int(number)
-            for split, part in batch.split(heldout_share).items():
+            for split, part in batch.split(heldout_share, seed).items():
                 writers[split].append(*part)
             if progress:
                 progress(counts["documents_read"], sum(writer.tokens.length for writer in writers.values()))
@@ -123,9 +125,21 @@ def unigram_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
     return float(-(heldout * log_probabilities).sum() / heldout.sum())
 
 
-def is_heldout(document: str, share: float) -> bool:
-    """Return whether the first 64 bits of the text's sha256, divided by 2^64, are below `share`."""
-    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < share * 2**64
+def is_heldout(document: str, share: float, seed: int = 0) -> bool:
+    """Return whether a document is held out: its number, divided by 2^64, is below `share`.
+
+    With seed 0 the number is the first 64 bits of the text's sha256. With another seed it is hashed
+    once more, so that the same share of other documents is held out.
+    """
+    return _draw(_number(hashlib.sha256(document.encode()).digest()), seed) < share * 2**64
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+def _draw(number: int, seed: int) -> int:
+    return _number(hashlib.sha256(f"{seed} {number}".encode()).digest()) if seed else number
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -147,11 +161,11 @@ class _Batch(NamedTuple):
     tokens: np.ndarray  # (tokens,) uint16 or uint32
     sentence_lengths: np.ndarray  # (sentences,) in tokens
     document_lengths: np.ndarray  # (documents,) in sentences
-    hashes: np.ndarray  # (documents,) uint64, see is_heldout
+    hashes: np.ndarray  # (documents,) uint64, the number of is_heldout for seed 0
 
-    def split(self, heldout_share: float) -> dict[str, tuple[np.ndarray, ...]]:
+    def split(self, heldout_share: float, seed: int) -> dict[str, tuple[np.ndarray, ...]]:
         """Return tokens, sentence lengths and document lengths of each split."""
-        heldout = np.array([number < heldout_share * 2**64 for number in self.hashes.tolist()], bool)
+        heldout = np.array([_draw(number, seed) < heldout_share * 2**64 for number in self.hashes.tolist()], bool)
         parts = {}
         for split, documents in zip(SPLITS, (~heldout, heldout)):
             sentences = np.repeat(documents, self.document_lengths)
@@ -198,7 +212,7 @@ class _Encoder:
         ends = np.concatenate([[0], np.cumsum(lengths > 0)])
         document_lengths = np.diff(ends[np.cumsum([0, *map(len, texts)])])
         kept = document_lengths > 0
-        hashes = np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64)
+        hashes = np.array([_number(digest) for digest in digests], np.uint64)
         counts = np.array([len(documents), len(documents) - sum(dropped) - kept.sum(), sum(dropped)])
         return _Batch(counts, tokens.astype(self.dtype), lengths[lengths > 0], document_lengths[kept], hashes[kept])
 

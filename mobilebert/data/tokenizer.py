@@ -1,14 +1,16 @@
-"""Build BERT's uncased WordPiece tokenizer from a vocab.txt, or train it on documents."""
+"""Build BERT's uncased WordPiece tokenizer from a vocab.txt, or train one on documents."""
 
 import hashlib
 import json
 import shutil
 import string
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from mobilebert.data.corpus import is_heldout
 from mobilebert.data.reading import BYTE_ORDER_MARK, lines, reading, text, writing
 from mobilebert.data.source import Source
 from mobilebert.modeling.checkpoint_files import TOKENIZER
@@ -24,29 +26,37 @@ SPECIAL_TOKENS = (PAD, UNK, CLS, SEP, MASK)
 # vocabulary.
 BERT_VOCAB_SIZE = 30_522
 
+# Limits of a trained vocabulary. A source interleaves its files, so the first characters are a fair
+# sample of all. Real text has thousands of rare characters, and each would take two entries.
+MOST_READ = 20_000_000  # characters of documents
+MOST_ALPHABET = 256  # the most frequent characters; words with another one become [UNK]
+
 BERT_POSITIONS = 512
 
 
-def build_tokenizer(source: Source, out: Path, vocab_size: int | None) -> Tokenizer:
+def build_tokenizer(source: Source, out: Path, vocab_size: int | None, heldout_share: float = 0.0, seed: int = 0) -> Tokenizer:
     """Write tokenizer.json, vocab.txt and tokenizer_config.json to `out`; return the tokenizer.
 
     transformers' BertTokenizerFast can load the folder `out`.
 
     vocab_size: the exact size; None takes all that the source has. A source's vocab.txt is used
-        completely.
+        completely, if it has this size. Otherwise the vocabulary is trained on the documents.
+    heldout_share, seed: choose the documents that are held out, see `is_heldout`. A vocabulary that
+        takes the place of vocab.txt is not trained on them.
 
-    Raises UserError if `vocab_size` is not the size of vocab.txt, or is more or less than the
-    documents can give; and if vocab.txt lacks a special token.
+    Raises UserError if `vocab_size` is more or less than the documents can give; and if vocab.txt
+    lacks a special token.
     """
     path = source.vocab()
     if path is None:
-        vocab = _train(source, vocab_size)
+        vocab = _train(source.spec, source.documents(), vocab_size)
     else:
         vocab = read_vocabulary(path)
         if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
             raise UserError(f"{path}: no token {', '.join(missing)}")
         if vocab_size not in (None, len(vocab)):
-            raise UserError(f"vocab_size is {vocab_size}: must be absent or {len(vocab)}, the size of {path}")
+            training = (document for document in source.documents() if not is_heldout(document, heldout_share, seed))
+            vocab = _train(source.spec, training, vocab_size)
     tokenizer = _bert(vocab)
     out.mkdir(parents=True, exist_ok=True)
     config = {
@@ -130,31 +140,52 @@ def _bert(vocab: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _train(source: Source, vocab_size: int | None) -> list[str]:
+def _train(spec: str, documents: Iterable[str], vocab_size: int | None) -> list[str]:
     """Return a vocabulary that is always the same for the same documents.
 
     It has the special tokens, then pieces in the trainer's order. The trainer numbers characters in
     the order of a hash table with a random seed, and these numbers break ties between equally
     frequent pairs. Passing every piece of one character as a "special" token fixes the numbers.
+
+    spec: the source's name in an error.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.normalizer = _normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    counts: Counter[str] = Counter()
-    for document in source.documents():
+    words: Counter[str] = Counter()
+    read = 0
+    for document in documents:
         cleaned = tokenizer.normalizer.normalize_str(document)
-        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(cleaned))
-    characters = sorted({character for word in counts for character in word} | set(string.ascii_lowercase))
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(cleaned))
+        read += len(document)
+        if read >= MOST_READ:
+            break
+    characters = _alphabet(words)
     fixed = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     size = vocab_size or BERT_VOCAB_SIZE
     if size < len(fixed):
         raise UserError(f"vocab_size is {size}: must be at least {len(fixed)}, the special tokens and characters")
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=fixed, show_progress=False)
-    tokenizer.train_from_iterator((f"{word} " * count for word, count in sorted(counts.items())), trainer)
+    known = set(characters)
+    spelt = sorted(word for word in words if known.issuperset(word))
+    tokenizer.train_from_iterator((f"{word} " * words[word] for word in spelt), trainer)
     vocab = tokenizer.get_vocab()
     if vocab_size is not None and len(vocab) != vocab_size:
-        raise UserError(f"vocab_size is {vocab_size}: the documents of {source.spec} give at most {len(vocab)} pieces")
+        raise UserError(f"vocab_size is {vocab_size}: the documents of {spec} give at most {len(vocab)} pieces")
     return sorted(vocab, key=vocab.__getitem__)
+
+
+def _alphabet(words: Counter[str]) -> list[str]:
+    """Return the letters a to z and the most frequent characters, sorted, MOST_ALPHABET at most.
+
+    words: word -> count. If two are equally frequent, the lower code point comes first.
+    """
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        counts.update(dict.fromkeys(word, count))
+    letters, others = set(string.ascii_lowercase), sorted(counts.keys() - set(string.ascii_lowercase))
+    others.sort(key=lambda character: -counts[character])
+    return sorted(letters | set(others[: MOST_ALPHABET - len(letters)]))
 
 
 def _write(path: Path, content: str) -> None:

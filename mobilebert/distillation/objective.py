@@ -12,7 +12,6 @@ from mobilebert.distillation.teacher_layers import by_layer, with_statistics
 from mobilebert.distillation.transfer import Transfer, copy_outside_encoder, shuffle_weights
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.heads import MobileBertForPreTraining
-from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.study.graph import final_job
 from mobilebert.study.schema import Study
@@ -102,7 +101,7 @@ def soft_logits(
 
 def teacher_of(context: JobContext, study: Study, device: str) -> MobileBertForPreTraining:
     """Return the frozen teacher; the control "shuffled-teacher" shuffles its weights."""
-    model = models()[context.job.name].teacher
+    model = study.models[context.job.name].teacher
     final = model and final_job(study, model)
     assert final
     teacher = cast(MobileBertForPreTraining, objective.input_model(context, final).to(device).eval())

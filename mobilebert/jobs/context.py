@@ -16,6 +16,7 @@ from mobilebert.jobs.freshness import record_file, record_folder
 from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record, read_record, sealed
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.job import Config, Graph, Job
+from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256, json_safe, write_atomically
 from mobilebert.util.machine import cores
@@ -132,6 +133,16 @@ class JobContext:
             if text not in self.labels:
                 self.labels.append(text)
 
+    def _pretraining_seed(self, job: Job) -> int | None:
+        """Return the seed with which a job's model was pre-trained; None if it was not.
+
+        A fine-tuning or quantization has the seed of the job whose weights it reads.
+        """
+        if job.row is None or "seed" in job.config:
+            return job.config["seed"] if job.row else None
+        own = (self.graph[key] for key in job.inputs if self.graph[key].row == job.row)
+        return next((seed for other in own if (seed := self._pretraining_seed(other)) is not None), None)
+
     def write(self, status: str = "ok", reason: str | None = None) -> None:
         """Write the record, result.json, with the hashes of the artefacts."""
         files = {
@@ -162,8 +173,8 @@ class JobContext:
             "weights_dtype": self.weights_dtype,
             "predictions": [name for name in self.artefacts if Path(name).name.startswith("predictions.")],
             "quantization": self.quantization and self.quantization.model_dump(mode="json"),
-            "row": self.job.row,
-            "pretraining_seed": self.job.config.get("seed"),
+            "row": self.job.row and row_of(self.job.row),
+            "pretraining_seed": self._pretraining_seed(self.job),
         }
         text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "result.json", text.encode())

@@ -34,8 +34,9 @@ class Model(Strict):
     losses: tuple[Literal["fmt", "at"], ...] = ()  # layer-wise losses of the transfer
     dropout: bool = True  # in pre-training; the students have none there and in distillation (released code)
     control: Literal["none", "fresh-student", "shuffled-teacher"] = "none"
-    budget_of: str | None = None  # student whose distillation gives the settings of this model without a teacher
+    budget_of: str | None = None  # student whose steps this model takes; without a teacher also its settings
     budget: Literal["steps", "compute"] = "steps"  # for as many steps as the student, or as many FLOPs as it and its teacher
+    untrained: bool = False  # with budget_of: one step in place of the student's
     seed: int = 0  # added to the study's
     note: str = ""
 

@@ -10,7 +10,6 @@ from torch import nn
 from mobilebert.data.segment_pairs import predictions
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.kernels import fused
-from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.study import schedule
 from mobilebert.study.recipe import Training
@@ -75,7 +74,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, **options) -> torch
 
 def section(context: JobContext, study: Study) -> Training:
     """Return the study's section of the job: `pretrain`, `search`, `transfer` or `distill`."""
-    return getattr(study, models()[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
+    return getattr(study, study.models[context.job.name].settings if context.job.stage == "pretrain" else context.job.stage)
 
 
 def make_plan(context: JobContext, study: Study, model: nn.Module, corpus: Path) -> TrainingPlan:

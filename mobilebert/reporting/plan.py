@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mobilebert import paper
 from mobilebert.data.source import OFFICIAL_ROWS
 from mobilebert.finetuning.search import passes, rungs, total
 from mobilebert.modeling.cost import MASK_RATE, Cost, cost
@@ -164,7 +163,7 @@ def _memory(study: Study, graph: Graph, job: Job) -> tuple[float, float]:
 
 def _teacher(study: Study, graph: Graph, job: Job) -> Architecture:
     """Return the architecture of the teacher of a job's student."""
-    teacher = paper.models()[job.name].teacher
+    teacher = study.models[job.name].teacher
     final = teacher and final_job(study, teacher)
     assert final
     return graph[final].settings(ModelConfig).architecture

@@ -5,52 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from mobilebert import paper
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
 from mobilebert.jobs.record import Record
-from mobilebert.reporting import reading, verdicts
+from mobilebert.reporting import pretraining_seeds, reading, verdicts
 from mobilebert.reporting.architecture_columns import facts
+from mobilebert.reporting.cell import NOTHING, Cell, show
 from mobilebert.study.architecture import architecture
 from mobilebert.study.graph import cell_job
 from mobilebert.study.schema import Study
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError
 from mobilebert.util.text import markdown as escaped
-
-NOTHING = "–"  # the paper prints no value, or the model has no such part
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell, in the column's unit.
-
-    spread: the standard deviation over `count` seeds; a latency has none, and counts rounds.
-    """
-
-    published: float | str | list | None
-    measured: float | str | list | None
-    verdict: verdicts.Verdict | None  # None if the cell measures nothing
-    unit: str = ""
-    spread: float | None = None
-    count: int | None = None
-    labels: tuple[str, ...] = ()
-
-    @property
-    def published_text(self) -> str:
-        """Return the published value as the paper prints it."""
-        return show(self.published, self.unit, measured=False)
-
-    @property
-    def measured_text(self) -> str:
-        """Return the value with spread and sample count, or the verdict if there is no value."""
-        if self.verdict in ("not run", "diverged", "refused", "void", "edited"):
-            return self.verdict
-        text = show(self.measured, self.unit)
-        if self.spread is not None:
-            text += f" ± {show(self.spread, self.unit)}"
-        return f"{text} (n={self.count})" if self.count else text
 
 
 @dataclass(frozen=True)
@@ -195,7 +163,8 @@ def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[s
     record = records.get(keys[0])
     if column.source == "latency":
         return _latency_cell(row, column, record)
-    return _score_cell(row, column, record)
+    cells = [_score_cell(row, column, item) for item in pretraining_seeds.records_of(row.model, keys[0], records, edited)]
+    return pretraining_seeds.pooled(column, cells)
 
 
 def _score_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
@@ -283,24 +252,12 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def show(value: Any, unit: str = "", measured: bool = True) -> str:
-    """Return a value as a cell prints it; a published number keeps the paper's digits."""
-    if value is None:
-        return NOTHING
-    if isinstance(value, list):
-        return "/".join(str(int(item)) if isinstance(item, float) else str(item) for item in value)
-    if isinstance(value, str):
-        return value
-    if unit == "%" or (measured and unit in ("M", "ms")):
-        return f"{value:.1f}"
-    return f"{value:.2f}" if measured and unit == "G" else f"{value:g}"
-
-
 LEGEND = (
     "A row's first line is published (Sun et al., ACL 2020), its second what this study measured: the median over n "
-    "seeds ± their standard deviation, and the verdict on the published value. A run that predicts one class, is not above "
-    "guessing by one standard error, or whose training loss did not fall has failed: it counts, and a footnote says so; a cell "
-    "of which at least half of the seeds failed or diverged says failed and is not judged. Shapes, parameters and FLOPs are "
+    "seeds ± their standard deviation, and the verdict on the published value. If a row has several pre-training seeds, it is "
+    "the mean over them, and a footnote says so; the GLUE score is then that of the first. A run that predicts one class, is not "
+    "above guessing by one standard error, or whose training loss did not fall has failed: it counts, and a footnote says so; a "
+    "cell of which at least half of the seeds failed or diverged says failed and is not judged. Shapes, parameters and FLOPs are "
     "computed from the configurations at the paper's widths. A row without a second line is not run by this suite."
 )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
-from mobilebert.data.corpus import prepare_corpus
+import numpy as np
+
+from mobilebert.data.corpus import SPLITS, prepare_corpus
 from mobilebert.data.examples import table_file
+from mobilebert.data.ngrams import bytes_per_token, trigram_entropy
 from mobilebert.data.reading import writing
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
@@ -37,7 +40,8 @@ def main(context: JobContext, study: Study) -> None:
                 labels.setdefault(task, {})[role] = label
             context.artefacts.append(str(path.relative_to(context.folder)))
         files |= source.files(task)
-    tokenizer = build_tokenizer(source, context.folder / "tokenizer", config.vocab_size)
+    split = 0 if config.source == "synthetic" else config.seed  # another seed generates another text, not another split
+    tokenizer = build_tokenizer(source, context.folder / "tokenizer", config.vocab_size, config.heldout_share, split)
     paragraphs = {text for task in ("squad_v1.1", "squad_v2.0") for text in source.table(task, "validation")["context"].unique()}
     with bar(0, "corpus", unit="tok") as shown:
         counts = prepare_corpus(
@@ -45,6 +49,7 @@ def main(context: JobContext, study: Study) -> None:
             tokenizer,
             context.folder / "corpus",
             heldout_share=config.heldout_share,
+            seed=split,
             squad_dev_paragraphs=paragraphs,
             workers=min(WORKERS, cores()),
             cache=context.results / ".cache" / "corpus",  # shared by all studies
@@ -56,7 +61,11 @@ def main(context: JobContext, study: Study) -> None:
             str(file.relative_to(context.folder)) for file in (context.folder / folder).iterdir() if file.is_file()
         )
     context.metrics |= {key: value for key, value in counts.items() if isinstance(value, int | float)}
-    context.metrics["vocab_size"] = tokenizer.get_vocab_size()
+    size = tokenizer.get_vocab_size()
+    context.metrics["vocab_size"] = size
+    train, heldout = (np.load(context.folder / "corpus" / f"{split}.tokens.npy", mmap_mode="r") for split in SPLITS)
+    context.metrics["trigram_entropy"] = trigram_entropy(train, heldout, size)
+    context.metrics["bytes_per_token"] = bytes_per_token(heldout, [str(tokenizer.id_to_token(index)) for index in range(size)])
     context.details |= {
         "rows": rows,
         "labels": labels,

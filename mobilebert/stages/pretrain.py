@@ -11,7 +11,6 @@ import torch
 
 from mobilebert.jobs.context import JobContext
 from mobilebert.modeling.cost import cost
-from mobilebert.paper import models
 from mobilebert.pretraining import objective
 from mobilebert.pretraining.common import corpus_labels, corpus_of, make_optimizer, make_plan
 from mobilebert.study.schema import Study
@@ -37,7 +36,7 @@ def main(context: JobContext, study: Study) -> None:
     train(context, model, make_optimizer(model, config), task, "train", device)
     objective.heldout(context, model, corpus, config.length, device)
     objective.save_model(context, model)
-    schedule_labels = study.schedule_labels(models()[context.job.name].settings, config.steps)
+    schedule_labels = study.schedule_labels(study.models[context.job.name].settings, config.steps)
     own_labels = corpus_labels(context, study) + split_labels(task, config.dropout, context.details["train_split"])
     context.label(study.labels("pretrain") + schedule_labels + own_labels)
 

@@ -23,7 +23,9 @@ LANGUAGE_MODEL = {
     "heldout_mlm_loss": COUNT,
     "heldout_mlm_accuracy": SHARE,
     "heldout_nsp_accuracy": SHARE,
+    "heldout_bits_per_byte": COUNT,
     "unigram_entropy": COUNT,
+    "trigram_entropy": COUNT,
 }
 # Stages whose metrics are the same for every job. The metrics of the other stages depend on the
 # task, or on the models that are timed.
@@ -32,6 +34,8 @@ METRICS: dict[str, dict[str, Range]] = {
         **dict.fromkeys(("documents_read", "documents_empty", "documents_dropped"), COUNT),
         **{f"{kind}_{split}": COUNT for kind in ("documents", "sentences", "tokens") for split in ("train", "heldout")},
         "unigram_entropy": COUNT,
+        "trigram_entropy": COUNT,
+        "bytes_per_token": COUNT,
         "vocab_size": COUNT,
     },
     "pretrain": LANGUAGE_MODEL,

@@ -44,13 +44,13 @@ def _science(settings: Training) -> dict:
     return settings.model_dump(exclude={*EXECUTION})
 
 
-def _dropout(settings: Training, row: paper.Model) -> dict:
+def _dropout(settings: Training, dropout: bool) -> dict:
     """Return `dropout`; with dropout also `accumulate`, the number of micro-batches.
 
     On a GPU each micro-batch draws other masks, so their number changes the result. So does the
     number of data-parallel processes, which is unknown here and becomes a label of the record.
     """
-    return {"dropout": True, "accumulate": settings.accumulate} if row.dropout else {"dropout": False}
+    return {"dropout": True, "accumulate": settings.accumulate} if dropout else {"dropout": False}
 
 
 def final_job(study: Study, model: str) -> str | None:
@@ -113,16 +113,16 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
         pin = {"sha256": weights.sha256} if weights.is_local else {"source": weights.source, "revision": weights.revision}
         graph.add("checkpoint", model, {**pin, "architecture": base["architecture"]})
         return
-    if row.budget_of:
-        if model in study.run and (study.distill.max_minutes or study.transfer.max_minutes):
+    if row.budget_of and not row.teacher:
+        if study.run_of(model) is not None and (study.distill.max_minutes or study.transfer.max_minutes):
             raise UserError(
                 f"{study.name}: run: {model} needs {row.budget_of}'s step count; remove distill's and transfer's max_minutes"
             )
-        graph.add("pretrain", model, {**base, **_scratch(study, row), **_dropout(study.distill, row)}, ["data"])
+        graph.add("pretrain", model, {**base, **_scratch(study, row), **_dropout(study.distill, row.dropout)}, ["data"])
         return
     if not row.teacher:
         settings = study.search if row.schedule == "search" else study.pretrain
-        science = {**_science(settings), **_dropout(settings, row)}
+        science = {**_science(settings), **_dropout(settings, row.dropout and settings.dropout)}
         graph.add("pretrain", model, {**base, **science}, ["data"])
         return
     if problem := mismatch(base["architecture"], architecture(study, row.teacher), row.losses):
@@ -143,17 +143,24 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
         config["steps"] = study.distill.steps + study.transfer.steps
         if study.distill.max_minutes and study.transfer.max_minutes:
             config["max_minutes"] = study.distill.max_minutes + study.transfer.max_minutes
+    if row.budget_of:
+        config["steps"] = _steps(study, row)
     graph.add("distill", model, config, inputs)
 
 
 def _scratch(study: Study, row: paper.Model) -> dict:
     """Return the settings of a model that trains without a teacher for the budget of a student."""
+    settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
+    return {**settings, "steps": 1 if row.untrained else _steps(study, row), "max_minutes": None}
+
+
+def _steps(study: Study, row: paper.Model) -> int:
+    """Return the steps of a row that has the budget of another row's student."""
     assert row.budget_of is not None
     student = paper.models()[row.budget_of]
     assert student.teacher is not None
     mine, theirs = (architecture(study, name) for name in (row.budget_of, student.teacher))
-    settings = {key: value for key, value in _science(study.distill).items() if key not in ("alpha", "temperature")}
-    return {**settings, "steps": scratch_steps(study, student, mine, theirs, row.budget), "max_minutes": None}
+    return scratch_steps(study, student, mine, theirs, row.budget)
 
 
 def with_upstream(graph: Graph, ids: Iterable[str]) -> list[str]:
@@ -174,7 +181,7 @@ def jobs_in_scope(study: Study, graph: Graph) -> list[str]:
         ids += [f"finetune/{model}/{task}" for task in study.tasks_of(model)]
         ids += [f"quantize/{model}/{task}" for task in study.quantized_tasks_of(model)]
         final = final_job(study, model)
-        if final and not study.tasks_of(model) and model in study.run:
+        if final and not study.tasks_of(model) and study.run_of(model) is not None:
             ids.append(final)  # `run: {control: []}`: pre-train and compare it, but do not fine-tune
     return with_upstream(graph, ids)
 

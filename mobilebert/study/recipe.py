@@ -88,6 +88,11 @@ class Pretrain(Training):
     batch_size: Batch = Field(
         default=4096, description="Sequences in a batch, over all processes; 4,096 in the paper (section 4.2)."
     )
+    dropout: bool = Field(
+        default=True,
+        description="Train with the dropout of the paper's row, if it has any; the paper's students have "
+        "none. false: no model has dropout in pre-training.",
+    )
 
 
 class Search(Pretrain):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mobilebert import paper
 from mobilebert.study.fields import TASK_NAMES, Strict, changed
 from mobilebert.study.finetune import Finetune
+from mobilebert.study.pretraining_seeds import row_of, seeds_of, with_seeds
 from mobilebert.study.recipe import EXECUTION, Distill, Pretrain, Search, Transfer
 from mobilebert.study.sections import Checkpoint, Data, Expectation, Latency, Scale, Seed
 from mobilebert.util.errors import allowed, shown
@@ -25,6 +26,9 @@ BAG = "bag-of-embeddings"
 WITHOUT_ORDER = tuple(task for task in TASK_NAMES if not task.startswith("squad"))
 
 QUANTIZED_TASKS = ("mnli", "qnli", "mrpc", "sst2", "squad_v1.1")  # the columns of Table 6
+
+
+Tasks = Literal["all"] | tuple[str, ...]
 
 
 class Study(Strict):
@@ -87,6 +91,11 @@ class Study(Strict):
         description="Models to run, rows of the tables or names in `checkpoints`, each with the tasks to "
         "fine-tune it on. `[]`: the model is pre-trained and not fine-tuned.",
     )
+    seeds: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
+        default={},
+        description="Rows that are pre-trained with several seeds, each with their number. With 3 the row `scratch` "
+        "also has the models `scratch-seed-1` and `scratch-seed-2`; `run` and `quantize` of the row hold for them too.",
+    )
     quantize: dict[str, Literal["all"] | tuple[str, ...]] = Field(
         default={"mobilebert": "all"},
         description="Models to quantize to 8 bits, each with its tasks; all are the five of Table 6: "
@@ -112,8 +121,12 @@ class Study(Strict):
 
     @property
     def models(self) -> dict[str, paper.Model]:
-        """Return the paper's model rows, and a baseline for every further name in `checkpoints`."""
-        rows = paper.models()
+        """Return the paper's model rows, their further seeds in this study, and its own baselines.
+
+        A baseline is any other name in `checkpoints`.
+        """
+        further = [name for row, count in self.seeds.items() for name in seeds_of(row, count)]
+        rows = with_seeds(paper.models(), [*further, *self.run])
         return rows | {name: paper.Model(preset="checkpoint") for name in self.checkpoints if name not in rows}
 
     @field_validator("schema_version", mode="before")
@@ -156,7 +169,7 @@ class Study(Strict):
         """Refuse models and tasks that do not exist or do not go together."""
         models, rows = self.models, paper.models()
         timed = [name for name in rows if name != BAG]
-        for model in [name for name in models if name not in rows]:
+        for model in [name for name in self.checkpoints if name not in rows]:
             if model not in self.run:  # or a mistyped row's name would be a new baseline
                 names = allowed(timed, model)
                 raise ValueError(f"checkpoints: unknown model {shown(model)}; {names}, or a baseline, which run must name too")
@@ -176,6 +189,10 @@ class Study(Strict):
                         raise ValueError(f"{key}.{model}: unknown task {shown(task)}; {allowed(known)}")
         if self.quantize.get(BAG):
             raise ValueError(f"quantize.{BAG}: a bag of embeddings is not quantized; [] is allowed")
+        for row in self.seeds:
+            if row not in rows or row in self.checkpoints or row == BAG:
+                names = allowed([name for name in timed if name not in self.checkpoints], row)
+                raise ValueError(f"seeds: {shown(row)} is no row that this study pre-trains; {names}")
         for model in self.latency.models:
             if model not in timed:
                 raise ValueError(f"latency.models: unknown model {shown(model)}; {allowed(timed, model)}")
@@ -242,12 +259,20 @@ class Study(Strict):
                 raise ValueError(f"{key}: {length} is more than the model's {longest} positions")
         return self
 
+    def run_of(self, model: str) -> Tasks | None:
+        """Return what `run` says of a model, or of its row. Return None if it says nothing."""
+        return self._entry(self.run, model)
+
+    def _entry(self, table: dict[str, Tasks], model: str) -> Tasks | None:
+        own, row = table.get(model), row_of(model)
+        return table.get(row) if own is None and model in seeds_of(row, self.seeds.get(row, 1)) else own
+
     def tasks_of(self, model: str) -> tuple[str, ...]:
         """Return the tasks that `run` fine-tunes a model on."""
-        tasks = self.run.get(model, ())
+        tasks = self.run_of(model) or ()
         return (WITHOUT_ORDER if model == BAG else TASK_NAMES) if tasks == "all" else tasks
 
     def quantized_tasks_of(self, model: str) -> tuple[str, ...]:
         """Return the tasks that `quantize` names for a model."""
-        tasks = self.quantize.get(model, ())
+        tasks = self._entry(self.quantize, model) or ()
         return QUANTIZED_TASKS if tasks == "all" else tasks

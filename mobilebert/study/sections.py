@@ -46,7 +46,10 @@ class Data(Strict):
         description="sha256 of a local folder's SHA256SUMS, which pins the data that the study was "
         "written for. `local:<folder>` needs it; null for the other sources.",
     )
-    seed: Seed = Field(default=0, description="Seed of the generated data; read only with `source: synthetic`.")
+    seed: Seed = Field(
+        default=0,
+        description="Seed of the generated data. With another source it chooses which documents are held out.",
+    )
     documents: Positive | None = Field(
         default=None,
         description="Number of documents after which reading the corpus stops: 4 or more, with "
@@ -58,7 +61,8 @@ class Data(Strict):
     vocab_size: Positive | None = Field(
         default=None,
         description="Entries of the vocabulary, at most 1,048,576. null: the source's vocab.txt; if it "
-        "has none, as many as training the tokenizer finds, up to BERT's 30,522.",
+        "has none, as many as training the tokenizer finds, up to BERT's 30,522. A size other than that of "
+        "vocab.txt: a vocabulary trained on the corpus without the documents held out.",
     )
 
     @field_validator("vocab_size")

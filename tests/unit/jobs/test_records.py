@@ -8,7 +8,7 @@ import pytest
 
 from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.execute import execute_job
-from mobilebert.jobs.freshness import current_records, edited_records, freshness_of
+from mobilebert.jobs.freshness import current_records, edited_records, freshness_of, record_file
 from mobilebert.jobs.record import read_record, sealed
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.graph import build_graph
@@ -241,6 +241,30 @@ def test_a_record_without_a_checksum_loads_as_unsealed(graph, tmp_path):
     path.write_text(json.dumps(content))
     assert read_record(path).seal == "unsealed"
     assert freshness_of(tmp_path, "smoke", graph[JOB], graph) == "current"
+
+
+def test_a_record_names_its_row_and_pretraining_seed(tmp_path):
+    study = load_study("smoke")
+    changes = {"seed": 4, "seeds": {"mobilebert": 3}, "run": {"mobilebert": ("sst2",)}, "expect": ()}
+    graph = build_graph(study.model_copy(update=changes))
+    names = ("mobilebert-seed-2", "mobilebert-seed-2/sst2", "ib-bert-large", "bag-of-embeddings/sst2")
+    for key in graph:
+        if key == "data" or key.partition("/")[2] in names:
+            execute(graph, tmp_path, lambda run: None, key)
+    found = {
+        key: (record.row, record.pretraining_seed)
+        for key in graph
+        if (path := record_file(tmp_path, "smoke", graph[key])).is_file() and (record := read_record(path))
+    }
+    assert found == {
+        "data": (None, None),
+        "pretrain/ib-bert-large": ("ib-bert-large", 4),
+        "transfer/mobilebert-seed-2": ("mobilebert", 6),
+        "distill/mobilebert-seed-2": ("mobilebert", 6),
+        "finetune/mobilebert-seed-2/sst2": ("mobilebert", 6),
+        "quantize/mobilebert-seed-2/sst2": ("mobilebert", 6),
+        "finetune/bag-of-embeddings/sst2": ("bag-of-embeddings", None),
+    }
 
 
 def test_a_record_names_the_modules_that_it_depends_on(graph, tmp_path):

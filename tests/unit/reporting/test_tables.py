@@ -67,6 +67,50 @@ def test_golden_table_8():
     assert text[start + 13] == "- [1] scaled: widths / 8"
 
 
+def seeds_of(row, task, *values, **options):
+    """Return a record for each pre-training seed of a row."""
+    names = [row, *(f"{row}-seed-{number}" for number in range(1, len(values)))]
+    found = []
+    for seed, (name, value) in enumerate(zip(names, values)):
+        made = record(f"finetune/{name}/{task}", status="ok" if value is not None else "diverged", accuracy=value, **options)
+        found.append(made.model_copy(update={"row": row, "pretraining_seed": seed}))
+        found[-1]._seal = "sealed"
+    return found
+
+
+def test_a_row_with_pretraining_seeds_shows_their_mean_and_spread():
+    """The mean of 89, 91 and 93 is 91.0, 0.0 from the published 91.0; their deviation is 2.0."""
+    records = of(*seeds_of("mobilebert", "qnli", 0.89, 0.91, 0.93))
+    assert line(8, "PKT", records)[1] == "91.0 ± 2.0 (n=3), match [1]"
+    assert "- [1] mean and standard deviation over 3 pre-training seeds" in lines(8, records)
+    assert line(8, "AKT", records)[1] == "not run"
+
+
+def test_a_pretraining_seed_of_another_row_or_task_or_a_changed_one_is_not_counted():
+    mine = seeds_of("mobilebert", "qnli", 0.89, 0.91)
+    others = [*seeds_of("mobilebert-jkt", "qnli", 0.5, 0.5), *seeds_of("mobilebert", "sst2", 0.1, 0.1)]
+    assert line(8, "PKT", of(*mine, *others))[1].startswith("90.0 ± 1.4 (n=2)")
+    (row,) = [row for row in fill_table(paper.table(8), STUDY, of(*mine), [mine[1].id]).rows if row.label == "PKT"]
+    assert row.cells[1].measured_text == "89.0 (n=1)"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.91, None, 0.91), "91.0 ± 0.0 (n=2), match [1]"),
+        ((None, 0.91, 0.91), "91.0 ± 0.0 (n=2), match [1]"),
+        ((0.91, None), "91.0 (n=1), failed [1]"),
+        ((None, None), "diverged"),
+    ],
+)
+def test_a_pretraining_seed_that_diverged_is_counted(values, text):
+    records = of(*seeds_of("mobilebert", "qnli", *values))
+    assert line(8, "PKT", records)[1] == text
+    assert any("1 of " in note and "pre-training seeds failed or diverged" in note for note in lines(8, records)) == (
+        "[1]" in text
+    )
+
+
 def test_int8_rows_read_quantize_records():
     records = of(record("finetune/mobilebert/qnli", accuracy=0.91), record("quantize/mobilebert/qnli", accuracy=0.5))
     assert line(6, "MobileBERT", records)[1] == "91.0 (n=1), match"

@@ -17,6 +17,7 @@ from mobilebert.util.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 RECORDS = sorted(ROOT.glob("reports/cpu-2-cores/**/result.json"))
+LATER = {"trigram_entropy", "bytes_per_token", "heldout_bits_per_byte"}  # the committed records are older than these metrics
 MINI = ROOT / "tests/workflow/mini.yaml"
 
 
@@ -34,7 +35,7 @@ def test_every_metric_of_a_real_record_is_known_and_within_its_range():
             least, most = known[name]
             assert value is None or least <= value <= most, f"{key}:{name}"
         seen.add(record["stage"])
-        missing = known.keys() - record["metrics"].keys()
+        missing = known.keys() - record["metrics"].keys() - LATER
         assert all(name.startswith("mismatched_") for name in missing), f"{key} lacks {missing}"  # the data folder lacks this set
     assert seen == {*STAGES} - {"checkpoint", "report", "track", "check"}
     assert {json.loads(path.read_text())["name"].partition("/")[2] for path in RECORDS} >= {*TASK_NAMES}

@@ -3,12 +3,14 @@
 import shutil
 
 import pytest
+from pydantic import ValidationError
 
 from mobilebert import paper
 from mobilebert.study.code_hash import PACKAGE, _read, _syntax, code_hash, modules
 from mobilebert.study.graph import STAGES, add_views, build_graph, jobs_in_scope
 from mobilebert.study.load import load_study
 from mobilebert.study.recipe import TASK_NAMES
+from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError
 
 
@@ -163,6 +165,19 @@ def test_compile_and_graph_make_nothing_stale_but_a_time_limit_does():
     distill = study.distill.model_copy(update={"accumulate": 4})
     assert "distill/mobilebert" not in changed(study, study.model_copy(update={"distill": distill}))
     assert "pretrain/ib-bert-large" in touched(max_minutes=1.0)
+
+
+def test_a_study_may_pre_train_the_teacher_without_dropout():
+    study = load_study("smoke")
+    without = study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"dropout": False})})
+    before, after = (build_graph(item)["pretrain/ib-bert-large"].config for item in (study, without))
+    assert before["dropout"] is True
+    assert after["dropout"] is False
+    assert "accumulate" not in after
+    assert {key for key in before if before[key] != after.get(key)} == {"dropout", "accumulate"}
+    keys = changed(study, without)
+    assert "pretrain/ib-bert-large" in keys
+    assert not keys & {"pretrain/mobilebert-bare", "pretrain/scratch", "pretrain/search-a", "data"}
 
 
 def test_akt_gets_the_minutes_of_both_stages():
@@ -328,6 +343,65 @@ def test_a_model_from_scratch_gets_its_students_steps_settings_and_seeds():
         compute = graph[f"pretrain/scratch-compute{suffix}"].config
         assert {**compute, "steps": 0} == {**scratch.config, "steps": 0}
         assert compute["steps"] > scratch.config["steps"]
+
+
+def test_a_student_of_logits_alone_may_have_the_steps_of_one_with_a_transfer():
+    for name in ("paper", "learning"):
+        study = load_study(name)
+        graph = build_graph(study)
+        like, other = graph["distill/mobilebert"].config, graph["distill/student-pd"].config
+        assert other["steps"] == study.transfer.steps + study.distill.steps
+        changes = {key for key in like if like[key] != other[key]}
+        assert changes == {"steps", "strategy"}
+        assert graph["distill/student-pd"].inputs == ("data", "pretrain/ib-bert-large")
+        assert graph["distill/student-pd-fmt"].config == like
+
+
+def test_an_untrained_model_is_that_from_scratch_after_one_step():
+    graph = build_graph(load_study("learning"))
+    assert graph["pretrain/untrained"].config == {**graph["pretrain/scratch"].config, "steps": 1}
+
+
+def with_seeds(name, seeds, run):
+    study = load_study(name)
+    return Study.model_validate(
+        {**study.model_dump(by_alias=True, mode="json"), "seeds": seeds, "run": run, "quantize": {}, "expect": []}
+    )
+
+
+def test_a_row_with_seeds_runs_each_of_them_on_its_tasks():
+    study = with_seeds("smoke", {"mobilebert": 3}, {"mobilebert": ["sst2"], "scratch": []})
+    scope = jobs_in_scope(study, graph := build_graph(study))
+    assert [key for key in scope if key.startswith("finetune/")] == [
+        f"finetune/{name}/sst2" for name in ("mobilebert", "mobilebert-seed-1", "mobilebert-seed-2")
+    ]
+    assert [graph[f"distill/mobilebert{suffix}"].config["seed"] for suffix in ("", "-seed-1", "-seed-2")] == [0, 1, 2]
+    assert "pretrain/scratch" in scope
+    assert "pretrain/scratch-seed-1" not in graph
+    assert {key for key in scope if key.startswith("pretrain/")} == {"pretrain/ib-bert-large", "pretrain/scratch"}
+
+
+def test_a_seed_named_in_run_is_the_same_job_as_one_of_seeds():
+    names = ("mobilebert", "mobilebert-seed-1", "mobilebert-seed-2")
+    by_key = with_seeds("smoke", {"mobilebert": 3}, {"mobilebert": []})
+    by_name = with_seeds("smoke", {}, {name: [] for name in names})
+    one, other = build_graph(by_key), build_graph(by_name)
+    assert jobs_in_scope(by_key, one) == jobs_in_scope(by_name, other)
+    assert {key: job.fingerprint for key, job in one.items()} == {key: job.fingerprint for key, job in other.items()}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ({"mobilebrt": 3}, "seeds: 'mobilebrt' is no row that this study pre-trains"),
+        ({"bag-of-embeddings": 3}, "seeds: 'bag-of-embeddings' is no row"),
+        ({"mobilebert-seed-1": 3}, "seeds: 'mobilebert-seed-1' is no row"),
+        ({"mobilebert": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_seeds_of_what_is_not_pre_trained_are_refused(seeds, message):
+    with pytest.raises(ValidationError, match=message):
+        with_seeds("smoke", seeds, {"mobilebert": []})
 
 
 def test_a_published_checkpoint_takes_the_place_of_pre_training():
