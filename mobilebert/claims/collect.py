@@ -20,6 +20,7 @@ from mobilebert.reporting import reading
 from mobilebert.reporting.architecture_columns import facts
 from mobilebert.reporting.verdicts import NAMED
 from mobilebert.study.code_hash import canonical
+from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.stages import VIEWS
 from mobilebert.util.errors import UserError
 
@@ -33,18 +34,8 @@ class Source:
 
     @property
     def row(self) -> str:
-        """Return the paper's row; twins with other seeds have the row of the first."""
-        name = self.record.row or self.record.name.partition("/")[0]
-        return twins().get(name, name)
-
-
-@cache
-def twins() -> dict[str, str]:
-    """Return row -> the row that differs from it in nothing but the seed, for rows with a seed."""
-    rows = paper.models()
-    first = {row.model_dump_json(exclude={"seed"}): name for name, row in rows.items() if row.seed == 0}
-    found = {name: first.get(row.model_dump_json(exclude={"seed"})) for name, row in rows.items() if row.seed}
-    return {name: other for name, other in found.items() if other}
+        """Return the paper's row: `scratch-seed-2` is a seed of `scratch`."""
+        return row_of(self.record.row or self.record.name.partition("/")[0])
 
 
 def sources_in(folder: Path) -> list[Source]:

@@ -46,14 +46,15 @@ def from_records(folder: Path, out: Path, study: str | None = None) -> str:
     that made them, and return a line that says so.
 
     study: name or file of their study; None: the one file *.yaml in the folder, else the study that
-    the records name. Raises UserError for several records of one job: only `claims` can compare.
+    the records name. Claims read every timing; the tables show the first, in the order of paths.
+    Raises UserError for several records of any other job.
     """
     sources = sources_in(folder)
     records: dict[str, Record] = {}
     for source in sources:
-        if source.record.id in records:
+        if source.record.id in records and source.record.stage != "latency":
             raise UserError(f"{source.folder / 'result.json'}: a second record of {source.record.id} below {folder}")
-        records[source.record.id] = source.record
+        records.setdefault(source.record.id, source.record)
     opened = load_study(study or _study_of(folder, sources))
     files, tables = _views(opened, build_graph(opened), records, sources, ())
     for name, content in files.items():

@@ -51,7 +51,7 @@ def power(studies: int) -> list[str]:
     shares = []
     for distance in distances:
         beyond = distance * SPREAD
-        losses = truth(NAT + beyond, beyond - NAT, beyond)
+        losses = truth([NAT + beyond, NAT + 2 * beyond, NAT + beyond], beyond - NAT)
         shares.append(count(studies, 20, losses, SPREAD, int8=0.0, ratio=SPEED * math.exp(0.03 * distance)))
     for claim in PRIMARY:
         lines.append(row(claim.id, *(f"{100 * share.get((claim.id, 'reproduced'), 0.0):.0f} %" for share in shares)))

@@ -1,5 +1,6 @@
 """The committed tables are those that the committed records give."""
 
+import json
 import re
 from pathlib import Path
 
@@ -20,6 +21,21 @@ def test_the_tables_of_a_report_are_made_again_from_its_records(folder, tmp_path
     page = (tmp_path / "index.html").read_text()
     assert re.findall(r'<h2 id="(\w+)"', page)[:2] == ["claims", "expectations"]
     assert len(re.findall(r'<p id="claim-', page)) == page.count('<th scope="row"><a href="#claim-')
+
+
+def test_claims_read_every_timing_and_the_tables_show_the_first(tmp_path, capsys):
+    record = json.loads((FOLDERS[0] / "latency/result.json").read_text())
+    for number in range(3):
+        record["metrics"]["bert-base/pytorch:p50_ms"] = (4 + number) * record["metrics"]["mobilebert/pytorch:p50_ms"]
+        path = tmp_path / f"again/{number}/latency/result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record))
+    assert main(["report", "--records", str(tmp_path), "--study", str(FOLDERS[0] / "cpu.yaml")]) == 0
+    capsys.readouterr()
+    text = (tmp_path / "tables.md").read_text()
+    mean = (4 * 5 * 6) ** (1 / 3)
+    assert f"mobilebert is {mean:.2f} times as fast as bert-base, with 95 % confidence" in text
+    assert "(3 timings)" in text
 
 
 def test_a_report_of_two_studies_or_none_is_refused(tmp_path, capsys):

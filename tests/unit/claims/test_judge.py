@@ -160,8 +160,8 @@ def test_too_few_seeds_are_inconclusive_however_large_the_gain():
 
 def test_a_row_that_spreads_too_far_is_inconclusive_and_spoils_no_other_claim():
     measured = ladder(0.1, 0.3, 0.1)
-    run = measured.losses["mobilebert-no-opt"][0]
-    measured.losses["mobilebert-no-opt"][0] = Pretrained(run.loss + 0.5, 9.0)
+    run = measured.losses["mobilebert"][0]
+    measured.losses["mobilebert"][0] = Pretrained(run.loss + 0.5, 9.0)
     assert only("at-helps", measured).verdict == "inconclusive"
     assert "three times as far apart" in only("at-helps", measured).reason
     assert only("fmt-helps", measured).verdict == "reproduced"
@@ -252,7 +252,7 @@ def test_a_size_is_judged_by_its_printed_digits(value, verdict):
 
 
 def test_holms_levels_follow_the_ranks_of_the_p_values():
-    means, sd = truth(0.3, 0.3, 0.3), 0.03
+    means, sd = truth([0.3, 0.6, 0.3], 0.3), 0.03
     measured = Measured(losses=pretrained(means, sd), teachers=TEACHER)
     found = [finding for finding in judge(PRIMARY, measured) if finding.effects]
     assert {finding.verdict for finding in found} == {"reproduced"}
@@ -261,7 +261,7 @@ def test_holms_levels_follow_the_ranks_of_the_p_values():
 
 
 def test_after_one_claim_is_not_told_none_with_a_larger_p_value_is():
-    means, sd = truth(0.0, 0.0), 0.02
+    means, sd = truth([0.0] * 3, 0.0), 0.02
     measured = Measured(losses=pretrained(means, sd), teachers=TEACHER)
     alone = only("order-of-schedules", measured)
     together = {finding.claim.id: finding for finding in judge(PRIMARY, measured)}
@@ -277,7 +277,7 @@ def test_after_one_claim_is_not_told_none_with_a_larger_p_value_is():
 def test_the_verdict_is_that_of_the_printed_interval():
     generator = np.random.default_rng(3)
     for _ in range(40):
-        means = truth(*generator.normal(0, 0.15, 3))
+        means = truth(generator.normal(0, 0.15, 3), generator.normal(0, 0.15))
         runs = {
             row: {seed: Pretrained(mean + generator.normal(0, 0.03), 9.0) for seed in range(SEEDS)} for row, mean in means.items()
         }

@@ -25,7 +25,7 @@ def test_without_the_correction_the_family_would_err_more_often(monkeypatch):
 def test_effects_of_four_standard_deviations_are_mostly_told():
     beyond = 4 * SD
     told = ("teacher-pays", "pd-helps", "fmt-helps", "at-helps", "order-of-schedules", "faster-than-bert-base")
-    shares = count(60, 2, truth(NAT + beyond, beyond - NAT, beyond), SD, int8=0.0, ratio=1.2 * SPEED)
+    shares = count(60, 2, truth([NAT + beyond] * 3, beyond - NAT), SD, int8=0.0, ratio=1.2 * SPEED)
     assert min(shares[claim, "reproduced"] for claim in told) > 0.85
-    shares = count(60, 2, truth(-NAT - beyond, -NAT - beyond), SD, int8=-0.05, ratio=0.8 * SPEED)
+    shares = count(60, 2, truth([-NAT - beyond] * 3, -NAT - beyond), SD, int8=-0.05, ratio=0.8 * SPEED)
     assert min(shares[claim, "contradicted"] for claim in told) > 0.85
