@@ -132,10 +132,14 @@ def _unequal(claim: Claim, measured: Measured) -> str | None:
 
 
 def _of_answers(claim: Claim, measured: Measured) -> Evidence:
+    """Return the mean effect over the tasks that all models have learnt.
+
+    An int8 model need not have: if it collapses, that is the effect.
+    """
     link = claim.links[0]
     assert link.than is not None
     arms = link.better[0], link.than[0]
-    tasks, details, small = [], [], []
+    tasks, details, small, unlearnt = [], [], [], []
     unread = None
     for task in claim.tasks:
         sides = [measured.answers.get(task, {}).get(arm, {}) for arm in arms]
@@ -143,8 +147,10 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
         if not seeds:
             continue
         runs: list[Answers] = [side[seed] for side in sides for seed in seeds]
-        if "failed run" in claim.void_if and any(run.failed for run in runs):
-            return Evidence(problem="void", reason=f"a model has not learnt {task}")
+        trained = [side[seed] for arm, side in zip(arms, sides, strict=True) if ":" not in arm for seed in seeds]
+        if "failed run" in claim.void_if and any(run.failed for run in trained):
+            unlearnt.append(task)
+            continue
         differences = {}
         for seed in seeds:
             one, other = sides[0][seed].correct, sides[1][seed].correct
@@ -159,6 +165,8 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
         details += [_named(paired({seed: differences[seed]}), f"{task}, seed {seed}") for seed in seeds if len(seeds) > 1]
         if pooled.n < claim.least and not all(run.is_whole for run in runs):
             small.append(f"{task}: {pooled.n:,} of {claim.least:,} rows")
+    if not tasks and unlearnt and not unread:
+        return Evidence(problem="void", reason=f"a model has not learnt {', '.join(unlearnt)}")
     if not tasks:
         missing = f"the predictions on {unread} are not beside the records" if unread else f"no record of {' and '.join(arms)}"
         return Evidence(problem="not run", reason=missing)

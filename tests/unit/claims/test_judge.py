@@ -170,11 +170,13 @@ def test_a_row_that_spreads_too_far_is_inconclusive_and_spoils_no_other_claim():
 # --- int8, speeds, scores, sizes
 
 
-def answers(spoilt, rows=5000, **fields):
+def answers(spoilt, rows=5000, reference=False, **fields):
     """Return a float model that answers half of the rows, and an int8 model that loses `spoilt`."""
     before = np.arange(rows) < rows // 2
     after = before & (np.arange(rows) >= spoilt)
-    return Measured(answers={"qnli": {"mobilebert": {0: Answers(before)}, "mobilebert:int8": {0: Answers(after, **fields)}}})
+    return Measured(
+        answers={"qnli": {"mobilebert": {0: Answers(before, failed=reference)}, "mobilebert:int8": {0: Answers(after, **fields)}}}
+    )
 
 
 def test_no_loss_is_told_against_the_margin_of_one_point():
@@ -193,8 +195,17 @@ def test_no_loss_needs_2000_rows_where_there_are_as_many():
     assert only("int8-loses-nothing", answers(0, rows=2000, is_whole=False)).verdict == "reproduced"
 
 
-def test_no_loss_of_a_model_that_has_not_learnt_says_nothing():
-    assert only("int8-loses-nothing", answers(0, failed=True)).verdict == "void"
+def test_tasks_that_the_float_model_has_not_learnt_say_nothing():
+    unlearnt = answers(0, reference=True)
+    finding = only("int8-loses-nothing", unlearnt)
+    assert (finding.verdict, finding.reason) == ("void", "a model has not learnt qnli")
+    both = Measured(answers={**unlearnt.answers, "sst2": answers(0).answers["qnli"]})
+    finding = only("int8-loses-nothing", both)
+    assert (finding.verdict, [part.name for part in finding.details]) == ("reproduced", ["sst2"])
+
+
+def test_an_int8_model_that_collapses_contradicts_the_claim():
+    assert only("int8-loses-nothing", answers(2500, failed=True)).verdict == "contradicted"
 
 
 def timings(ratio, device, count=7, void=None):
