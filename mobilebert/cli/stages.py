@@ -16,6 +16,8 @@ from mobilebert.cli.options import positive, prepare_environment
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError, allowed, shown
 
+DEFAULT = "smoke"
+
 if TYPE_CHECKING:
     from mobilebert.jobs.record import Record
 
@@ -38,12 +40,21 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                 help="follow running stages and stream their curves, until none has run for 30 seconds",
             )
             one.set_defaults(func=track)
+        if stage.name == "report":
+            _add_records(one)
+            one.add_argument("--out", type=Path, help="with --records: the folder to write to (default: that of the records)")
+            one.set_defaults(func=report)
     table = commands.add_parser("table", help="print one of the paper's tables from the records")
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
     table.add_argument("--format", choices=FORMATS, help="default: text in a terminal, else md")
     table.add_argument("--records", type=Path, metavar="FOLDER", help="all records of a folder, whatever code made them")
     _add_study(table)
     table.set_defaults(func=print_table, study=None)
+    claims = commands.add_parser("claims", help="print which of the paper's claims hold in a study, each with its interval")
+    _add_study(claims)
+    _add_records(claims)
+    claims.add_argument("--json", action="store_true", help="print JSON")
+    claims.set_defaults(func=print_claims)
     why = commands.add_parser("why", help="print why a job runs again: every key, input or module that changed")
     why.add_argument("job", metavar="STAGE[/NAME]", help="a job's id: data, pretrain/ib-bert-large, ...")
     _add_study(why)
@@ -51,8 +62,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_study(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--study", default="smoke", help="a study's name or file (default smoke)")
+    command.add_argument("--study", default=DEFAULT, help=f"a study's name or file (default {DEFAULT})")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of all results (default results)")
+
+
+def _add_records(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--records", type=Path, metavar="FOLDER", help="read the records below FOLDER, made by any version")
 
 
 def _open(options: argparse.Namespace, stage_name: str):
@@ -107,6 +122,45 @@ def print_table(options: argparse.Namespace) -> int:
     (table,) = [table for table in tables if table.number == options.number]
     kind = options.format or ("text" if sys.stdout.isatty() else "md")
     print(render_table(table, study.name) if kind == "html" else PRINTERS[kind](table, study.name), end="")
+    return 0
+
+
+def print_claims(options: argparse.Namespace) -> int:
+    """Print the finding on every claim of the paper."""
+    from mobilebert.claims import text
+    from mobilebert.claims.collect import Source, collect, sources_in
+    from mobilebert.claims.judge import judge
+    from mobilebert.jobs.freshness import record_folder
+    from mobilebert.paper.claims import claims
+
+    if options.records:
+        if options.study != DEFAULT:
+            raise UserError("claims: --study and --records; one of them is allowed")
+        sources = sources_in(options.records)
+    else:
+        study, _, found = _open(options, options.command)
+        sources = [Source(record, record_folder(options.results, study.name, record)) for record in found.values()]
+    measured = collect(sources)
+    findings = judge(claims(), measured)
+    if options.json:
+        facts = {"condition": text.condition(measured), "claims": [text.as_data(finding) for finding in findings]}
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print(text.plain(findings, measured))
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write tables and page of a study; with --records those of the records in a folder."""
+    if not options.records:
+        if options.out:
+            raise UserError("report: --out is for --records; a study's page lies in its results")
+        return run_stage(options)
+    prepare_environment(options.threads)
+    from mobilebert.stages.report import from_records
+
+    study = None if options.study == DEFAULT else options.study
+    print(from_records(options.records, options.out or options.records, study))
     return 0
 
 

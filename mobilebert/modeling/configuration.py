@@ -80,6 +80,15 @@ class MobileBertConfig(PreTrainedConfig):
         """Return the width inside a block: that of the attention output and the FFNs."""
         return self.intra_bottleneck_size if self.use_bottleneck else self.hidden_size
 
+    @property
+    def is_built_by_transformers(self) -> bool:
+        """Return whether transformers' classes have this architecture.
+
+        They give query and key the width inside a block, so they can build neither the teacher nor
+        Table 1's student, whose query and key read the wider block input.
+        """
+        return self.use_bottleneck_attention or self.key_query_shared_bottleneck or self.true_hidden_size == self.hidden_size
+
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MobileBertConfig":
         """Return the configuration of preset `name`, changed by `overrides`.

@@ -19,8 +19,6 @@ ACTIVATIONS = {
     "gelu": nn.GELU,
     "gelu_new": lambda: nn.GELU(approximate="tanh"),
 }
-# Epsilon of the embedding norm and of the last FFN's norm: torch's, as in transformers. Any other
-# would change the outputs of a LayerNorm checkpoint. NoNorm has no epsilon.
 TORCH_LAYER_NORM_EPS = 1e-5
 
 
@@ -29,6 +27,17 @@ def norm(config: MobileBertConfig, width: int, eps: float | None = None) -> NoNo
     if config.normalization_type == "no_norm":
         return NoNorm(width)
     return nn.LayerNorm(width, eps=config.layer_norm_eps if eps is None else eps)
+
+
+def unset_eps(config: MobileBertConfig) -> float:
+    """Return the epsilon of the two norms for which transformers forgets `layer_norm_eps`.
+
+    They are the embedding norm and the last FFN's norm. transformers leaves torch's epsilon there,
+    and another one would change the outputs of its LayerNorm checkpoints. The authors' code has the
+    configured epsilon everywhere. So have the architectures that only this package builds: the
+    teacher and Table 1's student. NoNorm has no epsilon.
+    """
+    return TORCH_LAYER_NORM_EPS if config.is_built_by_transformers else config.layer_norm_eps
 
 
 def residual_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -54,7 +63,7 @@ class MobileBertEmbeddings(nn.Module):
         neighbours = 3 if config.trigram_input else 1
         # Built even if nothing needs it, as in transformers, so that the state dicts agree.
         self.embedding_transformation = nn.Linear(neighbours * config.embedding_size, config.hidden_size)
-        self.LayerNorm = norm(config, config.hidden_size, eps=TORCH_LAYER_NORM_EPS)
+        self.LayerNorm = norm(config, config.hidden_size, eps=unset_eps(config))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -145,8 +154,7 @@ class MobileBertSelfAttention(nn.Module):
         super().__init__()
         inner, outer = config.true_hidden_size, config.hidden_size  # equal without bottlenecks
         value_input = inner if config.use_bottleneck_attention else outer
-        # transformers always gives query and key the width `inner`, so it can build neither Table
-        # 1's student nor the teacher.
+        # transformers always gives query and key the width `inner`; see `is_built_by_transformers`.
         query_input = inner if config.use_bottleneck_attention or config.key_query_shared_bottleneck else outer
         self.heads = config.num_attention_heads
         self.replaces_scores = config.mask_value == "-6"
@@ -285,7 +293,7 @@ class MobileBertOutput(nn.Module):
     def __init__(self, config: MobileBertConfig):
         super().__init__()
         self.dense = residual_linear(config.intermediate_size, config.true_hidden_size)
-        self.LayerNorm = norm(config, config.true_hidden_size, eps=TORCH_LAYER_NORM_EPS)
+        self.LayerNorm = norm(config, config.true_hidden_size, eps=unset_eps(config))
         self.dropout = nn.Identity() if config.use_bottleneck else nn.Dropout(config.hidden_dropout_prob)
         self.bottleneck = OutputBottleneck(config) if config.use_bottleneck else None
 

@@ -33,13 +33,19 @@ def render(
     tables: list[FilledTable],
     outcomes: list[Outcome],
     edited: Collection[str] = (),
+    claims: Mapping | None = None,
 ) -> str:
-    """Return the page as HTML. records: job id -> current record. edited: ids of edited records."""
+    """Return the page as HTML.
+
+    records: job id -> current record. edited: ids of edited records. claims: the section on the
+    paper's claims, `claims.text.section`.
+    """
     from markupsafe import Markup
 
     return _template("page.html.j2").render(
         study=study,
         summary=_summary(study, graph, records, edited) | {"Cells of the tables": in_words(counts(tables))},
+        claims=claims,
         outcomes=outcomes,
         held=sum(item.outcome == "pass" for item in outcomes),
         judged=sum(item.outcome != "shown" for item in outcomes),

@@ -1,16 +1,30 @@
-"""Write the paper's tables with this study's cells, as Markdown and as one HTML page."""
+"""Write the claims and the paper's tables with this study's cells, as Markdown and as one page."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from mobilebert.claims import text
+from mobilebert.claims.collect import Source, collect, sources_in
+from mobilebert.claims.judge import judge
 from mobilebert.jobs.context import JobContext
-from mobilebert.jobs.freshness import current_records, edited_records
+from mobilebert.jobs.freshness import current_records, edited_records, record_folder
+from mobilebert.jobs.record import Record
+from mobilebert.paper.claims import claims
 from mobilebert.reporting.formats import markdown
 from mobilebert.reporting.page import render
-from mobilebert.reporting.tables import counts, fill, in_words
+from mobilebert.reporting.tables import FilledTable, counts, fill, in_words
 from mobilebert.reporting.verdicts import expectations
+from mobilebert.study.graph import build_graph
+from mobilebert.study.job import Graph
+from mobilebert.study.load import load_study
 from mobilebert.study.schema import Study
+from mobilebert.util.errors import UserError
 from mobilebert.util.files import write_atomically
 from mobilebert.util.text import markdown as escaped
+
+TABLES, PAGE = "tables.md", "index.html"
 
 
 def main(context: JobContext, study: Study) -> None:
@@ -18,12 +32,51 @@ def main(context: JobContext, study: Study) -> None:
     current = current_records(context.results, study.name, context.graph)
     found = {key: current[key] for key in context.job.inputs if key in current}
     edited = edited_records(context.results, study.name, context.graph)
-    tables, outcomes = fill(study, found, edited), expectations(study.expect, found, edited)
-    title = f"# Tables of study {escaped(study.name)}\n\n{escaped(study.description)}\n\n"
-    page = render(study, context.graph, found, tables, outcomes, edited)
-    for name, text in (("tables.md", title + markdown(tables)), ("index.html", page)):
-        write_atomically(context.folder / name, text.encode())
+    sources = [Source(record, record_folder(context.results, study.name, record)) for record in found.values()]
+    files, tables = _views(study, context.graph, found, sources, edited)
+    for name, content in files.items():
+        write_atomically(context.folder / name, content.encode())
         context.artefacts.append(name)
     numbers = counts(tables)
     context.metrics |= numbers
     context.details["summary"] = in_words(numbers)
+
+
+def from_records(folder: Path, out: Path, study: str | None = None) -> str:
+    """Write tables.md and index.html to `out` from the records below `folder`, whatever the code
+    that made them, and return a line that says so.
+
+    study: name or file of their study; None: the one file *.yaml in the folder, else the study that
+    the records name. Claims read every timing; the tables show the first, in the order of paths.
+    Raises UserError for several records of any other job.
+    """
+    sources = sources_in(folder)
+    records: dict[str, Record] = {}
+    for source in sources:
+        if source.record.id in records and source.record.stage != "latency":
+            raise UserError(f"{source.folder / 'result.json'}: a second record of {source.record.id} below {folder}")
+        records.setdefault(source.record.id, source.record)
+    opened = load_study(study or _study_of(folder, sources))
+    files, tables = _views(opened, build_graph(opened), records, sources, ())
+    for name, content in files.items():
+        write_atomically(out / name, content.encode())
+    return f"{out / TABLES}, {out / PAGE}: {len(records)} records; {in_words(counts(tables))}"
+
+
+def _study_of(folder: Path, sources: Sequence[Source]) -> str:
+    files = sorted(folder.glob("*.yaml"))
+    if len(files) > 1:
+        raise UserError(f"{folder}: two studies, {files[0].name} and {files[1].name}; choose one with --study")
+    return str(files[0]) if files else sources[0].record.study
+
+
+def _views(
+    study: Study, graph: Graph, records: Mapping[str, Record], sources: Sequence[Source], edited: Collection[str]
+) -> tuple[dict[str, str], list[FilledTable]]:
+    """Return file -> content of the two views, and the filled tables."""
+    measured = collect(sources)
+    findings = judge(claims(), measured)
+    tables, outcomes = fill(study, records, edited), expectations(study.expect, records, edited)
+    title = f"# Tables of study {escaped(study.name)}\n\n{escaped(study.description)}\n\n"
+    page = render(study, graph, records, tables, outcomes, edited, text.section(findings, measured))
+    return {TABLES: f"{title}{text.markdown(findings, measured)}\n{markdown(tables)}", PAGE: page}, tables

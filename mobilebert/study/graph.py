@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mobilebert import paper
+from mobilebert.paper import claims
 from mobilebert.study import expectations
 from mobilebert.study.architecture import architecture, mismatch
 from mobilebert.study.budget import scratch_steps
@@ -216,7 +217,9 @@ def add_views(study: Study, graph: Graph, extra: Iterable[str] = ()) -> Graph:
     view = {"study": study.name, **study.model_dump(mode="json", exclude={"data", "checkpoints"})}
     printed = [table.model_dump(mode="json") for table in paper.tables()]
     sizes = {model: architecture(study, model, full_size=True) for model in paper.models()}
-    graph.add("report", "", {**view, "tables": digest(printed), "architectures": digest(sizes)}, inputs)
+    judged = [claim.model_dump(mode="json") for claim in claims.claims()]
+    hashes = {"tables": digest(printed), "architectures": digest(sizes), "claims": digest(judged)}
+    graph.add("report", "", {**view, **hashes}, inputs)
     graph.add("track", "", {"study": study.name, "expect": expect}, inputs)
     graph.add("check", "", {"expect": expect}, [*inputs, "report"])  # not "track": a broken MLflow store must not stop the check
     return graph

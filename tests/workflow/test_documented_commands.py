@@ -57,6 +57,9 @@ NOT_RUN = {
     "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19 --accept 'a better schedule'": RUNS,
     "mobilebert compare reports/baselines/smoke.json results/smoke --gate": RUNS,
     "mobilebert compare reports/baselines/smoke.json results/smoke-seed10[1-5] --gate --junit gate.xml": RUNS,
+    "mobilebert report --records reports/cpu-2-cores --out page": (
+        "draws figures, 5 seconds: tests/unit/claims/test_committed_reports.py does"
+    ),
     "python -m mobilebert data --study smoke": STAGES,
     "python -m mobilebert pretrain ib-bert-large --study smoke": STAGES,
     "python -m mobilebert transfer mobilebert --study smoke": STAGES,
@@ -221,6 +224,7 @@ def folder(tmp_path_factory):
     place.mkdir(parents=True)
     record = {"schema": 1, "study": "smoke", "stage": "pretrain", "name": "ib-bert-large", "status": "ok", "fingerprint": "f"}
     (place / "result.json").write_text(json.dumps(sealed(record | {"config": {}, "inputs": {}})))
+    (folder / "reports").symlink_to(ROOT / "reports")
     return folder
 
 

@@ -6,6 +6,7 @@ The forward pass is written from the paper's equations and figure 1.
 import numpy as np
 import pytest
 import torch
+import transformers
 from family import BATCH, SMALL, TOKENS, batch, close
 from scipy.special import erf, softmax
 
@@ -13,7 +14,7 @@ from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertMod
 from mobilebert.modeling.layers import ACTIVATIONS, MobileBertSelfAttention
 from mobilebert.modeling.presets import MASK_VALUES
 
-EMBEDDING_EPS = LAST_FFN_EPS = 1e-5  # transformers also keeps torch's default here
+FORGOTTEN = 1e-5  # torch's default, in transformers' embedding norm and last FFN's norm
 EPS = 1e-12
 FUNCTIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -28,6 +29,9 @@ class NumpyModel:
 
     def __init__(self, model: torch.nn.Module):
         self.config = model.config
+        name = "mobilebert.encoder.layer.0.attention.self.query.weight"
+        # transformers' query is square, so only a model with a square query is one of its models.
+        self.forgotten = FORGOTTEN if len(set(model.state_dict()[name].shape)) == 1 else EPS
         self.w = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
 
     def linear(self, name, x):
@@ -52,7 +56,7 @@ class NumpyModel:
         words = np.concatenate([np.vstack([words[1:], nothing]), words, np.vstack([nothing, words[:-1]])], axis=1)
         x = self.linear(f"{name}embedding_transformation", words)
         x = x + self.w[f"{name}position_embeddings.weight"][: len(ids)] + self.w[f"{name}token_type_embeddings.weight"][types]
-        return self.norm(f"{name}LayerNorm", x, EMBEDDING_EPS)
+        return self.norm(f"{name}LayerNorm", x, self.forgotten)
 
     def scores(self, query, key, keep):
         scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
@@ -90,7 +94,7 @@ class NumpyModel:
             inner = activation(self.linear(f"{name}.ffn.{i}.intermediate.dense", y))
             y = self.norm(f"{name}.ffn.{i}.output.LayerNorm", self.linear(f"{name}.ffn.{i}.output.dense", inner) + y)
         inner = activation(self.linear(f"{name}.intermediate.dense", y))
-        y = self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", inner) + y, LAST_FFN_EPS)
+        y = self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", inner) + y, self.forgotten)
         if config.use_bottleneck:
             y = self.linear(f"{name}.output.bottleneck.dense", y) + x
             y = self.norm(f"{name}.output.bottleneck.LayerNorm", y)
@@ -166,6 +170,47 @@ def test_all_24_layers_against_numpy(preset):
 
 def test_a_model_without_bottlenecks_against_numpy():
     compare(narrow("mobilebert", use_bottleneck=False, key_query_shared_bottleneck=False).double(), 1e-12)
+
+
+def shrink(model: MobileBertForPreTraining) -> MobileBertForPreTraining:
+    """Return the model with small embeddings and FFNs, so that the epsilon of norms decides."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            small = "embedding" in name and "LayerNorm" not in name
+            parameter.mul_(1e-3 if small or ".attention.output.LayerNorm" in name or ".output.dense" in name else 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fields", "builds"),
+    [
+        ({}, True),
+        ({"use_bottleneck_attention": True, "key_query_shared_bottleneck": False}, True),
+        ({"use_bottleneck": False, "key_query_shared_bottleneck": False}, True),
+        ({"key_query_shared_bottleneck": False, "intra_bottleneck_size": 24}, True),
+        ({"key_query_shared_bottleneck": False}, False),
+    ],
+    ids=["released", "tiny", "no bottleneck", "square bottleneck", "teacher"],
+)
+def test_two_norms_have_the_epsilon_of_transformers_only_if_it_has_the_architecture(fields, builds, tmp_path):
+    model = shrink(narrow("mobilebert", normalization_type="layer_norm", **fields).double())
+    compare(model, 1e-12)
+    theirs = transformers.MobileBertForPreTraining(transformers.MobileBertConfig(**model.config.to_dict())).double().eval()
+    inputs = batch("Model", True)
+    if builds:
+        theirs.load_state_dict(model.state_dict())
+        close(model(**inputs).prediction_logits, theirs(**inputs).prediction_logits, 1e-12)
+    else:
+        with pytest.raises(RuntimeError, match=r"query.weight: copying a param with shape torch.Size\(\[16, 24\]\)"):
+            theirs.load_state_dict(model.state_dict())
+        for module in (model.mobilebert.embeddings, *(layer.output for layer in model.mobilebert.encoder.layer)):
+            module.LayerNorm.eps = FORGOTTEN
+        with pytest.raises(AssertionError):
+            compare(model, 1e-2)  # so large is the difference between the two epsilons here
+        model = shrink(narrow("mobilebert", normalization_type="layer_norm", **fields).double())
+    model.save_pretrained(tmp_path)
+    loaded = MobileBertForPreTraining.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    close(loaded(**inputs).prediction_logits, model(**inputs).prediction_logits, 1e-12)
 
 
 def test_activations_by_their_definitions():

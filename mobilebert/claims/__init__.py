@@ -1,0 +1,1 @@
+"""Judge the paper's claims on what a study measured."""

@@ -1,0 +1,254 @@
+"""Say in words what was found on every claim: one line in a table and one paragraph each."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+from mobilebert.claims.effects import Effect
+from mobilebert.claims.judge import POWER, Finding, thresholds
+from mobilebert.claims.measured import Measured
+from mobilebert.paper.claims import OF_LOSSES, Claim, Link
+from mobilebert.util.text import cut
+from mobilebert.util.text import markdown as escaped
+
+WIDTH = 120
+PROSE = 100
+COLUMNS = (13, 24, 48, 30)  # widths of the table; with three gaps they fill at most WIDTH
+HEADS = ("verdict", "claim", "measured, with interval", "needed")
+ORDER = ("reproduced", "contradicted", "inconclusive", "other device", "void", "not run", "exploratory")
+UNITS = {"nat": " nat", "points": " points", "x": " x", "G": " G"}
+
+
+def summary(found: Sequence[Finding]) -> str:
+    """Return how many claims have each verdict, as one line."""
+    parts = []
+    for title, standing in (("primary claims", "primary"), ("exact claims", "exact")):
+        counts = Counter(finding.verdict for finding in found if finding.claim.standing == standing)
+        shown = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])
+        parts.append(f"{sum(counts.values())} {title}: {shown}")
+    explored = [finding for finding in found if finding.claim.standing == "exploratory"]
+    measured = sum(bool(finding.effects) for finding in explored)
+    return "; ".join([*parts, f"{len(explored)} exploratory: {measured} with a value, none judged"]) + "."
+
+
+def condition(measured: Measured) -> str:
+    """Return the sentence on which all claims about students depend."""
+    runs = [
+        f"{row} with seed {seed}, {run.loss:.2f} nat, {run.unigram - run.loss:.2f} below the unigram entropy"
+        for row, seeds in sorted(measured.teachers.items())
+        for seed, run in sorted(seeds.items())
+        if run.loss is not None
+    ]
+    if not runs:
+        return "No teacher is among the records."
+    if len(runs) > 1:
+        return f"Every claim on students is conditional on {len(runs)} teachers: {'; '.join(runs)}."
+    return f"Every claim on students is conditional on one teacher: {runs[0]}."
+
+
+def table(found: Sequence[Finding]) -> str:
+    """Return the table as plain text, at most WIDTH columns wide."""
+    rows = [(finding.verdict, finding.claim.id, values(finding), needed(finding.claim)) for finding in found]
+    return "\n".join(map(_line, [HEADS, ["-" * width for width in COLUMNS], *rows]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " ".join(cut(cell, width).ljust(width) for cell, width in zip(cells, COLUMNS, strict=True)).rstrip()
+
+
+def values(finding: Finding) -> str:
+    """Return the measured value and its interval; the reason if there is no value."""
+    if finding.value is not None:
+        return _figure(finding.claim, finding.value)
+    if not finding.effects:
+        return finding.reason
+    texts = []
+    for effect, interval in zip(finding.effects, finding.intervals, strict=True):
+        reach = f" [{', '.join(_figure(finding.claim, end) for end in interval)}]" if math.isfinite(effect.error) else ""
+        texts.append(f"{_figure(finding.claim, effect.value)}{reach}")
+    return "; ".join(texts) + UNITS[finding.claim.unit]
+
+
+def needed(claim: Claim) -> str:
+    """Return what the value must be for the claim to hold."""
+    if claim.kind == "size":
+        return f"{claim.printed}{UNITS[claim.unit]}, as printed"
+    limit = _figure(claim, thresholds(claim)[0])
+    if claim.standing == "exploratory":
+        return f"above {limit}; not judged"
+    return f"above {limit}{' each' if len(claim.links) > 1 else ''}"
+
+
+def _figure(claim: Claim, value: float) -> str:
+    """Return a figure of a claim; the logarithm of a speed becomes a ratio."""
+    if claim.kind == "speed":
+        return f"{math.exp(value):.2f}" if value < 700 else "inf"
+    if claim.kind == "size":
+        return f"{value:.2f}{UNITS[claim.unit]}"
+    return f"{value:+.3f}" if claim.unit == "nat" else f"{value:+.2f}"
+
+
+# --- paragraphs
+
+
+def paragraph(finding: Finding) -> str:
+    """Return what was found, for a reader who does not know the paper."""
+    claim = finding.claim
+    parts = [f"The paper says ({claim.place}): {claim.sentence}."]
+    if finding.value is not None:
+        parts.append(f"Computed from the configurations: {finding.value:.3f}; the paper prints {claim.printed}.")
+    parts += [_sentence(finding, number) for number in range(len(finding.effects))]
+    if finding.details:
+        parts.append(f"In points: {', '.join(map(_detail, finding.details))}.")
+    parts.append(_conclusion(finding))
+    return " ".join(parts)
+
+
+def _detail(effect: Effect) -> str:
+    """Return a task's effect with its number of rows, or one of its seeds' effects."""
+    count = "" if "seed" in effect.name else f" of {effect.n:,} rows"
+    return f"{effect.name} {effect.value:+.2f}{count}"
+
+
+def _sentence(finding: Finding, number: int) -> str:
+    claim, effect, link = finding.claim, finding.effects[number], finding.claim.links[number]
+    reach = ""
+    if math.isfinite(effect.error):
+        low, high = (_figure(claim, end) for end in finding.intervals[number])
+        reach = f", with {100 * finding.confidence:.4g} % confidence {low} to {high}"
+    return f"Measured: {_what(claim, link, effect)}{reach} ({_count(claim, effect)})."
+
+
+def _what(claim: Claim, link: Link, effect: Effect) -> str:
+    ahead = effect.value >= 0
+    if claim.kind == "speed":
+        return f"{link.better[0]} is {math.exp(effect.value):.2f} times as fast as {(link.than or ('',))[0]}"
+    if link.than is None:
+        return f"{link.better[0]} scores {effect.value:.2f}"
+    size = f"{abs(effect.value):.3f}" if claim.unit == "nat" else f"{abs(effect.value):.2f}"
+    if claim.kind == "contrast":
+        gains = [f"the gain of {side[0]} on {side[1]}" for side in (link.better, link.than)]
+        return f"{gains[0]} is {size} nat {'larger' if ahead else 'smaller'} than {gains[1]}"
+    if claim.kind in OF_LOSSES:
+        return f"the held-out loss of {link.better[0]} is {size} nat {'lower' if ahead else 'higher'} than that of {link.than[0]}"
+    return f"{link.better[0]} scores {size} points {'more' if ahead else 'less'} than {link.than[0]}"
+
+
+def _count(claim: Claim, effect: Effect) -> str:
+    if claim.kind == "no loss":
+        return f"{effect.n:,} rows"
+    noun = "timing" if claim.kind == "speed" else "seed"
+    return f"{effect.n} {noun}{'' if effect.n == 1 else 's'}"
+
+
+def _conclusion(finding: Finding) -> str:
+    claim = finding.claim
+    if finding.verdict == "reproduced":
+        return "The digits agree." if claim.kind == "size" else "The claim holds in this study."
+    if finding.verdict == "contradicted":
+        if claim.kind == "size":
+            return "The digits differ, so this does not agree with the paper."
+        return "The claim does not hold in this study: the interval lies wholly beyond the margin, on the other side."
+    if finding.verdict == "not run":
+        return f"Not run: {finding.reason}."
+    if finding.verdict == "void":
+        return f"Void, this study cannot speak to it: {finding.reason}."
+    if finding.verdict == "other device":
+        return f"No verdict: {finding.reason}. The paper's figure is {claim.printed}."
+    told = f" {_told(finding)}" if finding.smallest is not None else ""
+    if finding.verdict == "exploratory":
+        return f"Exploratory: shown, not judged.{told}"
+    why = finding.reason or "the interval holds values on both sides of the margin"
+    return f"This study cannot tell: {why}.{told}"
+
+
+def _told(finding: Finding) -> str:
+    """Return the smallest difference that such a study could have told."""
+    claim, smallest = finding.claim, finding.smallest or 0.0
+    share = f"would have been told in {round(POWER * 10)} of 10 such studies"
+    limit = _figure(claim, thresholds(claim)[0])
+    if claim.kind == "speed":
+        return f"A ratio {100 * math.expm1(min(smallest, 50.0)):.0f} % away from {limit} {share}."
+    if claim.kind == "score":
+        return f"A value {smallest:.2f} points away from {limit} {share}."
+    digits = 3 if claim.unit == "nat" else 2
+    return f"A difference of {claim.margin + smallest:.{digits}f}{UNITS[claim.unit]} {share}."
+
+
+# --- whole texts
+
+
+def plain(found: Sequence[Finding], measured: Measured) -> str:
+    """Return summary, table and paragraphs for a terminal."""
+    texts = [textwrap.fill(text, PROSE) for text in (summary(found), condition(measured))]
+    texts.append(table(found))
+    for finding in found:
+        head = f"{finding.claim.id}: {finding.verdict}"
+        texts.append("\n".join([head, *textwrap.wrap(paragraph(finding), PROSE, initial_indent="  ", subsequent_indent="  ")]))
+    return "\n\n".join(texts)
+
+
+def markdown(found: Sequence[Finding], measured: Measured) -> str:
+    """Return the section on claims as Markdown, under a heading `## Claims`."""
+    lines = ["## Claims", "", escaped(summary(found)), "", escaped(condition(measured)), ""]
+    lines += [f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}"]
+    for finding in found:
+        cells = (f"**{finding.verdict}**", finding.claim.id, escaped(values(finding)), escaped(needed(finding.claim)))
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    lines += [f"- **{finding.claim.id}: {finding.verdict}.** {escaped(paragraph(finding))}" for finding in found]
+    return "\n".join(lines) + "\n"
+
+
+def section(found: Sequence[Finding], measured: Measured) -> dict:
+    """Return the section on claims as the page's template reads it."""
+    rows = [
+        {
+            "id": finding.claim.id,
+            "verdict": finding.verdict,
+            "values": values(finding),
+            "needed": needed(finding.claim),
+            "paragraph": paragraph(finding),
+        }
+        for finding in found
+    ]
+    return {"summary": summary(found), "condition": condition(measured), "heads": HEADS, "rows": rows}
+
+
+def as_data(finding: Finding) -> dict:
+    """Return a finding as JSON holds it: intervals of a speed are ratios, no value is infinite."""
+
+    def plain_number(value: float) -> float | None:
+        ended = math.exp(value) if finding.claim.kind == "speed" and value < 700 else value
+        return ended if math.isfinite(ended) else None
+
+    links = [
+        {
+            "better": list(link.better),
+            "than": link.than and list(link.than),
+            "value": plain_number(effect.value),
+            "interval": [plain_number(end) for end in interval],
+            "n": effect.n,
+        }
+        for link, effect, interval in zip(finding.claim.links, finding.effects, finding.intervals, strict=False)
+    ]
+    claim = finding.claim
+    return {
+        "id": claim.id,
+        "verdict": finding.verdict,
+        "standing": claim.standing,
+        "kind": claim.kind,
+        "place": claim.place,
+        "sentence": claim.sentence,
+        "unit": claim.unit,
+        "needed": needed(claim),
+        "value": finding.value,
+        "links": links,
+        "confidence": round(finding.confidence, 6),
+        "smallest": finding.smallest,
+        "reason": finding.reason,
+        "paragraph": paragraph(finding),
+    }
