@@ -217,12 +217,14 @@ class Study(Strict):
         return self
 
     def labels(self, stage: str) -> list[str]:
-        """Return why no result of this study is judged: generated data, or a smaller scale."""
+        """Return why no result is judged: generated data, a smaller scale or another vocabulary."""
         found = ["synthetic: generated data"] if self.data.source == "synthetic" and stage != "latency" else []
         if self.scale.scaled:
             found.append(f"scaled: widths / {self.scale.width_divisor}, layers / {self.scale.layer_divisor}")
         elif stage != "latency":
             found += changed("scale", self.scale.model_dump(), Scale().model_dump(), frozenset())
+        if stage != "latency" and self.data.source != "synthetic" and self.data.vocab_size not in (None, 30_522):
+            found.append(f"scaled: a vocabulary of {self.data.vocab_size:,}")
         return found
 
     def schedule_labels(self, name: str, steps: int | None = None) -> list[str]:

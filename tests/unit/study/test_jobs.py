@@ -180,6 +180,16 @@ def test_a_study_may_pre_train_the_teacher_without_dropout():
     assert not keys & {"pretrain/mobilebert-bare", "pretrain/scratch", "pretrain/search-a", "data"}
 
 
+def test_a_result_with_another_vocabulary_is_labelled():
+    def labels(study, size):
+        return study.model_copy(update={"data": study.data.model_copy(update={"vocab_size": size})}).labels("pretrain")
+
+    paper_study = load_study("paper")
+    assert labels(paper_study, None) == labels(paper_study, 30_522) == []
+    assert labels(paper_study, 8192) == ["scaled: a vocabulary of 8,192"]
+    assert labels(load_study("smoke"), 300) == load_study("smoke").labels("pretrain"), "it is generated anyway"
+
+
 def test_akt_gets_the_minutes_of_both_stages():
     study = load_study("smoke")
     sections = {name: getattr(study, name).model_copy(update={"max_minutes": 2.0}) for name in ("transfer", "distill")}
