@@ -40,8 +40,14 @@ class JobBar:
         self.seconds: dict[str, list[float]] = {}  # rule -> how long each finished job took
         # A terminal of unknown size has no lines, and tqdm draws nothing on it.
         self.is_terminal = stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 1
-        options = {"leave": False, "dynamic_ncols": True, "disable": not self.is_terminal}
-        self.bar = tqdm(total=self.total, file=stream, bar_format=" ", **options)
+        self.bar = tqdm(
+            total=self.total,
+            file=stream,
+            bar_format=" ",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not self.is_terminal,
+        )
 
     @property
     def done(self) -> int:
