@@ -30,8 +30,9 @@ def notes(words: Sequence[str]) -> list[str]:
 
 def check(words: Sequence[str], outputs: Iterable[Path]) -> None:
     """Raise UserError if the command copies a finished study's files and one of them is missing."""
-    lost = next((path for path in outputs if not path.exists()), None)
-    if lost and "--generate-unit-tests" in _options(words):
+    if "--generate-unit-tests" not in _options(words):
+        return
+    if lost := next((path for path in outputs if not path.exists()), None):
         raise UserError(f"--generate-unit-tests copies the files of a finished study, but {lost} does not exist")
 
 

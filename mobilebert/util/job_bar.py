@@ -41,7 +41,12 @@ class JobBar:
         # A terminal of unknown size has no lines, and tqdm draws nothing on it.
         self.is_terminal = stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 1
         self.bar = tqdm(
-            total=self.total, file=stream, bar_format=" ", leave=False, dynamic_ncols=True, disable=not self.is_terminal
+            total=self.total,
+            file=stream,
+            bar_format=" ",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not self.is_terminal,
         )
 
     @property

@@ -134,6 +134,7 @@ def test_a_stale_record_says_why(workflow, whole, tmp_path):
     assert "mobilebert: stale: finetune/mobilebert/sst2: config.learning_rate: 0.002, was 0.001\n" in run.stderr
     assert "mobilebert: stale: quantize/mobilebert/sst2: config.learning_rate: 0.002, was 0.001; input" in run.stderr
     assert "stale: distill" not in run.stderr
+    assert "    reason: config.learning_rate: 0.002, was 0.001\n" in run.stdout
 
 
 def test_a_folder_in_use_is_refused(workflow, whole, tmp_path):
