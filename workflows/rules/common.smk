@@ -65,8 +65,9 @@ except (UserError, OSError) as error:  # OSError: an unreadable folder, a full d
 # Snakemake reads this file again in the process of every job; only the main process reports what
 # is stale.
 if workflow.is_main_process:
-    for LINE in staleness.lines(RESULTS, STUDY.name, GRAPH):
-        print(f"mobilebert: stale: {LINE}", file=sys.stderr)
+    if "stale" in DEMAND.freshness.values():  # else do not read every record again
+        for LINE in staleness.lines(RESULTS, STUDY.name, GRAPH):
+            print(f"mobilebert: stale: {LINE}", file=sys.stderr)
     for LINE in modes.notes(sys.argv):
         print(f"mobilebert: {LINE}", file=sys.stderr)
 ALL_CORES = (
