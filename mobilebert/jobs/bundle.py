@@ -17,6 +17,7 @@ from typing import IO
 
 from mobilebert.jobs import locks
 from mobilebert.jobs.record import read_record
+from mobilebert.study.schema import NAME
 from mobilebert.study.stages import VIEWS
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256, settle
@@ -115,7 +116,7 @@ def _manifest(bundle: Path, tar: tarfile.TarFile) -> dict:
         fits = isinstance(study, str) and all(isinstance(key, str) and isinstance(value, str) for key, value in files.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fits, study, files = False, "", {}
-    if not fits or not study or PurePosixPath(study).name != study or study.startswith("."):
+    if not fits or not NAME.fullmatch(study):
         raise UserError(f"{bundle}: {MANIFEST} is damaged; bundle the study again")
     if unsafe := next((name for name in files if not _is_safe(name)), None):
         raise UserError(f"{bundle}: {MANIFEST} names {unsafe!r}, which lies outside the study's jobs")
@@ -162,10 +163,16 @@ def _places(inbox: Path) -> Iterator[Path]:
 def _move(inbox: Path, folder: Path) -> tuple[int, int]:
     """Move what is not here yet into place; return how many folders came, and how many stayed.
 
-    A folder without a record, left by a killed job, gives way.
+    A folder without a record, left by a killed job, gives way. Raises UserError, before anything
+    moves, if that folder holds records of other jobs.
     """
+    places = list(_places(inbox))
+    for place in places:
+        target = folder / place.relative_to(inbox)
+        if not (target / "result.json").exists() and next(target.rglob("result.json"), None):
+            raise UserError(f"{target}: holds records of several jobs; the bundle would replace them by one job")
     came = stayed = 0
-    for place in _places(inbox):
+    for place in places:
         target = folder / place.relative_to(inbox)
         is_state = place.parent.name == STATES
         if target.is_dir() if is_state else (target / "result.json").exists():

@@ -131,11 +131,24 @@ def test_a_link_is_refused(tmp_path):
         {"study": "", "files": {}},
         {"study": ".s", "files": {}},
         {"study": 1, "files": []},
+        {"study": "s\0", "files": {}},
+        {"study": "s\n", "files": {}},
+        {"study": "\ud800", "files": {}},
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, manifest):
     with pytest.raises(UserError, match=r"bundle\.json is damaged"):
         read_bundle(tar_of(tmp_path / "b.tar", {}, manifest), tmp_path / "other")
+
+
+def test_a_record_in_the_place_of_a_stage_replaces_no_jobs(results, tmp_path):
+    record = finished(tmp_path / "made", "pretrain", ".") / "result.json"
+    body = record.read_bytes()
+    manifest = {"study": "s", "files": {"pretrain/result.json": file_sha256(record)}}
+    before = files(results)
+    with pytest.raises(UserError, match="holds records of several jobs"):
+        read_bundle(tar_of(tmp_path / "b.tar", {"pretrain/result.json": body}, manifest), results)
+    assert files(results) == before | {"s/.lock": b""}
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", b"\0" * 4096])
