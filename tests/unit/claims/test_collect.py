@@ -150,6 +150,38 @@ def test_folders_without_records_and_damaged_records_are_refused(tmp_path):
         sources_in(tmp_path)
 
 
+def test_copies_that_mlflow_and_an_import_keep_do_not_count(tmp_path):
+    path = write(tmp_path, "latency", config={"engines": ["a"]}, metrics={"mobilebert/a:p50_ms": 2.0})
+    for place in ("mlartifacts/0123/artifacts", ".import/latency"):
+        copy = tmp_path / place / "result.json"
+        copy.parent.mkdir(parents=True)
+        copy.write_text(path.read_text())
+    assert len(collect(sources_in(tmp_path)).timings) == 1
+
+
+def test_no_record_counts_twice_and_no_two_studies_are_mixed(tmp_path):
+    for place in ("one", "two"):
+        write(tmp_path / "copies" / place, "latency")
+        write(tmp_path / "losses" / place, "pretrain/scratch", 0, metrics=loss(4.0))
+    with pytest.raises(UserError, match="copy of another timing"):
+        sources_in(tmp_path / "copies")
+    with pytest.raises(UserError, match="a second record of pretrain/scratch"):
+        sources_in(tmp_path / "losses")
+    write(tmp_path / "mixed", "pretrain/scratch", 0, metrics=loss(4.0))
+    write(tmp_path / "mixed", "distill/mobilebert", 0, metrics=loss(3.0), study="t")
+    with pytest.raises(UserError, match="two studies, 't' and 's'"):
+        sources_in(tmp_path / "mixed")
+
+
+def test_a_layout_with_nan_is_no_error(tmp_path):
+    path = write(tmp_path, "pretrain/scratch", 0, metrics=loss(4.0))
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content["config"]["architecture"] = {"width": math.nan}
+    path.write_text(json.dumps(content))
+    assert collect(sources_in(tmp_path)).losses["scratch"][0].layout == '{"width":NaN}'
+
+
 # --- scores
 
 
