@@ -17,7 +17,8 @@ PREDICTIONS = "predictions.parquet"
 def read_answers(record: Record, folder: Path) -> Answers:
     """Return the answers to the validation rows, in the order of `idx`.
 
-    `correct` is None if the file of predictions is not there. Raises UserError if it is damaged.
+    `correct` is None if the file of predictions is not there. Raises UserError if it is damaged, or
+    if an `idx` is not an integer.
     """
     file = folder / PREDICTIONS
     is_whole, failed = record.config.get("eval_rows") is None, reading.status(record) != "ok"
@@ -30,9 +31,14 @@ def read_answers(record: Record, folder: Path) -> Answers:
         table = read_table(file, columns=["split", "idx", "prediction", "label"]).to_pydict()
     except (ArrowException, OSError, KeyError) as error:
         raise UserError(f"{file}: no file of predictions: {str(error).splitlines()[0]}") from None
+    if not all(type(idx) is int for idx in table["idx"]):
+        raise UserError(f"{file}: no file of predictions: idx must be an integer in every row")
     rows = sorted(
         (idx, prediction == label)
         for split, idx, prediction, label in zip(*(table[key] for key in ("split", "idx", "prediction", "label")), strict=True)
         if split == "validation"
     )
-    return Answers(np.array([correct for _, correct in rows], dtype=bool) if rows else None, is_whole, failed)
+    if not rows:
+        return Answers(None, is_whole, failed)
+    correct = np.array([correct for _, correct in rows], dtype=bool)
+    return Answers(correct, is_whole, failed, tuple(idx for idx, _ in rows))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from mobilebert.claims.effects import Effect, contrast, log_ratio, mean_of, paired, score_difference, too_wide
 from mobilebert.claims.measured import LEAST_AHEAD, LEAST_BELOW_UNIGRAM, Answers, Measured
@@ -12,7 +15,7 @@ from mobilebert.paper import models
 from mobilebert.paper.claims import OF_LOSSES, Claim, Link
 
 PAPER_DEVICE = "Pixel 4"
-_ROUNDING = 1e-9  # so that 5.0 - 4.8 is not less than 0.2 by a float's last digit
+ROUNDING = 1e-9  # so that 5.0 - 4.8 is not less than 0.2 by a float's last digit
 
 Problem = Literal["not run", "void", "other device", "inconclusive"]
 
@@ -86,13 +89,15 @@ def _teacher_problem(claim: Claim, measured: Measured) -> str | None:
         worst = max(runs.values(), key=lambda run: run.loss or 0.0)
         assert worst.loss is not None
         lead = worst.unigram - worst.loss
-        if "teacher unread" in claim.void_if and lead < LEAST_BELOW_UNIGRAM - _ROUNDING:
+        if "teacher unread" in claim.void_if and not math.isfinite(lead):
+            return f"no unigram entropy in the record of the teacher, {name}"
+        if "teacher unread" in claim.void_if and lead < LEAST_BELOW_UNIGRAM - ROUNDING:
             return f"the teacher stands {lead:.2f} nat below the unigram entropy; it must stand {LEAST_BELOW_UNIGRAM} below"
         if "teacher behind" in claim.void_if:
             alone = _scratch_loss(measured)
             if alone is None:
                 return "no student trained alone to compare the teacher with"
-            if alone - worst.loss < LEAST_AHEAD - _ROUNDING:
+            if alone - worst.loss < LEAST_AHEAD - ROUNDING:
                 ahead = alone - worst.loss
                 where = f"{abs(ahead):.2f} nat {'ahead of' if ahead >= 0 else 'behind'}"
                 return f"the teacher is {where} the student trained alone; it must be {LEAST_AHEAD} ahead"
@@ -140,7 +145,7 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
     assert link.than is not None
     arms = link.better[0], link.than[0]
     tasks, details, small, unlearnt = [], [], [], []
-    unread = None
+    unread = ""
     for task in claim.tasks:
         sides = [measured.answers.get(task, {}).get(arm, {}) for arm in arms]
         seeds = sorted(set(sides[0]) & set(sides[1]))
@@ -151,15 +156,13 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
         if "failed run" in claim.void_if and any(run.failed for run in trained):
             unlearnt.append(task)
             continue
-        differences = {}
-        for seed in seeds:
-            one, other = sides[0][seed].correct, sides[1][seed].correct
-            if one is None or other is None or len(one) != len(other):
-                unread = task
-            else:
-                differences[seed] = one.astype(float) - other.astype(float)
-        if len(differences) < len(seeds):
+        if any(run.correct is None for run in runs):
+            unread = unread or f"the predictions on {task} are not beside the records"
             continue
+        if len({(run.idx, len(run.correct)) for run in runs if run.correct is not None}) > 1:
+            unread = unread or f"the models or seeds were scored on different rows of {task}"
+            continue
+        differences = {seed: _difference(sides[0][seed], sides[1][seed]) for seed in seeds}
         pooled = paired(differences)
         tasks.append(Effect(pooled.value, pooled.error, pooled.df, pooled.n, task))
         details += [_named(paired({seed: differences[seed]}), f"{task}, seed {seed}") for seed in seeds if len(seeds) > 1]
@@ -168,12 +171,20 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
     if not tasks and unlearnt and not unread:
         return Evidence(problem="void", reason=f"a model has not learnt {', '.join(unlearnt)}")
     if not tasks:
-        missing = f"the predictions on {unread} are not beside the records" if unread else f"no record of {' and '.join(arms)}"
-        return Evidence(problem="not run", reason=missing)
+        return Evidence(problem="not run", reason=unread or f"no record of {' and '.join(arms)}")
     effects, parts = (mean_of(tasks),), (*tasks, *details)
+    if unread:  # a task that lost its predictions must not decide by its absence
+        return Evidence(effects, "inconclusive", unread, parts)
     if small:
         return Evidence(effects, "inconclusive", "; ".join(small), parts)
     return Evidence(effects, details=parts)
+
+
+def _difference(one: Answers, other: Answers) -> np.ndarray:
+    """Return (rows,) of -1, 0 or 1: whether one arm alone answered the row correctly."""
+    assert one.correct is not None
+    assert other.correct is not None
+    return one.correct.astype(float) - other.correct.astype(float)
 
 
 def _named(effect: Effect, name: str) -> Effect:

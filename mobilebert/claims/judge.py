@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mobilebert.claims.effects import Effect
-from mobilebert.claims.evidence import evidence
+from mobilebert.claims.evidence import ROUNDING, evidence
 from mobilebert.claims.measured import Measured
 from mobilebert.claims.student_t import quantile, tail
 from mobilebert.paper.claims import Claim
@@ -113,8 +113,10 @@ def _chances(finding: Finding) -> tuple[float, float]:
 def _tail(distance: float, effect: Effect) -> float:
     if not math.isfinite(effect.error):
         return 1.0
+    if abs(distance) <= ROUNDING:  # a value at the margin is told by no float's last digit
+        return 0.5
     if effect.error == 0:
-        return float(distance <= 0)
+        return float(distance < 0)
     return tail(distance / effect.error, effect.df)
 
 

@@ -35,11 +35,13 @@ class Answers:
     """Whether each row of a task was answered correctly, by one arm with one seed.
 
     correct: None if the predictions are not there. is_whole: whether no row was left out.
+    idx: which rows they are; () if not known.
     """
 
     correct: np.ndarray | None
     is_whole: bool = True
     failed: bool = False
+    idx: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

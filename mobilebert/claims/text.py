@@ -37,7 +37,7 @@ def summary(found: Sequence[Finding]) -> str:
 def condition(measured: Measured) -> str:
     """Return the sentence on which all claims about students depend."""
     runs = [
-        f"{row} with seed {seed}, {run.loss:.2f} nat, {run.unigram - run.loss:.2f} below the unigram entropy"
+        f"{row} with seed {seed}, {run.loss:.2f} nat, {_below(run.unigram - run.loss)}"
         for row, seeds in sorted(measured.teachers.items())
         for seed, run in sorted(seeds.items())
         if run.loss is not None
@@ -47,6 +47,11 @@ def condition(measured: Measured) -> str:
     if len(runs) > 1:
         return f"Every claim on students is conditional on {len(runs)} teachers: {'; '.join(runs)}."
     return f"Every claim on students is conditional on one teacher: {runs[0]}."
+
+
+def _below(lead: float) -> str:
+    """Return how far a loss lies below the unigram entropy, or that the record lacks the latter."""
+    return f"{lead:.2f} below the unigram entropy" if math.isfinite(lead) else "its unigram entropy not recorded"
 
 
 def table(found: Sequence[Finding]) -> str:

@@ -111,6 +111,14 @@ def test_answers_know_of_parts_of_tasks_failed_models_and_missing_files(tmp_path
         collect(sources_in(tmp_path))
 
 
+def test_predictions_without_an_idx_are_refused(tmp_path):
+    path = predictions(tmp_path, "finetune/mobilebert/sst2", [1, 1])
+    rows = {"split": ["validation"] * 2, "idx": [None, 1], "prediction": [1, 1], "label": [1, 1]}
+    parquet.write_table(pyarrow.table(rows), path.with_name("predictions.parquet"))
+    with pytest.raises(UserError, match="idx must be an integer"):
+        collect(sources_in(tmp_path))
+
+
 def test_a_timing_is_the_first_engines_and_names_its_processor(tmp_path):
     metrics = {"mobilebert/a:p50_ms": 2.0, "bert-base/a:p50_ms": 9.0, "mobilebert/b:p50_ms": 1.0, "mobilebert/a:p90_ms": 3.0}
     write(tmp_path, "latency", config={"engines": ["a", "b"]}, metrics=metrics, machine={"cpu": "EPYC", "arch": "x86_64"})
@@ -215,6 +223,17 @@ def test_a_score_has_the_seeds_of_all_records_in_points():
     assert found.values == pytest.approx((87.0, 89.0, 90.0))
     assert found.row_variance == pytest.approx(1e4 * row_variance("f1", records[0]))
     assert score("mrpc:f1", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "rows", "positive"),
+    [(0.8, 0, 0.7), (0.8, -4, 0.7), (0.8, 400, 0.0), (2.0, 400, 0.7), (1.5, 400, 0.7), (-0.5, 400, 0.7)],
+)
+def test_values_that_no_score_has_give_no_variance(value, rows, positive):
+    assert math.isnan(row_variance("f1", scored("mrpc", {"f1": value}, rows=rows, positive=positive)))
+    good = scored("mrpc", {"f1": 0.8})
+    found = score("mrpc:f1", {"mrpc": [good, scored("mrpc", {"f1": value}, rows=rows, positive=positive)]})
+    assert math.isnan(found.row_variance)
 
 
 def test_glue_needs_all_nine_tasks():

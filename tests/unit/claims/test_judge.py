@@ -9,6 +9,7 @@ from simulated_studies import LADDER, PRIMARY, SEEDS, truth
 
 from mobilebert.claims.judge import judge, thresholds
 from mobilebert.claims.measured import Answers, Measured, Pretrained, Score, Timing
+from mobilebert.claims.text import condition
 from mobilebert.paper.claims import claims
 
 KNOWN = {claim.id: claim for claim in claims()}
@@ -206,6 +207,42 @@ def test_tasks_that_the_float_model_has_not_learnt_say_nothing():
 
 def test_an_int8_model_that_collapses_contradicts_the_claim():
     assert only("int8-loses-nothing", answers(2500, failed=True)).verdict == "contradicted"
+
+
+def test_a_task_without_predictions_does_not_let_the_others_decide():
+    measured = answers(0)
+    measured.answers["mnli"] = {arm: {0: Answers(None)} for arm in ("mobilebert", "mobilebert:int8")}
+    finding = only("int8-loses-nothing", measured)
+    assert (finding.verdict, finding.reason) == ("inconclusive", "the predictions on mnli are not beside the records")
+
+
+@pytest.mark.parametrize("other", [{1: (10, ())}, {1: (20, ())}, {0: (20, tuple(range(1, 21)))}])
+def test_answers_to_other_rows_are_not_paired(other):
+    known = {0: (20, tuple(range(20))), 1: (20, tuple(range(20)))}
+    sides = [
+        {seed: Answers(np.ones(count, bool), idx=idx) for seed, (count, idx) in (known | more).items()} for more in ({}, other)
+    ]
+    measured = Measured(answers={"sst2": dict(zip(("mobilebert", "mobilebert:int8"), sides, strict=True))})
+    finding = only("int8-loses-nothing", measured)
+    assert (finding.verdict, finding.reason) == ("not run", "the models or seeds were scored on different rows of sst2")
+
+
+def test_seeds_with_other_rows_are_no_error():
+    runs = {seed: Answers(np.ones(count, bool)) for seed, count in ((0, 10), (1, 20))}
+    measured = Measured(answers={"sst2": {"mobilebert": runs, "mobilebert:int8": runs}})
+    assert only("int8-loses-nothing", measured).verdict == "not run"
+
+
+def test_a_teacher_without_a_unigram_entropy_voids_the_claim():
+    measured = Measured(losses=losses(0.5).losses, teachers={"ib-bert-large": {0: Pretrained(4.0)}})
+    finding = only("teacher-pays", measured)
+    assert (finding.verdict, finding.reason) == ("void", "no unigram entropy in the record of the teacher, ib-bert-large")
+    assert "not recorded" in condition(measured)
+
+
+def test_equal_timings_at_the_limit_tell_nothing():
+    times = tuple(Timing({"mobilebert": 1.0, "bert-base": 4.95}, "Pixel 4") for _ in range(7))
+    assert only("faster-than-bert-base", Measured(timings=times)).verdict == "inconclusive"
 
 
 def timings(ratio, device, count=7, void=None):
