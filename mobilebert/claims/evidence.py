@@ -157,10 +157,10 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
             unlearnt.append(task)
             continue
         if any(run.correct is None for run in runs):
-            unread = unread or f"the predictions on {task} are not beside the records"
+            unread = f"the predictions on {task} are not beside the records"
             continue
         if len({(run.idx, len(run.correct)) for run in runs if run.correct is not None}) > 1:
-            unread = unread or f"the models or seeds were scored on different rows of {task}"
+            unread = f"the models or seeds were scored on different rows of {task}"
             continue
         differences = {seed: _difference(sides[0][seed], sides[1][seed]) for seed in seeds}
         pooled = paired(differences)

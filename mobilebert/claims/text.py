@@ -166,8 +166,21 @@ def _conclusion(finding: Finding) -> str:
     told = f" {_told(finding)}" if finding.smallest is not None else ""
     if finding.verdict == "exploratory":
         return f"Exploratory: shown, not judged.{told}"
-    why = finding.reason or "the interval holds values on both sides of the margin"
-    return f"This study cannot tell: {why}.{told}"
+    return f"This study cannot tell: {finding.reason or _why_untold(finding)}.{told}"
+
+
+def _why_untold(finding: Finding) -> str:
+    """Return why a test has no verdict.
+
+    A claim of several comparisons is contradicted if one of them is, at a correspondingly higher
+    confidence than that of the printed intervals.
+    """
+    below, count = thresholds(finding.claim)[1], len(finding.intervals)
+    if count > 1 and any(high < below for _, high in finding.intervals):
+        confidence = 100 * (1 - (1 - finding.confidence) / count)
+        needed_of_one = f"but as one of {count} it must do so with {confidence:.4g} % confidence"
+        return f"a comparison lies beyond the margin on the other side, {needed_of_one}"
+    return "the interval holds values on both sides of the margin"
 
 
 def _told(finding: Finding) -> str:

@@ -130,7 +130,7 @@ def print_claims(options: argparse.Namespace) -> int:
     from mobilebert.claims import text
     from mobilebert.claims.collect import Source, collect, sources_in
     from mobilebert.claims.judge import judge
-    from mobilebert.jobs.freshness import record_folder
+    from mobilebert.jobs.freshness import record_file, record_folder
     from mobilebert.paper.claims import claims
 
     if options.records:
@@ -138,7 +138,17 @@ def print_claims(options: argparse.Namespace) -> int:
             raise UserError("claims: --study and --records; one of them is allowed")
         sources = sources_in(options.records)
     else:
-        study, _, found = _open(options, options.command)
+        study, graph, found = _open(options, options.command)
+        unread = [
+            job for key, job in graph.items() if key not in found and record_file(options.results, study.name, job).exists()
+        ]
+        if unread:
+            folder = options.results / study.name
+            print(
+                f"claims: {len(unread)} of {len(unread) + len(found)} records are not current, so they are not read "
+                f"(why: mobilebert why {unread[0].id} --study {options.study}); --records {folder} reads all of them",
+                file=sys.stderr,
+            )
         sources = [Source(record, record_folder(options.results, study.name, record)) for record in found.values()]
     measured = collect(sources)
     findings = judge(claims(), measured)

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_judge import answers, losses, only, timings
+from test_collect import write
+from test_judge import answers, losses, only, schedules, timings
 
 from mobilebert.claims import text
 from mobilebert.claims.collect import collect, sources_in
@@ -55,6 +56,13 @@ def test_a_paragraph_says_what_was_measured_and_what_it_means():
     assert "In points: qnli -1.20 of 5,000 rows." in int8
 
 
+def test_one_comparison_of_two_beyond_the_margin_is_not_said_to_straddle_it():
+    finding = only("order-of-schedules", schedules(-0.1, 0.3, sd=0.03 * 0.05 / 0.068))
+    (_, high), _ = finding.intervals
+    assert (finding.verdict, high < -0.05) == ("inconclusive", True)
+    assert "as one of 2 it must do so with 97.5 % confidence" in text.paragraph(finding)
+
+
 def test_every_paragraph_is_sentences_without_gaps(committed):
     for finding in committed[0]:
         paragraph = text.paragraph(finding)
@@ -70,6 +78,14 @@ def test_the_command_prints_text_and_json(capsys):
     assert [item["id"] for item in data["claims"]] == [claim.id for claim in claims()]
     speed = next(item for item in data["claims"] if item["id"] == "faster-than-bert-base")
     assert (speed["verdict"], speed["links"][0]["n"], speed["links"][0]["interval"]) == ("other device", 1, [0.0, None])
+
+
+def test_records_of_other_code_are_named_not_passed_over(tmp_path, capsys):
+    write(tmp_path / "smoke", "data", study="smoke")
+    assert main(["claims", "--study", "smoke", "--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("claims: 1 of 1 records are not current, so they are not read (why: mobilebert why data")
+    assert f"--records {tmp_path}/smoke reads all of them" in printed.err
 
 
 @pytest.mark.parametrize("arguments", [["--records", "/nowhere"], ["--records", str(REPORT), "--study", "cpu"]])
