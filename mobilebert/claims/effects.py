@@ -82,6 +82,23 @@ def _design(cells: tuple[tuple[int, int], ...], columns: int) -> tuple[np.ndarra
 # --- answers to the same rows
 
 
+def paired_over_tasks(tasks: Sequence[Mapping[int, np.ndarray]]) -> Effect:
+    """Return the mean over tasks of the mean difference in percentage points.
+
+    tasks: for each, seed -> (rows,) of -1, 0 or 1. The rows of tasks are independent, but a seed's
+    models are not: one pre-training stands behind all its tasks. So if all tasks have the same
+    seeds, the variance between seeds is that of each seed's mean over the tasks.
+    """
+    seeds = sorted(tasks[0])
+    if len(seeds) == 1 or any(sorted(task) != seeds for task in tasks):
+        return mean_of([paired(task) for task in tasks])
+    rows = [paired({0: np.mean([task[seed] for seed in seeds], axis=0)}) for task in tasks]
+    mean = mean_of(rows)
+    by_seed = [100 * float(np.mean([task[seed].mean() for task in tasks])) for seed in seeds]
+    error, df = _total([(mean.error**2, mean.df), (float(np.var(by_seed, ddof=1)) / len(seeds), len(seeds) - 1.0)])
+    return Effect(mean.value, error, df, mean.n)
+
+
 def paired(differences: Mapping[int, np.ndarray]) -> Effect:
     """Return the mean difference in percentage points between two arms that answered the same rows.
 

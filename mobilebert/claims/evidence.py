@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from mobilebert.claims.effects import Effect, contrast, log_ratio, mean_of, paired, score_difference, too_wide
+from mobilebert.claims.effects import Effect, contrast, log_ratio, paired, paired_over_tasks, score_difference, too_wide
 from mobilebert.claims.measured import LEAST_AHEAD, LEAST_BELOW_UNIGRAM, Answers, Measured
 from mobilebert.paper import models
 from mobilebert.paper.claims import OF_LOSSES, Claim, Link
@@ -144,7 +144,7 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
     link = claim.links[0]
     assert link.than is not None
     arms = link.better[0], link.than[0]
-    tasks, details, small, unlearnt = [], [], [], []
+    tables, tasks, details, small, unlearnt = [], [], [], [], []
     unread = ""
     for task in claim.tasks:
         sides = [measured.answers.get(task, {}).get(arm, {}) for arm in arms]
@@ -163,6 +163,7 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
             unread = f"the models or seeds were scored on different rows of {task}"
             continue
         differences = {seed: _difference(sides[0][seed], sides[1][seed]) for seed in seeds}
+        tables.append(differences)
         pooled = paired(differences)
         tasks.append(Effect(pooled.value, pooled.error, pooled.df, pooled.n, task))
         details += [_named(paired({seed: differences[seed]}), f"{task}, seed {seed}") for seed in seeds if len(seeds) > 1]
@@ -172,7 +173,7 @@ def _of_answers(claim: Claim, measured: Measured) -> Evidence:
         return Evidence(problem="void", reason=f"a model has not learnt {', '.join(unlearnt)}")
     if not tasks:
         return Evidence(problem="not run", reason=unread or f"no record of {' and '.join(arms)}")
-    effects, parts = (mean_of(tasks),), (*tasks, *details)
+    effects, parts = (paired_over_tasks(tables),), (*tasks, *details)
     if unread:  # a task that lost its predictions must not decide by its absence
         return Evidence(effects, "inconclusive", unread, parts)
     if small:

@@ -89,6 +89,34 @@ def test_the_mean_over_tasks_weighs_them_alike():
     assert found.error == pytest.approx(0.25)
 
 
+def test_a_seed_counts_once_over_all_its_tasks():
+    tasks = [dict(enumerate(RANDOM.integers(-1, 2, (3, rows)).astype(float))) for rows in (400, 500)]
+    found = effects.paired_over_tasks(tasks)
+    parts = [effects.paired({0: np.mean(list(task.values()), axis=0)}) for task in tasks]
+    over_rows = sum((part.error / 2) ** 2 for part in parts)
+    means = np.array([[100 * task[seed].mean() for seed in range(3)] for task in tasks]).mean(0)
+    over_seeds = means.var(ddof=1) / 3
+    assert found.value == pytest.approx(means.mean())
+    assert found.error == pytest.approx(math.sqrt(over_rows + over_seeds))
+    assert found.n == 900
+    one = [{0: task[0]} for task in tasks]
+    assert effects.paired_over_tasks(one) == effects.mean_of([effects.paired(task) for task in one])
+
+
+def test_intervals_over_tasks_keep_their_confidence_if_seeds_move_all_tasks_alike():
+    generator, missed = np.random.default_rng(1), 0
+    for _ in range(300):
+        gains = generator.normal(0, 0.006, 3)  # of a pre-training seed, in all its tasks
+        chances = [(0.05 + gain / 2, 0.05 - gain / 2) for gain in gains]
+        tasks = [
+            {seed: generator.choice([1.0, -1.0, 0.0], 1000, p=(*both, 0.9)) for seed, both in enumerate(chances)}
+            for _ in range(4)
+        ]
+        found = effects.paired_over_tasks(tasks)
+        missed += abs(found.value) > stats.t.ppf(0.975, found.df) * found.error
+    assert missed / 300 < 0.08
+
+
 def test_ratios_are_averaged_as_logarithms():
     ratios = RANDOM.lognormal(1.0, 0.1, 7)
     found = effects.log_ratio(ratios)
