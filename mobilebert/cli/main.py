@@ -11,6 +11,7 @@ mobilebert seeds 0-19 --study smoke               run a study with other seeds
 mobilebert baseline OUT.json --study smoke        freeze them as the reference of `compare --gate`
 mobilebert claims --study smoke                   print which of the paper's claims hold
 mobilebert report --records FOLDER                write tables and page from committed records
+mobilebert bundle smoke smoke.tar                 carry a study to another machine, with `import`
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text

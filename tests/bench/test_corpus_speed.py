@@ -15,7 +15,8 @@ from mobilebert.data.segment_pairs import Pairs
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
 
-LENGTH, BATCH, ROUNDS, CHARACTERS = 128, 256, 3, 8_000_000
+LENGTH, BATCH, ROUNDS = 128, 256, 3
+TIMED, TRIED = 8_000_000, 3_000_000  # characters to read
 
 
 class Part:
@@ -36,7 +37,7 @@ class Part:
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory):
+def sides(tmp_path_factory, rounds):
     """Return both sides as functions that return the tokens in masked batches; one thread."""
     from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
@@ -48,7 +49,7 @@ def sides(tmp_path_factory):
     tokenizer = build_tokenizer(source, folder / "tokenizer", None)
     theirs = BertTokenizerFast.from_pretrained(folder / "tokenizer")
     collate = DataCollatorForLanguageModeling(theirs, mlm_probability=0.15)
-    part = Part(source, CHARACTERS)
+    part = Part(source, TIMED if rounds.timed else TRIED)
 
     def ours():
         """Write token files; then build tensors of segment pairs, NSP labels and masks."""
