@@ -120,7 +120,7 @@ def print_table(options: argparse.Namespace) -> int:
         study, graph, found = _open(options, options.command)
         tables = fill(study, found, edited_records(options.results, study.name, graph))
     (table,) = [table for table in tables if table.number == options.number]
-    kind = options.format or ("text" if sys.stdout.isatty() else "md")
+    kind = options.format or ("text" if sys.stdout and sys.stdout.isatty() else "md")
     print(render_table(table, study.name) if kind == "html" else PRINTERS[kind](table, study.name), end="")
     return 0
 
