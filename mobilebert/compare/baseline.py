@@ -62,7 +62,8 @@ def read_baseline(path: Path) -> Baseline:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not is_intact:
         raise UserError(
-            f"{path}: edited by hand; make it again: mobilebert baseline {path} --study {found.study} --accept REASON"
+            f"{path}: edited by hand; restore it (git checkout {path}), "
+            f"or delete it and make it again: mobilebert baseline {path} --study {found.study}"
         )
     return found
 

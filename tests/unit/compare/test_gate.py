@@ -223,3 +223,6 @@ def test_the_gate_step_of_the_example_passes_by_fresh_seeds_and_fails_without(pl
     assert Path("gate.xml").is_file()
     write_run(place / "results/smoke-seed103", seed=103, **values(103) | {"loss": 4.0})
     assert subprocess.run(["bash", "-e", "-c", step], env=environment, capture_output=True, check=False).returncode == 1
+    missing = {**environment, "BASELINE": "no.json"}
+    done = subprocess.run(["bash", "-e", "-c", step], env=missing, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
