@@ -113,6 +113,8 @@ def print_table(options: argparse.Namespace) -> int:
         from mobilebert.jobs.folder import read_folder, study_of
 
         folder = read_folder(options.records)
+        for path, problem in folder.damaged.items():
+            print(f"mobilebert: {path}: {problem}; the table goes without it", file=sys.stderr)
         study = study_of(folder, options.records, options.study)
         tables = fill(study, folder.records, folder.edited)
     else:

@@ -163,6 +163,16 @@ def test_records_of_several_studies_need_a_name(folder, capsys):
     assert "90.0" in table(capsys, 8, folder, "md", "--study", "cpu")
 
 
+def test_a_damaged_record_is_named_and_the_table_goes_without_it(folder, capsys):
+    path = folder / "finetune/mobilebert/qnli/result.json"
+    path.write_text(path.read_text()[:100])
+    assert main(["table", "8", "--records", str(folder), "--format", "md"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"mobilebert: {path}: not a record of schema 1: ")
+    assert captured.err.count("\n") == 1
+    assert "90.0" in captured.out
+
+
 def test_an_edited_record_shows_no_value(folder, capsys):
     path = folder / "finetune/mobilebert/qnli/result.json"
     path.write_text(path.read_text().replace("0.9,", "0.99,", 1))
