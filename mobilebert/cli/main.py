@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
+import os
 import sys
 
 from mobilebert.cli import compare, stages, tools
@@ -48,11 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     log_to_stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shows ± as ?
     # Importing torch and transformers creates 2 million objects that all stay. With Python's
     # threshold of 700 the collector walks them thousands of times: a quarter of the import's time.
     gc.set_threshold(100_000, 50, 50)
     try:
-        return options.func(options)
+        code = options.func(options)
+        if sys.stdout:
+            sys.stdout.flush()  # here, because Python's own flush at the exit fails in two lines
+        return code
     except UserError as error:
         return _refuse(error)
     except ModuleNotFoundError as error:
@@ -62,14 +69,24 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _refuse(f"{str(error).splitlines()[0].rstrip('.')}{_memory_hint(options)}")
     except BrokenPipeError:
+        _forget_output()
         return 1
     except OSError as error:  # a full disk, a folder that cannot be written
+        _forget_output()
         return _refuse(error)
 
 
 def _refuse(error: object) -> int:
     print(f"mobilebert: {error}", file=sys.stderr)
     return 2
+
+
+def _forget_output() -> None:
+    """Send what stdout still holds to nowhere if it cannot be written: Python would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -113,6 +113,8 @@ def print_table(options: argparse.Namespace) -> int:
         from mobilebert.jobs.folder import read_folder, study_of
 
         folder = read_folder(options.records)
+        for path, problem in folder.damaged.items():
+            print(f"mobilebert: {path}: {problem}; the table goes without it", file=sys.stderr)
         study = study_of(folder, options.records, options.study)
         tables = fill(study, folder.records, folder.edited)
     else:
@@ -120,7 +122,7 @@ def print_table(options: argparse.Namespace) -> int:
         study, graph, found = _open(options, options.command)
         tables = fill(study, found, edited_records(options.results, study.name, graph))
     (table,) = [table for table in tables if table.number == options.number]
-    kind = options.format or ("text" if sys.stdout.isatty() else "md")
+    kind = options.format or ("text" if sys.stdout and sys.stdout.isatty() else "md")
     print(render_table(table, study.name) if kind == "html" else PRINTERS[kind](table, study.name), end="")
     return 0
 

@@ -53,15 +53,17 @@ def read_baseline(path: Path) -> Baseline:
     try:
         content = json.loads(path.read_bytes())
         found = Baseline.model_validate(content)
+        is_intact = found.checksum == checksum(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise UserError(f"{path}: not a baseline of schema {SCHEMA}: {first_problem(error, Baseline)}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
-    if found.checksum != checksum(content):
+    if not is_intact:
         raise UserError(
-            f"{path}: edited by hand; make it again: mobilebert baseline {path} --study {found.study} --accept REASON"
+            f"{path}: edited by hand; restore it (git checkout {path}), "
+            f"or delete it and make it again: mobilebert baseline {path} --study {found.study}"
         )
     return found
 

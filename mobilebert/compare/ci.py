@@ -13,7 +13,9 @@ from mobilebert.util.text import markdown as escaped
 def junit(rows: Sequence[GateRow], name: str) -> bytes:
     """Return JUnit's XML: a test case for each row, a failure for each that does not hold."""
     failed = sum(not row.holds for row in rows)
-    suite = ElementTree.Element("testsuite", name=name, tests=str(len(rows)), failures=str(failed), errors="0", skipped="0")
+    suite = ElementTree.Element(
+        "testsuite", name=_valid(name), tests=str(len(rows)), failures=str(failed), errors="0", skipped="0"
+    )
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname="gate", name=_valid(row.what))
         line = f"{row.verdict}: {_valid(row.reason)}"

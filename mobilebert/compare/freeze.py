@@ -22,10 +22,12 @@ def freeze_study(out: Path, name: str, results: Path, seeds: Iterable[int] | Non
     """Write the baseline of a study and yield what to print.
 
     Raises UserError, before anything is written, if the file exists and `reason` is None, if seeds
-    are missing, or if a gated metric cannot be a gate (`rule.unfit`).
+    are missing, if the reason is empty, or if a gated metric cannot be a gate (`rule.unfit`).
     """
     if out.exists() and reason is None:
         raise UserError(f"{out}: exists; --accept REASON replaces it")
+    if reason is not None and not reason.strip():
+        raise UserError("baseline: --accept needs a reason, which the file keeps")
     study = load_study(name)
     folders = seeded.folders(study, results, seeds)
     if len(folders) < LEAST_SEEDS:

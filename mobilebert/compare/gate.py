@@ -10,7 +10,7 @@ from mobilebert.compare.baseline import Baseline
 from mobilebert.compare.differences import comparable
 from mobilebert.compare.metrics import Better, better
 from mobilebert.compare.rule import LEAST_SEEDS, judge_fresh
-from mobilebert.compare.side import Side
+from mobilebert.compare.side import Side, is_usable
 from mobilebert.study.sections import TIMING
 from mobilebert.util.errors import UserError
 
@@ -49,7 +49,8 @@ def values_of(side: Side, metric: str) -> tuple[float | None, ...]:
     for place in range(len(side.seeds)):
         row = [column[place] if place < len(column) else None for column in columns]
         upper, lower = (row[0], row[1]) if len(row) == 2 else (row[0], 1.0)
-        found.append(None if upper is None or not lower else upper / lower)
+        value = None if upper is None or not lower else upper / lower
+        found.append(value if is_usable(value) else None)
     return tuple(found)
 
 
@@ -106,7 +107,8 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
     if all(twins.get(seed) == value for seed, value in runs):
         return GateRow(metric, "same", "the baseline's seeds, equal to the digit", mean, sum(values) / len(values))
     # A seed decides no time: the times of every run are fresh.
-    fresh = values if timing else [value for seed, value in runs if seed not in twins]
+    # Any other seed counts once, however many runs have it.
+    fresh = values if timing else list({seed: value for seed, value in runs if seed not in twins}.values())
     if len(fresh) < (1 if timing else rule.fresh):
         more = f"{len(fresh)} of {rule.fresh} fresh seeds; run more: mobilebert seeds FIRST-LAST --study {baseline.study}"
         return GateRow(metric, "missing", more, mean, sum(values) / len(values))

@@ -74,5 +74,6 @@ def difference_margin(base: Sequence[float], new: Sequence[float], above: float)
     total = sum(parts)
     if total == 0:
         return 0.0
-    freedom = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (base, new), strict=True))
+    # Shares of the total: its own square is 0 for very small values.
+    freedom = 1 / sum((part / total) ** 2 / (len(values) - 1) for part, values in zip(parts, (base, new), strict=True))
     return quantile(above, freedom) * math.sqrt(total)

@@ -108,7 +108,7 @@ def judge(base: Sequence[float], new: Sequence[float], direction: Better | None)
     same: equal to the digit. unclear: the 95 % interval of the difference holds 0. better, worse,
     or changed if no way is better: it does not. differs: no interval, both are single values.
     """
-    if tuple(base) == tuple(new):
+    if tuple(base) == tuple(new) or len({*base, *new}) == 1:
         return "same"
     difference, margin = statistics.fmean(new) - statistics.fmean(base), difference_margin(base, new, ALPHA)
     if margin is None:

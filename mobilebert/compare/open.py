@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,7 +37,15 @@ def open_base(name: str) -> tuple[Side, Baseline | None]:
 
 
 def open_new(names: Iterable[str]) -> list[Side]:
-    """Return the sides that are compared; runs that differ in their seeds alone are one side."""
+    """Return the sides that are compared; runs that differ in their seeds alone are one side.
+
+    Raises UserError if a side cannot be read, or if two names are one place.
+    """
+    names = list(names)
+    places = [name if name.startswith(MLFLOW) else os.path.abspath(name) for name in names]
+    for place, name in zip(places, names, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{name}: named twice; the same values are no further seeds")
     found, runs = [], []
     for name in names:
         if not name.startswith(MLFLOW) and Path(name).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import textwrap
@@ -13,6 +14,7 @@ from mobilebert.jobs.folder import RecordFolder
 from mobilebert.reporting.cell import Cell
 from mobilebert.reporting.tables import FilledRow, FilledTable, fill
 from mobilebert.study.schema import Study
+from mobilebert.util.text import one_line
 
 WIDTH = 120
 # Kinds of deviations, the largest first. Within a kind the factor counts.
@@ -56,11 +58,13 @@ class PaperRow:
 def deviation(label: str) -> Deviation:
     """Return a record's label as a deviation."""
     kind = next((kind for start, kind in _KINDS.items() if label.startswith(start)), "other")
-    if share := _SHARE.search(label):
-        return Deviation(kind, label, 1 / float(share[1]))
-    if divisors := _DIVISORS.search(label):
-        return Deviation(kind, label, math.prod(map(int, divisors.groups())))
-    return Deviation(kind, label)
+    factor = 1.0
+    with contextlib.suppress(ValueError, ZeroDivisionError):  # a label that no stage writes
+        if share := _SHARE.search(label):
+            factor = 1 / float(share[1])
+        elif divisors := _DIVISORS.search(label):
+            factor = math.prod(map(float, divisors.groups()))
+    return Deviation(kind, label, factor)
 
 
 def paper_rows(study: Study, found: RecordFolder) -> list[PaperRow]:
@@ -104,7 +108,7 @@ def _lines(row: PaperRow) -> Iterable[str]:
         yield f"{head}  measured {cell.measured_text}{distance}{verdict}"
     yield "  known deviations, the largest first:"
     for item in row.deviations:
-        yield textwrap.fill(item.text, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+        yield textwrap.fill(one_line(item.text), WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
 def _distance(cell: Cell) -> float | None:

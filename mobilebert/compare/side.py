@@ -5,9 +5,9 @@ An experiment is its configuration and its data. The code and the machine may di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +15,7 @@ from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
 from mobilebert.reporting.experiment import flatten
 
+LARGEST = 1e140  # a value above has no variance that a float holds; it counts as none
 SEEDED = ("pretrain", "transfer", "distill")  # stages whose key `seed` is the study's
 
 
@@ -43,7 +44,7 @@ class Facts(BaseModel):
     def values(self, metric: str) -> tuple[float, ...]:
         """Return a metric's finite values: one a run, or one a seed if the side is one run."""
         found = self.samples.get(metric) or self.metrics.get(metric, ())
-        return tuple(value for value in found if value is not None and math.isfinite(value))
+        return tuple(value for value in found if is_usable(value))
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,18 @@ def _metric(record: Record | None, name: str) -> float | None:
     if record is None or record.status != "ok":
         return None
     value = reading.number(record.metrics.get(name))
-    return None if math.isnan(value) else value
+    return value if is_usable(value) else None
 
 
 def _samples(record: Record | None, name: str) -> tuple[float, ...]:
     if record is None or record.status != "ok":
         return ()
-    return tuple(filter(math.isfinite, map(reading.number, record.samples.get(name, []))))
+    return tuple(filter(is_usable, map(reading.number, record.samples.get(name, []))))
+
+
+def is_usable(value: float | None) -> TypeGuard[float]:
+    """Return whether a value is a number of at most LARGEST."""
+    return value is not None and abs(value) <= LARGEST  # NaN is not
 
 
 def experiment_config(record: Record) -> dict[str, str]:

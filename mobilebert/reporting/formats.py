@@ -19,6 +19,7 @@ from mobilebert.reporting.tables import LEGEND, FilledRow, FilledTable
 from mobilebert.study.graph import cell_job
 from mobilebert.util.files import json_safe
 from mobilebert.util.text import markdown as escaped
+from mobilebert.util.text import one_line
 
 WIDTH = 120  # columns of a terminal
 QUIET = "·"  # a cell that was not run, in a terminal
@@ -125,7 +126,7 @@ def _block(labels: list[str], first: int, columns: list[list[tuple[str, str, str
 
 
 def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    return textwrap.wrap(one_line(line), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 # --- LaTeX
@@ -173,7 +174,7 @@ def _latex_line(label: str, kind: str, cells: list[str]) -> str:
 
 
 def _latex(words: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in words)
+    return "".join(_LATEX.get(sign, sign) for sign in one_line(words))
 
 
 # --- one row a cell
@@ -214,7 +215,7 @@ def _counted(cell: Cell):
 def as_json(filled: FilledTable, study: str) -> str:
     """Return a table as JSON, with a list of cells."""
     content = {"table": filled.number, "title": filled.table.title, "study": study, "notes": filled.notes}
-    return json.dumps(json_safe(content | {"cells": cell_rows(filled, study)}), ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(json_safe(content | {"cells": cell_rows(filled, study)}), indent=1) + "\n"  # ASCII, for any terminal
 
 
 def as_csv(filled: FilledTable, study: str) -> str:
@@ -224,8 +225,17 @@ def as_csv(filled: FilledTable, study: str) -> str:
     writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()})
+        writer.writerow({key: _field(value) for key, value in row.items()})
     return out.getvalue()
+
+
+def _field(value):
+    """Return a value for CSV, with a quote before a text that a spreadsheet takes for a formula."""
+    text = "; ".join(map(str, value)) if isinstance(value, list) else value
+    if not isinstance(text, str):
+        return text
+    text = one_line(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 # --- by name

@@ -55,7 +55,8 @@ class JobBar:
         return sum(map(len, self.seconds.values()))
 
     def begin(self, number: int, rule: str, name: str) -> None:
-        """Note that a job has started; `number` names it from now on."""
+        """Note that a job has started; `number` names it. A retry has not failed."""
+        self.failed = [job for job in self.failed if (job.rule, job.name) != (rule, name)]
         self.running[number] = _Job(rule, name, self.clock())
         self.refresh()
 
@@ -72,6 +73,9 @@ class JobBar:
         """Print the name of a job that failed, and the path and the last lines of its log."""
         job = self.running.pop(number, _Job(rule, rule, self.clock()))
         self.failed.append(job)
+        logs = list(logs)
+        if not logs:
+            self.say(f"failed: {job.name}")
         for log in logs:
             self.say(f"failed: {job.name}; log: {log}")
             lines = Path(log).read_text(errors="replace").splitlines() if Path(log).is_file() else []

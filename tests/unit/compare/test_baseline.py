@@ -67,7 +67,33 @@ def test_a_baseline_edited_by_hand_is_refused(place, capsys):
     path = Path("base.json")
     path.write_text(path.read_text().replace('"fresh": 5', '"fresh": 1'))
     assert main(["compare", "base.json", "results/mine-seed101", "--gate"]) == 2
-    assert "base.json: edited by hand; make it again: mobilebert baseline base.json --study mine" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "base.json: edited by hand; restore it (git checkout base.json), or delete it and make it again: " in error
+    assert error.endswith(": mobilebert baseline base.json --study mine\n")
+    path.unlink()
+    assert main(["baseline", "base.json", "--study", "mine.yaml"]) == 0  # the advice works
+
+
+def test_an_empty_reason_is_refused(place, capsys):
+    assert main(["baseline", "base.json", "--study", "mine.yaml", "--seeds", "1-20", "--accept", " "]) == 2
+    assert capsys.readouterr().err == "mobilebert: baseline: --accept needs a reason, which the file keeps\n"
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "[" * 100_000, "NaN", '{"schema": 1}'])
+def test_a_file_that_is_no_baseline_is_one_line(place, capsys, text):
+    Path("other.json").write_text(text)
+    assert main(["compare", "other.json", "results/mine-seed101", "--gate"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mobilebert: other.json: not ")
+    assert error.count("\n") == 1
+
+
+def test_a_baseline_with_nan_is_one_line(place, capsys):
+    text = Path("base.json").read_text()
+    start = text.index("[", text.index('"heldout_mlm_loss"')) + 1
+    Path("base.json").write_text(f"{text[:start]}NaN,{text[text.index(',', start) + 1 :]}")
+    assert main(["compare", "base.json", "results/mine-seed101", "--gate"]) == 2
+    assert capsys.readouterr().err.startswith("mobilebert: base.json: not JSON: ")
 
 
 # --- fresh seeds

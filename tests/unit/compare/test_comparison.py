@@ -1,8 +1,12 @@
 """`mobilebert compare`: what differs, every metric, the formats; runs written by hand."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from written import rewrite, write, write_run
@@ -10,6 +14,8 @@ from written import rewrite, write, write_run
 from mobilebert.cli.main import main
 from mobilebert.compare.metrics import better, judge
 from mobilebert.compare.paper import deviation
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -22,6 +28,14 @@ def two(tmp_path, monkeypatch):
 def compared(capsys, *words) -> str:
     assert main(["compare", *map(str, words)]) == 0
     return capsys.readouterr().out
+
+
+def command(*words, stdout=subprocess.PIPE, **variables) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own, whose output is buffered as outside tests."""
+    line = [sys.executable, "-m", "mobilebert", "compare", *map(str, words)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONPATH": str(ROOT)} | variables
+    return subprocess.run(line, stdout=stdout, stderr=subprocess.PIPE, env=environment, text=True, check=False)
 
 
 def test_equal_runs_are_one_line(two, capsys):
@@ -130,6 +144,46 @@ def test_records_with_odd_fields_are_compared(two, tmp_path, capsys, odd):
         assert "accuracy" in compared(capsys, two[1], two[0], *words)
 
 
+@pytest.mark.parametrize("huge", [1e300, -1e308])
+def test_a_value_without_a_variance_is_missing(tmp_path, capsys, huge):
+    a = write_run(tmp_path / "a", accuracy=huge, samples=[huge, 0.9, 0.8])
+    b = write_run(tmp_path / "b", accuracy=huge, samples=[huge, -huge, huge])
+    assert "finetune/mobilebert/sst2: missing in the new" in compared(capsys, a, b).splitlines()
+
+
+def test_a_terminal_of_another_encoding_shows_a_replacement(two):
+    rewrite(two[1] / "finetune/mobilebert/sst2/result.json", metrics={"accuracy": 0.8})
+    done = command(*two, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mean ? standard deviation" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full")
+def test_a_full_disk_is_one_line_even_if_it_is_met_at_the_exit(two):
+    with Path("/dev/full").open("w") as full:
+        done = command(*two, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("mobilebert: ")
+
+
+def test_a_closed_pipe_is_silent(two):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = command(*two, "--html", "page.html", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert Path("page.html").is_file()
+
+
+def test_a_pipe_that_is_named_as_a_file_is_written_to_and_stays(two, capsys):
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    compared(capsys, *two, "--html", "pipe")
+    assert os.read(reader, 15) == b"<!DOCTYPE html>"
+    os.close(reader)
+    assert Path("pipe").is_fifo()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -139,6 +193,7 @@ def test_records_with_odd_fields_are_compared(two, tmp_path, capsys, odd):
         (["a", "b", "--gate"], "a: --gate needs a baseline with gated metrics; make one: mobilebert baseline OUT.json"),
         (["a", "b", "--junit", "x.xml"], "compare: --junit writes the gate's verdicts; add --gate"),
         (["paper", "a", "b"], "compare: paper takes one folder of records, without --gate and --html"),
+        (["a", "b", "a", "b/"], "b: named twice; the same values are no further seeds"),
         (["a", "runs:/1"], "runs:/1: set MLFLOW_TRACKING_URI to the store, as sqlite:///results/smoke/mlflow.db"),
         (["a/data/result.json", "b"], "a/data/result.json: not a baseline of schema 1: "),
     ],
@@ -181,6 +236,7 @@ def test_which_way_is_better(metric, way):
     ("base", "new", "way", "verdict"),
     [
         ([0.9], [0.9], "higher", "same"),
+        ([600.0] * 20, [600.0], None, "same"),
         ([0.9], [0.8], "higher", "differs"),
         ([0.9, 0.91, 0.92], [0.5], "higher", "worse"),
         ([0.9, 0.91, 0.92], [0.5], "lower", "better"),
@@ -209,6 +265,11 @@ def test_comparison_with_the_paper_orders_deviations_by_size(tmp_path, capsys):
     ]
     assert "test server" in out[: out.index("Table 8")]
     assert max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("share", ["0", "1e-999", ".", "..", "e"])
+def test_a_share_that_is_no_number_has_no_size(share):
+    assert deviation(f"scaled: pretrain sees {share} of the paper's tokens").factor == 1
 
 
 def test_the_size_of_a_deviation_is_read_from_its_label():

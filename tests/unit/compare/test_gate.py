@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,13 @@ def test_a_changed_digit_needs_fresh_seeds(place, capsys):
     assert (code, rows[LOSS]) == (0, "pass")
 
 
+def test_a_fresh_seed_counts_once(place, capsys):
+    for folder in ("copy-1", "copy-2"):
+        shutil.copytree("results/mine-seed101", folder)
+    code, rows = gated(capsys, *fresh(101, 103), "copy-1", "copy-2")
+    assert (code, rows[LOSS]) == (1, "missing")
+
+
 def test_a_missing_seed_fails(place, capsys):
     code, rows = gated(capsys, *fresh(101, 104))
     assert (code, rows[SCORE], rows[LOSS]) == (1, "missing", "missing")
@@ -188,6 +196,13 @@ def test_verdicts_are_written_for_ci(place, capsys, monkeypatch):
     assert 'class="worse"' in Path("gate.html").read_text()
 
 
+def test_a_name_of_odd_characters_leaves_the_xml_valid(place):
+    name = "base\x01\udcff<.json"
+    shutil.copy("base.json", name)
+    assert main(["compare", name, *fresh(), "--gate", "--junit", "gate.xml"]) == 0
+    assert ElementTree.parse("gate.xml").getroot()[0].attrib["name"] == "gate of base<.json"
+
+
 def test_the_gate_step_of_the_example_passes_by_fresh_seeds_and_fails_without(place, monkeypatch):
     """Run the step in a shell. `mobilebert seeds` would train, so the seeds are there."""
     root = Path(__file__).parents[3]
@@ -208,3 +223,6 @@ def test_the_gate_step_of_the_example_passes_by_fresh_seeds_and_fails_without(pl
     assert Path("gate.xml").is_file()
     write_run(place / "results/smoke-seed103", seed=103, **values(103) | {"loss": 4.0})
     assert subprocess.run(["bash", "-e", "-c", step], env=environment, capture_output=True, check=False).returncode == 1
+    missing = {**environment, "BASELINE": "no.json"}
+    done = subprocess.run(["bash", "-e", "-c", step], env=missing, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

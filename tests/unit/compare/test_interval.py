@@ -44,3 +44,10 @@ def test_a_single_value_is_judged_by_the_spread_of_the_other_side():
 def test_two_single_values_have_no_margin_and_constants_a_margin_of_0():
     assert difference_margin([1.0], [2.0], 0.025) is None
     assert difference_margin([1.0, 1.0], [2.0, 2.0], 0.025) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1e-3, 1e3, 1e120])
+def test_difference_margin_scales_with_the_values(scale):
+    base, new = [1.0, 2.0, 4.0, 3.0], [2.0, 2.5, 7.0]
+    scaled = difference_margin([scale * value for value in base], [scale * value for value in new], 0.025)
+    assert scaled == pytest.approx(scale * difference_margin(base, new, 0.025), rel=1e-9)

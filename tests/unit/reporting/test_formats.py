@@ -126,6 +126,24 @@ def test_latex_escapes_what_labels_say(tmp_path, capsys):
     assert wanted in table(capsys, 8, tmp_path, "latex").splitlines()
 
 
+def test_a_label_cannot_steer_a_terminal_or_break_a_line(tmp_path, capsys):
+    write(tmp_path, "finetune/mobilebert/sst2", {"seeds": [0]}, {"accuracy": 0.9}, labels=["a\x1b[31mb\n\n\x00c"])
+    for kind in ("text", "md", "latex", "csv"):
+        out = table(capsys, 8, tmp_path, kind)
+        assert "a [31mb c" in out.replace("\\", "")
+        assert not re.search(r"[\x00\x1b]", out)
+
+
+def test_json_is_whole_in_a_terminal_of_another_encoding(tmp_path, capsys):
+    assert table(capsys, 4, tmp_path, "json").isascii()  # Table 4 has a dagger
+
+
+def test_a_label_is_no_formula_of_a_spreadsheet(tmp_path, capsys):
+    write(tmp_path, "finetune/mobilebert/sst2", {"seeds": [0]}, {"accuracy": 0.9}, labels=["=1+1"])
+    lines = csv.DictReader(io.StringIO(table(capsys, 8, tmp_path, "csv")))
+    assert "'=1+1" in {line["labels"] for line in lines}
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX is installed")
 @pytest.mark.parametrize("number", range(1, 10))
 def test_latex_compiles(number, folder, tmp_path, capsys):
@@ -143,6 +161,16 @@ def test_records_of_several_studies_need_a_name(folder, capsys):
     line = capsys.readouterr().err
     assert line == f"mobilebert: {folder}: its records are of several studies; name one: --study; allowed: cpu, smoke\n"
     assert "90.0" in table(capsys, 8, folder, "md", "--study", "cpu")
+
+
+def test_a_damaged_record_is_named_and_the_table_goes_without_it(folder, capsys):
+    path = folder / "finetune/mobilebert/qnli/result.json"
+    path.write_text(path.read_text()[:100])
+    assert main(["table", "8", "--records", str(folder), "--format", "md"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"mobilebert: {path}: not a record of schema 1: ")
+    assert captured.err.count("\n") == 1
+    assert "90.0" in captured.out
 
 
 def test_an_edited_record_shows_no_value(folder, capsys):

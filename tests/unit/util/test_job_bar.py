@@ -95,6 +95,22 @@ def test_a_failed_job_is_named_with_its_log_and_the_last_lines(clock, tmp_path):
     assert end == "0 of 2 jobs in 00:00; failed: finetune/m/sst2, finetune"
 
 
+def test_a_job_that_ends_well_at_its_second_try_has_not_failed(clock):
+    stream = io.StringIO()
+    bar = JobBar({"finetune": 2}, stream, clock)
+    for _ in range(2):
+        bar.begin(1, "finetune", "finetune/m/sst2")
+        clock.now += 10
+        bar.fail(1, "finetune", [])
+    bar.begin(1, "finetune", "finetune/m/sst2")
+    clock.now += 10
+    bar.end(1)
+    assert bar.seconds_left() == 10  # of the other job
+    bar.close()
+    assert stream.getvalue().splitlines()[:2] == ["failed: finetune/m/sst2"] * 2
+    assert stream.getvalue().splitlines()[-1] == "1 of 2 jobs in 00:30"
+
+
 def test_a_terminal_shows_a_bar_with_the_running_jobs_and_no_line_for_each(clock, terminal):
     stream, read = terminal
     bar = JobBar({"finetune": 2}, stream, clock)
