@@ -57,35 +57,22 @@ def print_comparison(options: argparse.Namespace) -> int:
     from mobilebert.compare.comparison import compare
     from mobilebert.compare.gate import exit_code
     from mobilebert.compare.open import open_base, open_new
-    from mobilebert.util.files import json_safe
+    from mobilebert.util.files import json_safe, write_atomically
 
     base, baseline = open_base(options.base)
     if options.gate and (baseline is None or not baseline.gate.metrics):
         raise UserError(f"{options.base}: --gate needs a baseline with gated metrics; make one: mobilebert baseline OUT.json")
     report = compare(base, open_new(options.new), baseline if options.gate else None)
     if options.html:
-        _write(options.html, html.page(report).encode(errors="replace"))
+        write_atomically(options.html.resolve(), html.page(report).encode(errors="replace"))
     if report.gate and options.junit:
-        _write(options.junit, ci.junit(report.gate, f"gate of {options.base}"))
+        write_atomically(options.junit.resolve(), ci.junit(report.gate, f"gate of {options.base}"))
     if report.gate and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(ci.summary(report.gate, f"Gate of {options.base}"))
     # The files come first: a reader that closes the pipe early, as `head`, must not cost them.
     print(json.dumps(json_safe(report.as_json())) if options.json else text.text(report))
     return exit_code(report.gate) if report.gate else 0
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file.
-
-    Write to a device or a pipe, as /dev/null, and through a link: a rename would replace it.
-    """
-    from mobilebert.util.files import write_atomically
-
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_bytes(content)
-    else:
-        write_atomically(path, content)
 
 
 def _compare_with_paper(options: argparse.Namespace) -> int:

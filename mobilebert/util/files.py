@@ -16,7 +16,13 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and the disk after a power cut, have the old or the new one."""
+    """Write a file so that readers, and the disk after a power cut, have the old or the new one.
+
+    A device or a pipe, such as /dev/null, is written to: a rename would replace it.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
