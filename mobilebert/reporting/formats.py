@@ -230,11 +230,11 @@ def as_csv(filled: FilledTable, study: str) -> str:
 
 
 def _field(value):
-    """Return a value for CSV, with a quote before a text that a spreadsheet takes for a formula."""
-    text = "; ".join(map(str, value)) if isinstance(value, list) else value
-    if not isinstance(text, str):
-        return text
-    text = one_line(text)
+    """Return a value for CSV. Labels, which a study may word, get a quote before what a spreadsheet
+    takes for a formula; the paper's own names, such as "+ PD", stay."""
+    if not isinstance(value, list):
+        return one_line(value) if isinstance(value, str) else value
+    text = one_line("; ".join(map(str, value)))
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
