@@ -48,9 +48,8 @@ test-slurm: $(READY)
 
 install: $(READY)
 
-# Python compiles a module when it is first imported; most of the packages' modules never are.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
 	@touch $@
