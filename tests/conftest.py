@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from mobilebert.cli.options import log_to_stderr
+
 THREADS = os.environ.get("OMP_NUM_THREADS")  # the run's own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warnings_are_printed_as_by_a_command():
+    """Print the package's warnings to stderr from the first test on, whichever runs first."""
+    log_to_stderr()
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from transfer_models import model
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining
 from mobilebert.distillation.objective import distillation_loss, schedule_labels, teacher_guide
 from mobilebert.distillation.transfer import Transfer
 from mobilebert.study.graph import build_graph
@@ -16,24 +16,6 @@ from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import DistillConfig, LayerwiseConfig
 
 torch.set_num_threads(1)
-SIZES = {
-    "vocab_size": 31,
-    "embedding_size": 8,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 3,
-    "intermediate_size": 12,
-    "max_position_embeddings": 12,
-}
-
-
-def model(seed, **fields):
-    torch.manual_seed(seed)
-    found = MobileBertForPreTraining(MobileBertConfig(**(SIZES | fields))).eval()
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return found
 
 
 @pytest.fixture(scope="module")

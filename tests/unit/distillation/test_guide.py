@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
+import transfer_models
 
-from mobilebert import MobileBertConfig, MobileBertForPreTraining
 from mobilebert.distillation.shared_teacher import train_together
 from mobilebert.distillation.teacher_layers import Guide
 from mobilebert.distillation.transfer import Transfer, layer_of
@@ -16,29 +16,14 @@ from mobilebert.training import optim
 from mobilebert.training.plan import TrainingPlan
 
 torch.set_num_threads(1)
-LAYERS, STEPS = 3, 9
-SIZES = {
-    "vocab_size": 31,
-    "embedding_size": 8,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": LAYERS,
-    "intermediate_size": 12,
-    "max_position_embeddings": 16,
-    "classifier_activation": False,
-}
+LAYERS, STEPS = transfer_models.LAYERS, 9
+SIZES = {"max_position_embeddings": 16, "classifier_activation": False}
 WIDE = {"intra_bottleneck_size": 12, "num_feedforward_networks": 1, "key_query_shared_bottleneck": False}
 LOSSES = {"a": ("fmt", "at"), "b": ("fmt",), "c": ("at",), "d": ("fmt", "at")}
 
 
 def model(seed, **fields):
-    """Return a model with wide weights, so that two roundings of the same attention differ."""
-    torch.manual_seed(seed)
-    found = MobileBertForPreTraining(MobileBertConfig(**SIZES, **fields)).eval()
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return found
+    return transfer_models.model(seed, **SIZES, **fields)
 
 
 @pytest.fixture
