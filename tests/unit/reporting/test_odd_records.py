@@ -136,7 +136,7 @@ def test_the_page_takes_any_record(odd):
     given = {f"{record.stage}/{number}": record for number, record in enumerate(every)}
     curves = {key: record for key, record in given.items() if not key.startswith("finetune/") or record.curves == {}}
     html = render(STUDY, Graph(), curves, fill(STUDY, {}), [])
-    assert html.count("<code>") == len(curves) > 200
+    assert html.count('<tr id="record-') == len(curves) > 200
 
 
 def test_mlflow_takes_any_record(odd, tmp_path, monkeypatch):
