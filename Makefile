@@ -2,6 +2,7 @@
 # make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes
+# make test-page    read the page in headless Chromium (apt, npm): layout, keyboard, screen readers; a minute
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, compare two processes with one, simulate claims: minutes
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: reproduce test bench test-long test-slurm install
+.PHONY: reproduce test bench test-long test-page test-slurm install
 
 # Snakemake finds the progress bar, a logger plug-in, on Python's module path.
 reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -42,6 +43,10 @@ test-long: $(READY)
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
+
+test-page: $(READY)
+	VENV=$(VENV) tests/page/install.sh
+	pytest tests/page
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py

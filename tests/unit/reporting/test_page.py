@@ -4,6 +4,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import unquote
@@ -210,3 +211,22 @@ def test_records_of_the_page_are_those_committed(committed):
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3725, "1 h 2 min")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def luminance(colour):
+    """Return WCAG's relative luminance of "#rgb" or "#rrggbb"."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * sign for sign in colour[1:])
+    parts = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_and_lines_stand_out_from_the_page(html, scheme):
+    """WCAG AA asks for a contrast of 4.5 for words and 3 for lines."""
+    block = html.split(":root {")[scheme + 1].partition("}")[0]
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", block))
+    for ground in ("paper", "raised"):
+        for name in ("ink", "soft", "link", "good", "near", "bad", "muted", *(f"s{number}" for number in range(8))):
+            light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= (3 if name.startswith("s") and name != "soft" else 4.5), (name, ground)
