@@ -16,8 +16,6 @@ from mobilebert.reporting.figures import figures
 from mobilebert.reporting.origin import Place, command_of, origin
 from mobilebert.reporting.tables import LEGEND, FilledTable
 from mobilebert.reporting.verdicts import MEANINGS, Outcome
-from mobilebert.study.graph import jobs_in_scope
-from mobilebert.study.job import Graph
 from mobilebert.study.schema import Study
 from mobilebert.study.stages import STAGES
 from mobilebert.study.tasks import TASKS
@@ -28,7 +26,7 @@ TRAINED = ("pretrain", "checkpoint", "transfer", "distill", "finetune", "quantiz
 
 def render(
     study: Study,
-    graph: Graph,
+    jobs: Collection[str],
     records: Mapping[str, Record],
     tables: list[FilledTable],
     outcomes: list[Outcome],
@@ -38,7 +36,7 @@ def render(
 ) -> str:
     """Return the page as HTML.
 
-    records: job id -> current record. edited: ids of edited records. claims: the section on the
+    jobs: ids of the jobs that the study wants. records: job id -> current record. edited: ids of edited records. claims: the section on the
     paper's claims, `claims.text.section`. places: record id -> links to its files.
     """
     common = _common_labels(records)
@@ -48,7 +46,7 @@ def render(
         study_name=study.name,
         answer=headline.answer(tables, outcomes, edited),
         cards=headline.cards(tables, outcomes, claims),
-        summary=_summary(study, graph, records, edited),
+        summary=_summary(study, jobs, records, edited),
         heads=heads,
         headlines=values,
         claims=claims,
@@ -103,22 +101,21 @@ def kinds(labels: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(label.partition(":")[0].partition(" (")[0] for label in labels))
 
 
-def _summary(study: Study, graph: Graph, records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:
+def _summary(study: Study, jobs: Collection[str], records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:
     said = [reading.status(record) for record in records.values()] + ["edited"] * len(edited)
     found = ", ".join(
         f"{said.count(kind)} {kind}" for kind in ("ok", "failed", "diverged", "void", "refused", "edited") if kind in said
     )
     days = sorted({record.started[:10] for record in records.values() if reading.started(record.started)})
     scale = f"widths / {study.scale.width_divisor}, layers / {study.scale.layer_divisor}"
-    wanted = jobs_in_scope(study, graph) if graph else ()
-    jobs = f"{sum(key in records for key in wanted)} of {len(wanted)}; " if wanted else ""
+    done = f"{sum(key in records for key in jobs)} of {len(jobs)}; " if jobs else ""
     facts = {
         "recipe": study.recipe,
         "data": study.data.source.split(":")[0],
         "scale": scale if study.scale.scaled else "the paper's",
         "checkpoints": ", ".join(f"{model}: {source}" for model, source in study.checkpoints.items()),
         "fine-tuning seeds": ", ".join(map(str, study.finetune.seeds)),
-        "jobs": f"{jobs}{found}",
+        "jobs": f"{done}{found}",
         "computing time": duration(sum(reading.seconds(record) for record in records.values())),
         "run": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
     }

@@ -15,7 +15,6 @@ import pytest
 from mobilebert.reporting.page import render
 from mobilebert.reporting.tables import fill
 from mobilebert.stages.report import from_records
-from mobilebert.study.job import Graph
 from mobilebert.study.schema import Study
 
 COMMITTED = Path(__file__).parents[2] / "reports" / "cpu-2-cores"
@@ -89,7 +88,7 @@ def pages(tmp_path_factory):
     from_records(folder / "cpu", folder / "committed")
     study = Study(schema=1, description=LONG)
     empty = folder / "empty.html"
-    empty.write_text(render(study, Graph(), {}, fill(study, {}), []))
+    empty.write_text(render(study, (), {}, fill(study, {}), []))
     return {"committed": folder / "committed/index.html", "empty": empty}
 
 

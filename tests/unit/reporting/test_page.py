@@ -17,7 +17,6 @@ from mobilebert.reporting.page import duration, kinds, render, render_table
 from mobilebert.reporting.tables import fill
 from mobilebert.reporting.verdicts import expectations
 from mobilebert.stages.report import from_records
-from mobilebert.study.job import Graph
 from mobilebert.study.schema import Study
 from mobilebert.study.sections import Expectation
 
@@ -51,7 +50,7 @@ RECORDS = {
 
 @pytest.fixture(scope="module")
 def html():
-    return render(STUDY, Graph(), RECORDS, fill(STUDY, RECORDS), expectations(STUDY.expect, RECORDS))
+    return render(STUDY, (), RECORDS, fill(STUDY, RECORDS), expectations(STUDY.expect, RECORDS))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +178,7 @@ def test_a_table_alone_is_a_page_with_commands_and_without_broken_links():
 
 
 def test_an_empty_study_has_a_page_that_says_so():
-    page = read(render(STUDY, Graph(), {}, fill(STUDY, {}), []))
+    page = read(render(STUDY, (), {}, fill(STUDY, {}), []))
     text = page.text
     assert "Nothing has been measured yet." in text
     assert "No job has ended yet." in text
@@ -189,7 +188,7 @@ def test_an_empty_study_has_a_page_that_says_so():
 
 
 def test_an_edited_record_is_named_and_has_no_value():
-    page = read(render(STUDY, Graph(), {}, fill(STUDY, {}, ["finetune/mobilebert/sst2"]), [], ["finetune/mobilebert/sst2"]))
+    page = read(render(STUDY, (), {}, fill(STUDY, {}, ["finetune/mobilebert/sst2"]), [], ["finetune/mobilebert/sst2"]))
     row = by_id(page, "record-finetune/mobilebert/sst2")
     assert "edited: changed after it was written" in row.text
     assert "without a value here: finetune/mobilebert/sst2" in page.text
