@@ -3,7 +3,8 @@
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
-# make test-long    kill each training program 50 times, compare two processes with one, simulate claims: minutes
+# make test-long    kill each training program 50 times and workflows until they end, compare two processes
+#                   with one, simulate claims: an hour
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
@@ -13,6 +14,8 @@ ARGS ?=
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
+# Each job of a study is a process: without files of bytecode each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: reproduce test bench test-long test-slurm install
 
@@ -39,6 +42,8 @@ bench: $(READY)
 
 test-long: $(READY)
 	python tests/long/kills.py 50
+	python tests/long/workflow.py tests/workflow/mini.yaml 3 15
+	python tests/long/workflow.py smoke 20 20
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
@@ -51,5 +56,6 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $@
