@@ -1,7 +1,7 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]   run a study; print its verdicts and its page
 # make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
-# make bench        compare times with those of other programs, on an idle machine: minutes
+# make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times and workflows until they end, compare two processes
 #                   with one, simulate claims: an hour
@@ -38,7 +38,7 @@ test: $(READY)
 	  tests/workflow tests/unit tests/bench
 
 bench: $(READY)
-	pytest -s tests/bench
+	pytest -s tests/bench --benchmark-autosave
 
 test-long: $(READY)
 	python tests/long/kills.py 50

@@ -51,6 +51,9 @@ NOT_RUN = {
     "mobilebert compare results/before results/after": RUNS,
     "mobilebert compare results/before results/after --html comparison.html": RUNS,
     "mobilebert compare paper results/after": RUNS,
+    "mobilebert compare .benchmarks/*/0001_*.json .benchmarks/*/0002_*.json": (
+        "needs two runs of make bench: tests/unit/compare/test_benchmarks.py has small ones"
+    ),
     "mobilebert seeds 0-19 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
     "mobilebert seeds 101-105 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
     "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19": RUNS,
