@@ -17,7 +17,8 @@ COMMANDS = """
 import contextlib, io, json, sys
 from snakemake.cli import main
 ended = []
-for words in json.load(sys.stdin):
+sys.executable, commands = json.load(sys.stdin)  # what a rule starts is part of Snakemake's notes
+for words in commands:
     sys.argv, out, err = ["snakemake", *words], io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -76,15 +77,16 @@ class Workflow:
             return True
         return False
 
-    @staticmethod
-    def look(commands: dict[str, list[str]], cwd: Path = ROOT, path: str = "", modules: str = "") -> dict[str, Ended]:
+    @classmethod
+    def look(cls, commands: dict[str, list[str]], cwd: Path = ROOT, path: str = "", modules: str = "") -> dict[str, Ended]:
         """Return how commands of Snakemake end that run little or nothing.
 
         path: a folder of programs that are found before others.
         modules: a folder of Python modules that are found before others.
         """
         environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "PYTHONPATH": f"{modules}:{ROOT}"}
-        words = json.dumps([*commands.values()])
+        python = cls._warm[0].interpreter if cls._warm else sys.executable  # as `run`
+        words = json.dumps([str(python), [*commands.values()]])
         done = subprocess.run(
             [sys.executable, "-c", COMMANDS], input=words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
         )
