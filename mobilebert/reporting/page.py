@@ -36,8 +36,9 @@ def render(
 ) -> str:
     """Return the page as HTML.
 
-    jobs: ids of the jobs that the study wants. records: job id -> current record. edited: ids of edited records. claims: the section on the
-    paper's claims, `claims.text.section`. places: record id -> links to its files.
+    jobs: ids of the jobs that the study wants. records: job id -> current record. edited: ids of
+    edited records. claims: the section on the paper's claims, `claims.text.section`.
+    places: record id -> links to its files.
     """
     common = _common_labels(records)
     heads, values = headline.headlines(study, records, tables)

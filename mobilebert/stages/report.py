@@ -79,7 +79,8 @@ def _views(
 ) -> tuple[dict[str, str], list[FilledTable]]:
     """Return file -> content of the two views, and the filled tables.
 
-    jobs: ids of the jobs that the study wants. results: the folder of the records, which may hold their logs. out: the folder of the views.
+    jobs: ids of the jobs that the study wants. results: the folder of the records, which may hold
+    their logs. out: the folder of the views.
     """
     measured = collect(sources)
     findings = judge(claims(), measured)

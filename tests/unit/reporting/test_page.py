@@ -150,7 +150,7 @@ def test_every_cell_leads_to_its_record_its_command_and_its_log(committed):
         elif "mobilebert describe" in command.text:
             assert "computed from the configuration" in facts.text
         else:
-            assert "no record, no log" in facts.text
+            assert "no current record, no log" in facts.text
             assert "not run" in cell.text
     assert ran >= 60
     logged = [element for element in page.all("a") if element.attributes.get("href", "").endswith("sst2.log")]
