@@ -92,7 +92,7 @@ def _tradeoff(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figur
         return Figure("tradeoff", "Accuracy over latency", text, [*panels, published])
     text = "Not drawn: no two models were both timed and scored on one task."
     if latency and latency.status != "ok":
-        text = f"Not drawn: the timing is {latency.status}. {reading.reason(latency).capitalize()}."
+        text = f"Not drawn: the timing is {latency.status} ({reading.reason(latency)})."
     elif latency is None:
         text = "Not drawn: no timing among the records."
     return Figure("tradeoff", "Accuracy over latency", text, ())
@@ -218,7 +218,7 @@ def _finetuning(records: Mapping[str, Record], styles: Mapping[str, int]) -> Ite
 
 def _panel(
     title: str, lines: Iterable[tuple[str, Sequence]], styles: Mapping[str, int], marked: Mapping[str, float] | None = None
-):
+) -> Iterable[Panel]:
     """Yield a panel of the lines that can be drawn, if there is one."""
     drawn, last = [], {}
     for model, points in sorted(lines, key=lambda line: line[0]):

@@ -90,7 +90,9 @@ def cell_id(table: int, row: int, column: int) -> str:
 # --- the answer
 
 
-def answer(tables: Sequence[FilledTable], outcomes: Sequence[Outcome], edited: Collection[str]) -> list[tuple[str, str]]:
+def answer(
+    tables: Sequence[FilledTable], outcomes: Sequence[Outcome], edited: Collection[str], claims: Mapping | None = None
+) -> list[tuple[str, str]]:
     """Return the sentences that say what held, each with its tone."""
     numbers = counts(list(tables))
     judged = {name: numbers.get(f"measured_{name}", 0) for name in ("match", "near", "differs")}
@@ -106,6 +108,12 @@ def answer(tables: Sequence[FilledTable], outcomes: Sequence[Outcome], edited: C
         found.append(("muted", f"The paper's scores are neither confirmed nor refuted{reason}."))
     else:
         found.append(("muted", "Nothing has been measured yet."))
+    if claims:
+        verdicts = [row["verdict"] for row in claims["rows"] if row["standing"] == "primary"]
+        held, broken = verdicts.count("reproduced"), verdicts.count("contradicted")
+        if held or broken:
+            rest = f", {broken} contradicted" if broken else ""
+            found.append(("bad" if broken else "good", f"Claims of the paper: {held} of {len(verdicts)} reproduced{rest}."))
     failed = numbers.get("measured_failed", 0) + numbers.get("measured_diverged", 0)
     if failed:
         found.append(("bad", f"{failed} of {numbers['measured']} measured cells are of models that did not learn."))

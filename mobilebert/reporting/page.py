@@ -45,7 +45,7 @@ def render(
     return _template("page.html.j2").render(
         study=study,
         study_name=study.name,
-        answer=headline.answer(tables, outcomes, edited),
+        answer=headline.answer(tables, outcomes, edited, claims),
         cards=headline.cards(tables, outcomes, claims),
         summary=_summary(study, jobs, records, edited),
         heads=heads,

@@ -79,8 +79,10 @@ def test_cards_count_every_cell_once():
 
 def test_claims_are_counted_by_verdict():
     rows = [{"standing": "primary", "verdict": verdict} for verdict in ("reproduced", "reproduced", "void", "contradicted")]
-    exact = [{"standing": "exact", "verdict": "reproduced"}]
-    found = cards(fill(STUDY, {}), (), {"rows": rows + exact})
+    claims = {"rows": [*rows, {"standing": "exact", "verdict": "reproduced"}]}
+    assert answer(fill(STUDY, {}), (), (), claims)[1] == ("bad", "Claims of the paper: 2 of 4 reproduced, 1 contradicted.")
+    assert len(answer(fill(STUDY, {}), (), (), {"rows": rows[2:3]})) == 1  # no claim is decided
+    found = cards(fill(STUDY, {}), (), claims)
     (card,) = [card for card in found if card.target == "claims"]
     assert card.figure == "2 of 4"
     assert [(share.name, share.count, share.tone) for share in card.shares] == [
