@@ -2,10 +2,12 @@
 # make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes
+# make test-tf      run the tests of the Keras classes, in an environment of their own: 4 GB, minutes
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, compare two processes with one, simulate claims: minutes
 PYTHON ?= python3
 VENV ?= .venv
+TF_VENV ?= .venv-tf
 STUDY ?= smoke
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 ARGS ?=
@@ -14,7 +16,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: reproduce test bench test-long test-slurm install
+.PHONY: reproduce test bench test-long test-slurm test-tf install
 
 # Snakemake finds the progress bar, a logger plug-in, on Python's module path.
 reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -45,6 +47,14 @@ test-long: $(READY)
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py
+
+test-tf: $(TF_VENV)/.installed
+	OMP_NUM_THREADS=2 $(TF_VENV)/bin/python -m pytest tests/tf tests/unit/modeling/test_from_tensorflow.py
+
+$(TF_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TF_VENV)
+	$(TF_VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,tensorflow,test]'
+	@touch $@
 
 install: $(READY)
 

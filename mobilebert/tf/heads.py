@@ -69,8 +69,8 @@ class TFMobileBertHeads(Part):
 
     def __init__(self, config: MobileBertConfig, words: Embedding | None, has_nsp: bool):
         super().__init__()
-        self.predictions = None if words is None else TFMobileBertLMPredictionHead(config, words)
-        self.seq_relationship = Dense(config, config.hidden_size, 2) if has_nsp else None
+        self.predictions: Any = None if words is None else TFMobileBertLMPredictionHead(config, words)
+        self.seq_relationship: Any = Dense(config, config.hidden_size, 2) if has_nsp else None
 
 
 class TFMobileBertPreTrainingModel(TFMobileBertPreTrainedModel):

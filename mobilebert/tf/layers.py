@@ -6,6 +6,8 @@ Shapes: `batch, tokens, width`, with the widths of `mobilebert.modeling.layers`.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -40,7 +42,7 @@ class TFMobileBertEmbeddings(Part):
         inputs_embeds: (batch, tokens, embedding_size), in place of input_ids.
         Raises UserError for more tokens than there are positions.
         """
-        words = self._words(input_ids, training) if inputs_embeds is None else inputs_embeds
+        words: Any = self._words(input_ids, training) if inputs_embeds is None else inputs_embeds
         longest = self.position_embeddings.rows
         if words.shape[1] is not None and words.shape[1] > longest:
             raise UserError(f"input_ids: {words.shape[1]} tokens, but max_position_embeddings is {longest}")

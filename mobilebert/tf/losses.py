@@ -38,7 +38,7 @@ def multi_label(logits: Any, labels: Any) -> Any:
 def span(start_logits: Any, end_logits: Any, start_positions: Any, end_positions: Any) -> Any:
     """Return the mean of the losses of start and end.
 
-    Positions are (batch,). Those beyond the sequence are ignored.
+    Positions are (batch,); the loss ignores positions beyond the sequence.
     """
     beyond = tf.shape(start_logits)[1]
     losses = []

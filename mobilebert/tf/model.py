@@ -87,7 +87,7 @@ class TFMobileBertPreTrainedModel(keras.Model):
 
     # ---- compile and fit
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True):
         """Return the compiled loss of the logits or, if `compile` was given none, the model's own.
 
         The labels are y, or are among the inputs.

@@ -32,7 +32,7 @@ class TFMobileBertClassifier(TFMobileBertPreTrainedModel):
 
     def outputs_of(self, config: MobileBertConfig) -> int:
         """Return the number of logits."""
-        return config.num_labels
+        return len(config.id2label or ())
 
     def head(self, given: dict[str, Any], training: Any) -> TFLogitsOutput:
         """Return the classifier's logits."""
@@ -120,7 +120,7 @@ class TFMobileBertForQuestionAnswering(TFMobileBertPreTrainedModel):
     def __init__(self, config: MobileBertConfig, **kwargs):
         super().__init__(config, **kwargs)
         self.mobilebert = TFMobileBertMainLayer(config, add_pooling_layer=False)
-        self.qa_outputs = Dense(config, config.hidden_size, config.num_labels)
+        self.qa_outputs = Dense(config, config.hidden_size, len(config.id2label or ()))
 
     def head(self, given: dict[str, Any], training: Any) -> TFQuestionAnsweringModelOutput:
         """Return start and end logits, (batch, tokens) each."""

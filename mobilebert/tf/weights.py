@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from mobilebert.modeling.checkpoint_config import CONFIG, WEIGHTS
 from mobilebert.modeling.checkpoint_files import checked
 from mobilebert.modeling.configuration import MobileBertConfig
+from mobilebert.modeling.foreign.convert import converted, is_of_tensorflow
 from mobilebert.modeling.loading import configuration, one_refusal
 from mobilebert.modeling.weight_files import weight_files
 from mobilebert.tf.parts import Named, weights_of_parts
@@ -96,7 +98,8 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
     """Return a model of class `kind` with the weights of a folder or a hub name."""
     from safetensors import safe_open
 
-    with checked(source) as files:
+    path = Path(source)
+    with converted(path) if is_of_tensorflow(path) else contextlib.nullcontext(source) as place, checked(place) as files:
         if config is None:
             with one_refusal(files.source, files.folder):
                 config = MobileBertConfig.from_dict({**configuration(files, _Reader).to_dict(), **overrides})
@@ -107,8 +110,8 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
             with safe_open(path, "pt") as stream:
                 arrays |= {name: stream.get_tensor(name).float().numpy() for name in stream.keys()}  # noqa: SIM118
         model = kind(config)
-        load_state_dict(model, arrays, files.source, may_lack_head=True)
-        model.config.name_or_path = files.source
+        load_state_dict(model, arrays, source, may_lack_head=True)
+        model.config.name_or_path = str(source)
         for note in files.notes:
             logger.warning("%s", note)
         if files.type != "float32":

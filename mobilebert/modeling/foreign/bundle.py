@@ -22,7 +22,6 @@ TRAILER = 5  # bytes behind a block: its compression and its checksum
 # read as integers.
 TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 19: "<f2"}
 BFLOAT16 = 14
-TYPE_NAMES = {1: "float32", 2: "float64", 3: "int32", 9: "int64", 14: "bfloat16", 19: "float16"}
 
 
 @dataclass(frozen=True)
@@ -52,28 +51,27 @@ class Bundle:
             raise UserError(f"{self.index}: {error}") from None
         except (IndexError, KeyError, ValueError, TypeError):
             raise UserError(f"{self.index}: damaged, or no index of a TensorFlow checkpoint") from None
+        for variable in self.variables.values():
+            path = self._data_file(variable)
+            if not path.is_file():
+                raise UserError(f"{path}: missing, though the index names it")
+            if path.stat().st_size < (end := variable.offset + variable.size):
+                raise UserError(f"{path}: too short: {variable.name} ends at byte {end:,}, the file at {path.stat().st_size:,}")
+
+    def _data_file(self, variable: Variable) -> Path:
+        return self.prefix.with_name(f"{self.prefix.name}.data-{variable.shard:05d}-of-{self.shards:05d}")
 
     def read(self, name: str) -> np.ndarray:
-        """Return a variable's values. Raises UserError if its data file is missing or too short."""
+        """Return a variable's values. Raises UserError for a type that is no number."""
         variable = self.variables[name]
-        if variable.type not in TYPES:
-            raise UserError(f"{self.index}: {name} has a type (number {variable.type}) that is no number")
-        path = self.prefix.with_name(f"{self.prefix.name}.data-{variable.shard:05d}-of-{self.shards:05d}")
-        if not path.is_file():
-            raise UserError(f"{path}: missing, though the index names it")
-        kind = np.dtype(TYPES[variable.type])
-        with path.open("rb") as stream:
+        kind = np.dtype(TYPES.get(variable.type, "V"))
+        if variable.size != kind.itemsize * int(np.prod(variable.shape, dtype=np.int64)):
+            raise UserError(f"{self.index}: {name} has a type (number {variable.type}) that cannot be read")
+        with self._data_file(variable).open("rb") as stream:
             stream.seek(variable.offset)
             content = stream.read(variable.size)
-        if len(content) < variable.size or variable.size != kind.itemsize * int(np.prod(variable.shape, dtype=np.int64)):
-            raise UserError(f"{path}: too short or damaged: {name} should have {variable.size:,} bytes at {variable.offset:,}")
         values = np.frombuffer(content, kind).reshape(variable.shape)
         return (values.astype(np.uint32) << 16).view(np.float32) if variable.type == BFLOAT16 else values
-
-    def type_of(self, name: str) -> str:
-        """Return the name of a variable's type."""
-        number = self.variables[name].type
-        return TYPE_NAMES.get(number, f"type {number}")
 
 
 class _Refused(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# What a checkpoint holds beside the model: counters and the optimizers' slots.
+# A checkpoint also holds counters, the optimizers' slots, and ranges of fake quantization.
 _TRAINING = re.compile(
     r"(?:^|/)(?:global_step|adam_[mv]|lamb_[mv]|Adam(?:_1)?|AdamWeightDecayOptimizer\w*|LAMBOptimizer\w*"
     r"|beta[12]_power|ExponentialMovingAverage|\w*FakeQuantWithMinMaxVars\w*|_CHECKPOINTABLE_OBJECT_GRAPH)(?:/|:|$)"
@@ -15,7 +15,7 @@ _TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
 def is_of_training(name: str) -> bool:
-    """Return whether a variable is a counter, an optimizer's slot or a range of fake quantization."""
+    """Return whether a variable is a counter, an optimizer's slot or a quantizer's range."""
     return bool(_TRAINING.search(name))
 
 
