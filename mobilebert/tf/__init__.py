@@ -17,6 +17,8 @@ _HOME = {
     "TFMobileBertMainLayer": "encoder",
     "TFMobileBertModel": "model",
     "TFMobileBertPreTrainedModel": "model",
+    "export_tflite": "export",
+    "folded_model": "folding",
 }
 __all__ = sorted(_HOME)
 

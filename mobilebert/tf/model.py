@@ -33,6 +33,7 @@ class TFMobileBertPreTrainedModel(keras.Model):
         super().__init__(**kwargs)
         self.config = config
         self.built = True  # every layer makes its weights at once
+        self.supports_jit = False  # `fit` would compile with XLA, again for every new length
 
     def call(
         self,

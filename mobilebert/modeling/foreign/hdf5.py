@@ -17,7 +17,7 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
 
     Raises UserError if it is no HDF5 file, is cut off, or holds no weights of Keras.
     """
-    import h5py
+    import h5py  # pyright: ignore[reportMissingImports]
 
     try:
         with h5py.File(path) as file:
