@@ -50,7 +50,8 @@ def export_tflite(
         raise UserError("calibration: kind int8 needs inputs to measure ranges on, and the other kinds take none")
     if kind == "int8" and model.config.mask_value != "-6":
         raise UserError(
-            f'mask_value: {model.config.mask_value!r} leaves the scores none of the 256 steps of int8; load the model with mask_value="-6"'
+            f"mask_value: {model.config.mask_value!r} leaves the scores none of the 256 steps of int8; "
+            'load the model with mask_value="-6"'
         )
     longest = model.config.max_position_embeddings
     if not 1 <= length <= longest or batch < 1:

@@ -45,8 +45,9 @@ def test_a_float_file_equals_the_model(head, fold, tmp_path):
 
 @pytest.mark.parametrize("kind", ["float16", "dynamic int8", "int8"])
 def test_a_smaller_file_is_near_the_model(kind, tmp_path):
+    # LayerNorm: NoNorm with weights this wide spans too many decades for 256 steps.
     fields = {"hidden_size": 128, "intra_bottleneck_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
-    ours, _ = pair("ForSequenceClassification", **fields, mask_value="-6")
+    ours, _ = pair("ForSequenceClassification", **fields, mask_value="-6", normalization_type="layer_norm")
     samples = [batch(seed) for seed in range(1, 20)] if kind == "int8" else None
     keras_models.export_tflite(ours, tmp_path / "float.tflite", length=7, batch=2)
     keras_models.export_tflite(ours, tmp_path / "small.tflite", length=7, batch=2, kind=kind, calibration=samples)
