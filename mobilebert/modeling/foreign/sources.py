@@ -102,6 +102,10 @@ def _read_h5(path: Path, source: str) -> Foreign:
 def _read_google(path: Path, source: str) -> Foreign:
     prefix = _prefix(path, source)
     bundle = Bundle(prefix)
+    if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in bundle.variables):
+        raise UserError(
+            f"{bundle.index}: a checkpoint of TensorFlow 2's objects, as of the model garden; only Google's TF1 one is read"
+        )
     arrays: dict[str, np.ndarray] = {}
     unknown, of_training = [], []
     for name in bundle.variables:
