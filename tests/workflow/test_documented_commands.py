@@ -33,12 +33,17 @@ STAGES = "takes a minute: test_smoke.py runs the stages"
 RUNS = "needs runs: tests/unit/compare writes some by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
+CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
 NOT_RUN = {
     ". .venv/bin/activate": "changes the shell",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make reproduce": INSTALLS,
     "conda activate mobilebert": "changes the shell",
     "conda env create -f environment.yml": INSTALLS,
     "pip install '.[workflow]'": INSTALLS,
+    "pip install '.[tensorflow]'": INSTALLS,
+    "mobilebert convert tf_model.h5 OUT": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --preset mobilebert": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --config bert_config.json": CONVERTS,
     "pip install --no-deps --editable .": INSTALLS,
     "pip install pre-commit basedpyright snakefmt": INSTALLS,
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
@@ -80,6 +85,7 @@ PYTHON_NOT_RUN = {  # the first line of a block of Python
     "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (
         "needs the hub, and 3 GB for two teachers: tests/unit/modeling builds small ones"
     ),
+    "import keras": "needs TensorFlow: tests/tf/test_tensorflow_document.py runs it",
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "to", "remember"]
 
