@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
-from mobilebert.reporting.experiment import flatten
+from mobilebert.reporting.run_params import flatten
 
 LARGEST = 1e140  # a value above has no variance that a float holds; it counts as none
 SEEDED = ("pretrain", "transfer", "distill")  # stages whose key `seed` is the study's

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +33,22 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+@cache
+def commit() -> str | None:
+    """Return the git commit of this checkout, with "-dirty" if tracked files differ from it.
+
+    Return None if the package does not lie in a checkout of its own, or git cannot tell.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() or None
+    return None
 
 
 def machine_facts() -> dict:
@@ -178,6 +196,7 @@ class JobContext:
             "quantization": self.quantization and self.quantization.model_dump(mode="json"),
             "row": self.job.row and row_of(self.job.row),
             "pretraining_seed": self._pretraining_seed(self.job),
+            "commit": commit(),
         }
         text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "result.json", text.encode())

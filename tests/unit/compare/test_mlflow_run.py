@@ -8,7 +8,7 @@ from written import write_run
 
 from mobilebert.cli.main import main
 from mobilebert.jobs.folder import read_folder
-from mobilebert.reporting.experiment import flatten
+from mobilebert.reporting.run_params import flatten
 
 
 @pytest.fixture(scope="module")
