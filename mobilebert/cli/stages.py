@@ -42,7 +42,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             one.set_defaults(func=track)
         if stage.name == "report":
             _add_records(one)
-            one.add_argument("--out", type=Path, help="with --records: the folder to write to (default: that of the records)")
+            one.add_argument("--from-mlflow", metavar="RUN", help="read the MLflow run of a study from MLFLOW_TRACKING_URI alone")
+            one.add_argument(
+                "--out", type=Path, help="the folder to write to (default: that of the records; with --from-mlflow: report)"
+            )
             one.set_defaults(func=report)
     table = commands.add_parser("table", help="print one of the paper's tables from the records")
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
@@ -163,16 +166,23 @@ def print_claims(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Write tables and page of a study; with --records those of the records in a folder."""
-    if not options.records:
+    """Write tables and page of a study; with --records or --from-mlflow those of other records."""
+    if not (options.records or options.from_mlflow):
         if options.out:
-            raise UserError("report: --out is for --records; a study's page lies in its results")
+            raise UserError("report: --out is for --records and --from-mlflow; a study's page lies in its results")
         return run_stage(options)
+    if options.records and options.from_mlflow:
+        raise UserError("report: --records and --from-mlflow; one of them is allowed")
     prepare_environment(options.threads)
-    from mobilebert.stages.report import from_records
+    from mobilebert.stages.report import from_mlflow, from_records
 
     study = None if options.study == DEFAULT else options.study
-    print(from_records(options.records, options.out or options.records, study))
+    if options.from_mlflow:
+        if study:
+            raise UserError("report: the run that --from-mlflow names knows its study; leave out --study")
+        print(from_mlflow(options.from_mlflow.removeprefix("runs:/"), options.out or Path("report")))
+    else:
+        print(from_records(options.records, options.out or options.records, study))
     return 0
 
 

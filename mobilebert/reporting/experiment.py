@@ -31,7 +31,7 @@ from mobilebert.study.stages import VIEWS
 from mobilebert.util.files import file_sha256
 
 LAYOUT = "2"  # of names, tags and parameters; runs of another layout are not touched
-SMALL_ARTEFACT = 1 << 20  # bytes: pages and tables are copied into the store, weights are not
+SMALL_ARTEFACT = 1 << 20  # bytes: tables are copied into the store, weights are not; predictions always are
 STATUS = {"ok": "FINISHED", "void": "FAILED", "failed": "FAILED", "diverged": "FAILED", "refused": "FAILED"}
 LAST_STEP = 1 << 53  # a step is a 64-bit integer in the store
 STUDY_FILE = "study.json"  # artefact of the parent: the study as it was read
@@ -46,7 +46,7 @@ class Experiment:
         self.study, self.results, self.say = study, results, say
         self.store = open_store((results / study.name).resolve(), study.name, say)
         self.client, self.experiment = self.store.client, self.store.experiment
-        self.graph, self.shared = graph, shared(graph)
+        self.shared = shared(graph)
         jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
         self.configuration = digest(jobs)
         self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps that it has already
@@ -85,18 +85,20 @@ class Experiment:
 
     def _create_parent(self) -> str:
         tags = {"configuration": self.configuration, "study": self.study.name, "layout": LAYOUT}
-        tags |= parent_tags(self.study.name, self.study.description, self.graph, {}) | user()
+        tags |= parent_tags(self.study.name, self.study.description, {}) | user()
         name = f"{self.study.name}-{self.configuration[:8]}"
         run = self.client.create_run(self.experiment, tags=short(tags), run_name=name)
         same = {f"{SHARED}{key}": text for key, text in self.shared.items()}
         self._log(run.info.run_id, [], flatten(self.study.model_dump(mode="json")) | same, {})
         if self.store.keeps_files:
-            self.client.log_text(run.info.run_id, self.study.model_dump_json(by_alias=True, indent=1), STUDY_FILE)
+            self.client.log_text(
+                run.info.run_id, self.study.model_dump_json(by_alias=True, exclude_unset=True, indent=1), STUDY_FILE
+            )
         return run.info.run_id
 
     def _reopen(self) -> None:
         """Call the parent running, so that a kill before `close` leaves it to the next process."""
-        if not self.changed and self.ended_as != "RUNNING":
+        if self.parent and not self.changed and self.ended_as != "RUNNING":
             self.client.update_run(self.parent, status="RUNNING")
             self.ended_as = "RUNNING"
         self.changed = True
@@ -111,7 +113,7 @@ class Experiment:
             now = int(time.time() * 1000)
             points = [(key, value, stamp, 0) for key, (value, stamp) in metrics.items()]
             points += [(f"cells/{key}", value, now, 0) for key, value in cells().items()]
-            tags = parent_tags(self.study.name, self.study.description, self.graph, found)
+            tags = parent_tags(self.study.name, self.study.description, found)
             self._log(self.parent, points, {}, tags)
             self.client.set_terminated(self.parent, status)
 
@@ -177,14 +179,18 @@ class Experiment:
         return True
 
     def _keep(self, run_id: str, path: Path, record: Record) -> None:
-        """Copy the record and its small artefacts into the store."""
+        """Copy the record, its predictions and its small artefacts into the store."""
         if (path / "result.json").is_file():
             self.client.log_artifact(run_id, str(path / "result.json"))
         for name, facts in record.artefacts.items():
             with contextlib.suppress(OSError, ValueError):  # a damaged record may name a file that cannot exist
                 file = (path / name).resolve()
                 size = reading.number(facts.get("bytes"))
-                if size <= SMALL_ARTEFACT and file.is_relative_to(path.resolve()) and file.is_file():
+                if (
+                    (size <= SMALL_ARTEFACT or name in record.predictions)
+                    and file.is_relative_to(path.resolve())
+                    and file.is_file()
+                ):
                     below = file.relative_to(path.resolve()).parent.as_posix()
                     self.client.log_artifact(run_id, str(file), below if below != "." else None)
 

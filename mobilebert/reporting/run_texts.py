@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
-from mobilebert.study.job import Graph
 from mobilebert.study.stages import STAGES, VIEWS
 from mobilebert.study.tasks import TASKS
 from mobilebert.util.text import cut, one_line
@@ -77,20 +76,19 @@ def user() -> dict[str, str]:
     return {}
 
 
-def parent_tags(study: str, description: str, graph: Graph, found: Mapping[str, Record]) -> dict[str, str]:
+def parent_tags(study: str, description: str, found: Mapping[str, Record]) -> dict[str, str]:
     """Return the tags of a study's run: models, tasks, commit and a description in Markdown."""
-    jobs = [key for key, job in graph.items() if job.stage not in VIEWS]
-    models = dict.fromkeys(filter(None, map(model_of, jobs)))
-    tasks = dict.fromkeys(filter(None, map(task_of, jobs)))
     records = [record for record in found.values() if record.stage not in VIEWS]
-    tags = {"model": ", ".join(models), "task": ", ".join(tasks), NOTE: _note(description, len(jobs), records)}
+    models = dict.fromkeys(filter(None, (model_of(record.id) for record in records)))
+    tasks = dict.fromkeys(filter(None, (task_of(record.id) for record in records)))
+    tags = {"model": ", ".join(models), "task": ", ".join(tasks), NOTE: _note(description, records)}
     tags |= {SOURCE: f"mobilebert track --study {study}", SOURCE_TYPE: "LOCAL"}
-    return tags | origin(records)
+    return {key: text for key, text in tags.items() if text} | origin(records)
 
 
-def _note(description: str, jobs: int, records: list[Record]) -> str:
+def _note(description: str, records: list[Record]) -> str:
     bad = [record for record in records if reading.status(record) != "ok"]
-    lines = [description, "", f"{len(records)} of {jobs} records, {len(records) - len(bad)} ok."]
+    lines = [description, "", f"{len(records)} records, {len(records) - len(bad)} ok."]
     if bad:
         lines += ["", *(f"- {record.id}: {_outcome(record)}" for record in bad[:NAMED])]
     if len(bad) > NAMED:
