@@ -1,4 +1,4 @@
-"""Name the data sets that a record's job read, for MLflow: name, digest, place, rows and columns."""
+"""List the data sets that a job read, for MLflow: name, digest, place, rows and columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the MLflow store gives back equals the files that it was made from."""
+"""The MLflow store gives back the files that it was made from."""
 
 import pytest
 from mlflow_runs import LATENCY, PRETRAIN, STUDY, graph_of, job, runs_of, write_record
@@ -14,7 +14,7 @@ EDITED = job("finetune", "mobilebert/sst2", "dddddddd", task="sst2", seeds=[0, 1
 
 @pytest.fixture
 def tracked(results, monkeypatch):
-    """Return the current records and their parent; an earlier configuration has logged two of them."""
+    """Return the current records and their parent; an earlier one has logged two of them."""
     found = {item.id: write_record(results, item, metrics={"heldout_mlm_loss": 2.5}) for item in (PRETRAIN, SCORE, LATENCY)}
     tracking.ingest(results, STUDY, graph_of(PRETRAIN, SCORE, LATENCY), found)
     (results / "study" / EDITED.id / "predictions.parquet").write_bytes(b"bytes")

@@ -1,4 +1,4 @@
-"""What MLflow runs say: names, tags, descriptions, headline metrics, parameters and data sets."""
+"""MLflow runs are worded: names, tags, descriptions, headline metrics, parameters and data sets."""
 
 import json
 
