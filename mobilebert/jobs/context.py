@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mobilebert.jobs.freshness import record_file, record_folder
 from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record, read_record, sealed
+from mobilebert.jobs.usage import Usage
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.job import Config, Graph, Job
 from mobilebert.study.pretraining_seeds import row_of
@@ -76,6 +77,7 @@ class JobContext:
         self.metrics: dict[str, float] = {}
         self.samples: dict[str, list] = {}
         self.curves: dict[str, list] = {}
+        self.usage: Usage = {}
         self.details: dict = {}
         self.artefacts: list[str] = []
         self.weights_dtype: dict[str, str] = {}
@@ -196,6 +198,7 @@ class JobContext:
             "quantization": self.quantization and self.quantization.model_dump(mode="json"),
             "row": self.job.row and row_of(self.job.row),
             "pretraining_seed": self._pretraining_seed(self.job),
+            "usage": self.usage,
             "commit": commit(),
         }
         text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)

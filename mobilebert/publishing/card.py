@@ -115,7 +115,7 @@ def _scores(record: Record, metrics: Mapping[str, float]) -> str:
         spread = f"{statistics.stdev(finite):.4f}" if len(finite) > 1 else "–"
         rows.append((name, f"{value:.4f}", spread, str(max(len(each), 1)), own))
     lines = ["## Scores", "", *_table(("metric", "value", "standard deviation", "seeds", "this checkpoint"), rows)]
-    if len(seeds or ()) > 1:
+    if isinstance(seeds, list) and len(seeds) > 1:
         lines += ["", f"A value is the median over seeds {', '.join(map(str, seeds))}. This checkpoint is that of seed {best}:"]
         lines.append("the best on the same rows, so its own value is too high by the choice.")
     return "\n".join(lines)

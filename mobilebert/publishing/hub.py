@@ -27,6 +27,7 @@ def push(checkpoint: Checkpoint, repo: str, card: str) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    refusals = (*HfHubHTTPError.__bases__, HFValidationError)  # its bases: all errors of the transport, and OSError
     files = {CARD: card.encode()} | {name: str(path) for name, path in checkpoint.files.items()}
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     message = f"{checkpoint.record.id} of study {checkpoint.record.study}, {checkpoint.record.fingerprint[:16]}"
@@ -34,5 +35,7 @@ def push(checkpoint: Checkpoint, repo: str, card: str) -> str:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         return api.create_commit(repo, operations, commit_message=message).commit_url
-    except (*HfHubHTTPError.__bases__, HFValidationError) as error:  # its bases: all errors of the transport, and OSError
+    except Exception as error:
+        if not isinstance(error, refusals):
+            raise
         raise UserError(f"publish: {repo}: {one_line(error)}") from None

@@ -286,6 +286,9 @@ def _metrics(record: Record, stamp: int) -> list[Point]:
     points: list[tuple[str, Any, int, int]] = [(key, value, stamp, 0) for key, value in record.metrics.items()]
     for key, values in record.samples.items():
         points += [(f"samples/{key}", value, stamp, index) for index, value in enumerate(values)]
+    for key, pairs in record.usage.items():  # MLflow shows names that begin with system/ on a page of their own
+        moments = [(stamp + int(reading.duration(seconds) * 1000), value) for seconds, value in pairs]
+        points += [(f"system/{key}", value, moment, index) for index, (moment, value) in enumerate(moments)]
     return [point for point in points if reading.is_number(point[1])]
 
 
