@@ -19,7 +19,7 @@ CARRIERS = frozenset(
         *(".study", ".study.architecture", ".study.code_hash", ".study.graph", ".study.job", ".study.load"),
         *(".study.fields", ".study.finetune", ".study.recipe", ".study.schema"),
         *(".study.sections", ".study.stage_config", ".study.stages"),
-        *(".jobs", ".jobs.context", ".jobs.execute", ".jobs.freshness", ".jobs.locks", ".jobs.record", ".jobs.usage"),
+        *(".jobs", ".jobs.context", ".jobs.execute", ".jobs.freshness", ".jobs.locks", ".jobs.record"),
     )
 )
 
