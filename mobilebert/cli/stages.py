@@ -39,6 +39,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                 action="store_true",
                 help="follow running stages and stream their curves, until none has run for 30 seconds",
             )
+            one.add_argument(
+                "--models", action="store_true", help="register the fine-tuned models too, which copies their weights"
+            )
             one.set_defaults(func=track)
         if stage.name == "report":
             _add_records(one)
@@ -187,9 +190,12 @@ def report(options: argparse.Namespace) -> int:
 
 
 def track(options: argparse.Namespace) -> int:
-    """Write every record to MLflow; with --live follow the running stages."""
+    """Write every record to MLflow; with --live follow the running stages, with --models register
+    the fine-tuned models."""
+    if options.live and options.models:
+        raise UserError("track: --live and --models; one of them is allowed")
     if not options.live:
-        return run_stage(options)
+        return register_models(options) if options.models else run_stage(options)
     from mobilebert.reporting.tracking import follow
 
     study, graph, _ = _open(options, options.command)
@@ -197,6 +203,19 @@ def track(options: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         follow(options.results, study, graph, say=functools.partial(print, flush=True))
     return 0
+
+
+def register_models(options: argparse.Namespace) -> int:
+    """Write every record to MLflow, then register the fine-tuned models."""
+    from mobilebert.publishing.checkpoint import checkpoints
+    from mobilebert.publishing.registry import register
+
+    code = run_stage(options)
+    study, _, found = _open(options, options.command)
+    chosen = [item for item in checkpoints(options.results, found) if item.record.stage == "finetune"]
+    counts = register(options.results / study.name, study.name, chosen, functools.partial(print, flush=True))
+    print(f"models: {json.dumps(counts)}")
+    return code
 
 
 def run_stage(options: argparse.Namespace) -> int:
