@@ -3,7 +3,8 @@
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
-# make test-long    kill each training program 50 times, compare two processes with one, simulate claims: minutes
+# make test-long    kill each training program 50 times and an MLflow server 10 times, compare two processes
+#                   with one, simulate claims: minutes
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
@@ -42,6 +43,7 @@ test-long: $(READY)
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
+	python tests/long/tracking.py 10
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py
