@@ -1,10 +1,10 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]   run a study; print its verdicts and its page
 # make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
-# make bench        compare times with those of other programs, on an idle machine: minutes
+# make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
-# make test-long    kill each training program 50 times and an MLflow server 10 times, compare two processes
-#                   with one, simulate claims: minutes
+# make test-long    kill each training program 50 times, workflows until they end and an MLflow server 10
+#                   times, compare two processes with one, simulate claims: an hour
 PYTHON ?= python3
 VENV ?= .venv
 STUDY ?= smoke
@@ -14,6 +14,8 @@ ARGS ?=
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
+# Each job of a study is a process: without files of bytecode each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: reproduce test bench test-long test-slurm install
 
@@ -36,10 +38,12 @@ test: $(READY)
 	  tests/workflow tests/unit tests/bench
 
 bench: $(READY)
-	pytest -s tests/bench
+	pytest -s tests/bench --benchmark-autosave
 
 test-long: $(READY)
 	python tests/long/kills.py 50
+	python tests/long/workflow.py tests/workflow/mini.yaml 3 15
+	python tests/long/workflow.py smoke 20 20
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
@@ -53,5 +57,6 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $@

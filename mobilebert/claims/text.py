@@ -192,8 +192,10 @@ def _told(finding: Finding) -> str:
         return f"A ratio {100 * math.expm1(min(smallest, 50.0)):.0f} % away from {limit} {share}."
     if claim.kind == "score":
         return f"A value {smallest:.2f} points away from {limit} {share}."
-    digits = 3 if claim.unit == "nat" else 2
-    return f"A difference of {claim.margin + smallest:.{digits}f}{UNITS[claim.unit]} {share}."
+    digits, unit = (3 if claim.unit == "nat" else 2), UNITS[claim.unit]
+    if thresholds(claim)[0] == thresholds(claim)[1]:
+        return f"A difference {smallest:.{digits}f}{unit} away from {limit} {share}."
+    return f"A difference of {claim.margin + smallest:.{digits}f}{unit} {share}."
 
 
 # --- whole texts

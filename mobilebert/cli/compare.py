@@ -17,7 +17,7 @@ from mobilebert.util.machine import cores
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add compare, baseline and seeds."""
     compare = commands.add_parser("compare", help="print what differs between runs, and every metric; --gate judges it")
-    side = "a results folder (results/smoke), a folder of committed records, a baseline file or runs:/<id> of MLflow"
+    side = "a folder of results or of committed records, a baseline, a file of `make bench`, or runs:/<id> of MLflow"
     compare.add_argument("base", metavar="BASE", help=f"{side}; paper: the published tables")
     compare.add_argument("new", metavar="NEW", nargs="+", help="the same; several that differ in seeds alone are one side")
     compare.add_argument("--json", action="store_true", help="print JSON")

@@ -25,6 +25,7 @@ import argparse
 import gc
 import io
 import os
+import signal
 import sys
 
 from mobilebert.cli import compare, publish, stages, tools
@@ -48,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done. 1: an expectation does not hold. 2: an error that the user can fix, in one line.
+    0: done. 1: an expectation does not hold. 2: an error that the user can fix, in one line. 141:
+    the reader of the output has left.
     """
     options = parser().parse_args(arguments)
     log_to_stderr()
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(f"{str(error).splitlines()[0].rstrip('.')}{_memory_hint(options)}")
     except BrokenPipeError:
         _forget_output()
-        return 1
+        return 128 + signal.SIGPIPE  # as a shell shows a program that its reader left
     except OSError as error:  # a full disk, a folder that cannot be written
         _forget_output()
         return _refuse(error)

@@ -15,10 +15,10 @@ import torch
 from snakemake.cli import parse_args
 from tokenizers import BertWordPieceTokenizer
 
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification
 from mobilebert.cli.main import main, parser
 from mobilebert.data.sources import open_source
 from mobilebert.jobs.record import sealed
-from mobilebert.modeling import MobileBertConfig, tasks
 from mobilebert.study.graph import build_graph, find_job
 from mobilebert.study.load import load_study
 from mobilebert.study.tasks import TASKS
@@ -61,6 +61,9 @@ NOT_RUN = {
     "mobilebert compare results/before results/after": RUNS,
     "mobilebert compare results/before results/after --html comparison.html": RUNS,
     "mobilebert compare paper results/after": RUNS,
+    "mobilebert compare .benchmarks/*/0001_*.json .benchmarks/*/0002_*.json": (
+        "needs two runs of make bench: tests/unit/compare/test_benchmarks.py has small ones"
+    ),
     "mobilebert seeds 0-19 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
     "mobilebert seeds 101-105 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
     "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19": RUNS,
@@ -214,10 +217,11 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 32, "embedding_size": 16}
     sizes |= {"intra_bottleneck_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = tasks.MobileBertForSequenceClassification(MobileBertConfig(**sizes, max_position_embeddings=128))
-    model.save_pretrained(folder / "MODEL")
+    config = MobileBertConfig(**sizes, max_position_embeddings=128)
     vocabulary = {word: place for place, word in enumerate(WORDS)}
-    BertWordPieceTokenizer(vocabulary, lowercase=True).save(str(folder / "MODEL/tokenizer.json"))
+    for name, model in (("MODEL", MobileBertForSequenceClassification), ("HUB", MobileBertForPreTraining)):
+        model(config).save_pretrained(folder / name)
+        BertWordPieceTokenizer(vocabulary, lowercase=True).save(str(folder / name / "tokenizer.json"))
     source = open_source("synthetic")
     for task in ("rte", "squad_v1.1"):
         path = folder / "D" / TASKS[task].folder / "validation.parquet"
@@ -249,11 +253,12 @@ def test_command_runs(command, folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("document", "text"), fences("python"))
-def test_python_runs(document, text, tmp_path):
-    program = compile(text, document, "exec")
+def test_python_runs(document, text, folder, tmp_path, monkeypatch):
+    program = compile(text.replace("google/mobilebert-uncased", str(folder / "HUB")), document, "exec")
     if text.splitlines()[0] in PYTHON_NOT_RUN:
         return
     if "import evaluate" not in text:
+        monkeypatch.chdir(tmp_path)
         exec(program, {})
         return
     # In a new process: `evaluate` reads the place of its cache at import.
