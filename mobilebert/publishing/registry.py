@@ -85,7 +85,7 @@ def _register(store: Store, checkpoint: Checkpoint) -> tuple[str, str]:
 
 
 def _logged(store: Store, checkpoint: Checkpoint, content: str):
-    """Return the logged model of a checkpoint, and the id of its run; log it if the store lacks it."""
+    """Return the logged model of a checkpoint and the id of its run; log it if it is missing."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.pyfunc import log_model
 

@@ -1,4 +1,4 @@
-"""Serve a fine-tuned checkpoint by MLflow, which runs this file when it loads a registered model."""
+"""Serve a fine-tuned checkpoint: MLflow runs this file when it loads a registered model."""
 
 from __future__ import annotations
 
