@@ -44,7 +44,7 @@ def _folder(names: Sequence[str]) -> Path:
 
 
 def _write(report: Report, one: Comparison, side: Side, folder: Path) -> str:
-    store = open_store(folder, side.study or "comparisons", lambda line: print(f"mobilebert: {line}", file=sys.stderr))
+    store = open_store(folder, side.study or "comparisons", _say)
     client, alone = store.client, Report((one,), report.gate)
     content = json_safe(alone.as_json())
     key = digest(content)
@@ -58,13 +58,18 @@ def _write(report: Report, one: Comparison, side: Side, folder: Path) -> str:
     plain = text(alone)
     note = plain if len(plain) < TAG_LENGTH - 100 else f"{plain[: TAG_LENGTH - 100]}\n... (the rest: comparison.txt)"
     log(client, run_id, _points(one), _params(one), {NOTE: f"```text\n{note}\n```"})
-    if store.keeps_files:
-        client.log_text(run_id, json.dumps(content, indent=1), "comparison.json")
-        client.log_text(run_id, plain, "comparison.txt")
-        client.log_text(run_id, html.page(alone), "comparison.html")
+    # A comparison belongs to no results folder, so its files go where the store keeps files.
+    client.log_text(run_id, json.dumps(content, indent=1), "comparison.json")
+    client.log_text(run_id, plain, "comparison.txt")
+    client.log_text(run_id, html.page(alone), "comparison.html")
     holds = report.gate is None or exit_code(report.gate) == 0
     client.set_terminated(run_id, "FINISHED" if holds else "FAILED")
     return f"logged: runs:/{run_id} ({store.uri})"
+
+
+def _say(line: str) -> None:
+    if not os.environ.get(VARIABLE):  # else the line is on the files of a results folder, of which none are written
+        print(f"mobilebert: {line}", file=sys.stderr)
 
 
 def _name(one: Comparison) -> str:

@@ -115,6 +115,8 @@ class Experiment:
             points += [(f"cells/{key}", value, now, 0) for key, value in cells().items()]
             tags = parent_tags(self.study.name, self.study.description, found)
             self._log(self.parent, points, {}, tags)
+            sets = dict.fromkeys(item for record in found.values() for item in data_sets(record, found))
+            run_writer.log_data_sets(self.client, self.parent, sets)
             self.client.set_terminated(self.parent, status)
 
     def end_the_abandoned(self) -> None:

@@ -275,7 +275,7 @@ def test_deleting_the_database_and_tracking_again_gives_the_same_runs(results, e
         return contents
 
     first = all_runs()
-    assert first[FINETUNE.id][-1] == [("synthetic/sst2/train", ("ab" * 32)[:36])]
+    assert first[FINETUNE.id][-1] == first["parent"][-1] == [("synthetic/sst2/train", ("ab" * 32)[:36])]
     assert first["parent"][4]["mlflow.source.git.commit"] == "c" * 40
     (results / "study" / "mlflow.db").unlink()
     shutil.rmtree(results / "study" / "mlartifacts")
