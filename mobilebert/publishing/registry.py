@@ -139,7 +139,7 @@ def signature(task: Task):
         columns = [("double", "prediction")]
     else:
         columns = [("long", "prediction"), ("string", "label"), *(("double", f"probability_{name}") for name in task.labels)]
-    return ModelSignature(Schema(given), Schema([ColSpec(kind, name) for kind, name in (key, *columns)]))
+    return ModelSignature(Schema([*given]), Schema([ColSpec(kind, name) for kind, name in (key, *columns)]))
 
 
 def _requirements() -> list[str]:

@@ -54,6 +54,8 @@ class Experiment:
         self.changed = self.parent is None
         if self.parent is None:
             self.parent, self.ended_as, self.known_metrics = self._create_parent(), "RUNNING", {}
+        elif self.ended_as == "RUNNING":  # the process that created it may have been killed before it described it
+            self._describe(self.parent)
 
     def read(self) -> None:
         """Read all runs of the experiment and find the parent run among them."""
@@ -88,13 +90,16 @@ class Experiment:
         tags |= parent_tags(self.study.name, self.study.description, {}) | user()
         name = f"{self.study.name}-{self.configuration[:8]}"
         run = self.client.create_run(self.experiment, tags=short(tags), run_name=name)
-        same = {f"{SHARED}{key}": text for key, text in self.shared.items()}
-        self._log(run.info.run_id, [], flatten(self.study.model_dump(mode="json")) | same, {})
-        if self.store.keeps_files:
-            self.client.log_text(
-                run.info.run_id, self.study.model_dump_json(by_alias=True, exclude_unset=True, indent=1), STUDY_FILE
-            )
+        self._describe(run.info.run_id)
         return run.info.run_id
+
+    def _describe(self, parent: str) -> None:
+        """Write the study into the parent run: as parameters, and as a file."""
+        same = {f"{SHARED}{key}": text for key, text in self.shared.items()}
+        self._log(parent, [], flatten(self.study.model_dump(mode="json")) | same, {})
+        if self.store.keeps_files:
+            content = self.study.model_dump_json(by_alias=True, exclude_unset=True, indent=1)
+            self.client.log_text(parent, content, STUDY_FILE)
 
     def _reopen(self) -> None:
         """Call the parent running, so that a kill before `close` leaves it to the next process."""
@@ -106,15 +111,15 @@ class Experiment:
     def close(self, status: str, found: Mapping[str, Record], cells: Callable[[], Mapping[str, int]]) -> None:
         """End the parent run with a status, headline metrics and the counts of `cells`, if anything
         has changed."""
-        metrics = headline(found)
-        is_known = all(self.known_metrics.get(key_of(key)) == value for key, (value, _) in metrics.items())
+        metrics: dict[str, float] = headline(found)
+        is_known = all(self.known_metrics.get(key_of(key)) == value for key, value in metrics.items())
         if self.changed or status != self.ended_as or not is_known:
             assert self.parent is not None
             now = int(time.time() * 1000)
-            points = [(key, value, stamp, 0) for key, (value, stamp) in metrics.items()]
-            points += [(f"cells/{key}", value, now, 0) for key, value in cells().items()]
+            metrics |= {f"cells/{key}": value for key, value in cells().items()}
+            fresh = {key: value for key, value in metrics.items() if self.known_metrics.get(key_of(key)) != value}
             tags = parent_tags(self.study.name, self.study.description, found)
-            self._log(self.parent, points, {}, tags)
+            self._log(self.parent, [(key, value, now, 0) for key, value in fresh.items()], {}, tags)
             sets = dict.fromkeys(item for record in found.values() for item in data_sets(record, found))
             run_writer.log_data_sets(self.client, self.parent, sets)
             self.client.set_terminated(self.parent, status)
@@ -233,6 +238,7 @@ class Experiment:
         """Write new points of a running job into its child run; return how many."""
         begun = self._begun(state.fingerprint)
         if begun is None:
+            self._reopen()
             run_id = self._create(state.job, state.fingerprint, state.started)
             self._log(run_id, [], without_shared(state.config, self.shared)[0], {})
         else:

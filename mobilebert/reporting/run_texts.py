@@ -37,8 +37,8 @@ def task_of(job: str) -> str:
     return task if task in TASKS else ""
 
 
-def headline(found: Mapping[str, Record]) -> dict[str, tuple[float, int]]:
-    """Return the metrics of a study's run with their times, in milliseconds since 1970.
+def headline(found: Mapping[str, Record]) -> dict[str, float]:
+    """Return the metrics of a study's run.
 
     They are the task's metrics of each score, each held-out value and the median of each timing,
     named as `expect` and `gate` name them. A record without a value that counts has none.
@@ -49,7 +49,7 @@ def headline(found: Mapping[str, Record]) -> dict[str, tuple[float, int]]:
             continue
         for name, value in record.metrics.items():
             if reading.is_number(value) and _is_headline(record, name):
-                metrics[f"{key}:{name}"] = (reading.number(value), reading.started(record.started))
+                metrics[f"{key}:{name}"] = reading.number(value)
     return metrics
 
 

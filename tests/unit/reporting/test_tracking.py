@@ -227,6 +227,17 @@ def test_an_edit_of_one_key_logs_the_one_job_that_it_changed(results):
     assert len(children[other.id]) == 2
 
 
+def test_a_kill_while_the_parent_is_created_loses_neither_parameters_nor_study(results, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Experiment, "_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+    tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+    ((parent,), _) = runs_of(results)
+    assert (parent.info.status, parent.data.params["description"]) == ("FINISHED", STUDY.description)
+    assert [item.path for item in client_of(results).list_artifacts(parent.info.run_id)] == ["study.json"]
+
+
 def test_a_kill_before_the_parent_ends_loses_nothing(results, monkeypatch):
     """The first process dies after the last child run, the second between a run and its files."""
     graph, record = graph_of(LATENCY), write_record(results, LATENCY, metrics={"mobilebert/pytorch:p50_ms": 1.0})
