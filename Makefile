@@ -4,8 +4,8 @@
 # make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
 # make test-tf      run the tests of the Keras classes, in an environment of their own: 4 GB, minutes
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
-# make test-long    kill each training program 50 times and workflows until they end, compare two processes
-#                   with one, simulate claims: an hour
+# make test-long    kill each training program 50 times, workflows until they end and an MLflow server 10
+#                   times, compare two processes with one, simulate claims: an hour
 PYTHON ?= python3
 VENV ?= .venv
 TF_VENV ?= .venv-tf
@@ -49,6 +49,7 @@ test-long: $(READY)
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
+	python tests/long/tracking.py 10
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py

@@ -13,6 +13,7 @@ mobilebert baseline OUT.json --study smoke        freeze them as the reference o
 mobilebert claims --study smoke                   print which of the paper's claims hold
 mobilebert report --records FOLDER                write tables and page from committed records
 mobilebert bundle smoke smoke.tar                 carry a study to another machine, with `import`
+mobilebert publish --study smoke                  print what a push to the hub would upload
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text
@@ -28,7 +29,7 @@ import os
 import signal
 import sys
 
-from mobilebert.cli import compare, stages, tools
+from mobilebert.cli import compare, publish, stages, tools
 from mobilebert.cli.options import log_to_stderr
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     stages.add_commands(commands)
     tools.add_commands(commands)
     compare.add_commands(commands)
+    publish.add_commands(commands)
     return top
 
 

@@ -31,6 +31,8 @@ GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working
 # A command that is not run, word for word, and the reason. Its words are checked nevertheless.
 STAGES = "takes a minute: test_smoke.py runs the stages"
 RUNS = "needs runs: tests/unit/compare writes some by hand"
+STORE = "needs an MLflow store:"
+TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes one by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
 CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
@@ -50,6 +52,14 @@ NOT_RUN = {
     "mlflow ui --backend-store-uri sqlite:///results/cpu/mlflow.db": "starts a server",
     "mobilebert track --study cpu": "makes an MLflow store, 8 seconds: tests/unit/reporting/test_tracking.py does",
     "mobilebert track --study cpu --live": "waits 30 seconds: tests/unit/reporting/test_live_tracking.py does",
+    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "changes the shell",
+    "mobilebert track --study cpu --models": f"{STORE} tests/unit/publishing/test_registry.py does",
+    "mobilebert report --from-mlflow runs:/ID --out page": f"{STORE} tests/unit/reporting/test_mlflow_reader.py does",
+    "mobilebert compare runs:/BASE runs:/NEW --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert compare results/before results/after --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert publish --study cpu": TRAINED,
+    "mobilebert publish finetune/mobilebert/sst2 --study cpu --cards cards": TRAINED,
+    "mobilebert publish finetune/mobilebert/sst2 --study cpu --owner me --push": TRAINED,
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),
