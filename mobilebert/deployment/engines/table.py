@@ -1,0 +1,178 @@
+"""List the engines that run a model: what each needs, and how far its output may be from PyTorch's.
+
+Importing this module imports no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mobilebert.util.errors import UserError, allowed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Largest |output - reference| / |reference| (2-norms) of an engine. float32 kernels that sum in
+# another order differ by 1e-6; int8 weights by 0.01 to 0.03 on random models; other weights by
+# about 1.
+FLOAT, BF16, INT8 = 1e-3, 0.05, 0.1
+# An int8 engine that fixes the ranges of activations in advance is further from float32: 0.04 on
+# random models in ONNX Runtime and OpenVINO, 0.09 in LiteRT.
+INT8_FIXED_RANGES = 0.2
+
+
+class Kernel(NamedTuple):
+    """An operation that an engine ran.
+
+    op: the engine's own name of the operation.
+    is_int8: whether it is a matrix product of 8-bit factors.
+    flops: 2 x multiply-accumulates; 0 for all but matrix products.
+    us: microseconds, with the engine's own clock; None if it has none.
+    """
+
+    op: str
+    is_int8: bool
+    flops: int
+    us: float | None
+
+
+class Loaded(Protocol):
+    """A model that an engine holds in memory."""
+
+    bytes: int | None  # of the file; None if the engine reads no file
+    ran_with: dict[str, Any]  # program with its version, threads, precision, and the engine's own
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name: last_hidden_state, or those of a head, float32."""
+        ...
+
+    def kernels(self, batch: Mapping[str, np.ndarray]) -> list[Kernel] | None:
+        """Return what runs in one forward pass, in its order; None if the engine cannot tell."""
+        ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to run a model.
+
+    module: the module of this folder with `load` and, if the engine reads a file, `write`.
+    file: name of the file that the engine reads, "" if none. Engines may share a file.
+    made_from: the engine from whose file this engine's file is made.
+    packages: what the engine imports, beyond the packages of the training core.
+    extra: the extra of pyproject.toml that has these packages.
+    """
+
+    name: str
+    does: str
+    module: str
+    tolerance: float
+    file: str = ""
+    made_from: str | None = None
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+    def load(self, source: PreTrainedModel | Path, threads: int) -> Loaded:
+        """Return the model in memory, ready to run.
+
+        source: the engine's file; the model itself for an engine without files. Raises UserError if
+        the engine is not installed, or cannot run the model.
+        """
+        return self._module().load(self, source, threads)
+
+    def write(self, source: PreTrainedModel | Path, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
+        """Write the engine's file to `path`.
+
+        source: the model; the other engine's file if `made_from` is set. rows: inputs of the model,
+        from which an engine with fixed ranges takes them. Raises UserError as `load`.
+        """
+        self._module().write(self, source, path, rows)
+
+    def _module(self):
+        self.check_installed()
+        return importlib.import_module(f"mobilebert.deployment.engines.{self.module}")
+
+    def check_installed(self) -> None:
+        """Raise UserError, with the command that installs it, if a package is missing."""
+        for package in self.packages:
+            try:
+                importlib.import_module(package)
+            except ModuleNotFoundError:
+                name = package.partition(".")[0].replace("_", "-")
+                raise UserError(
+                    f"{self.name}: {name} is not installed; it comes with: pip install '.[{self.extra}]'"
+                ) from None
+
+
+_ONNX = {"module": "onnx_runtime", "packages": ("onnxruntime", "onnx"), "extra": "workflow,deploy"}
+_OPENVINO = {"module": "open_vino", "packages": ("openvino", "onnx"), "extra": "deploy,openvino"}
+_ALL = (
+    Engine("pytorch", "PyTorch, eager, float32", "pytorch", FLOAT),
+    Engine("pytorch-folded", "PyTorch, eager, float32, norms folded into the weights", "pytorch", FLOAT),
+    Engine("pytorch-compiled", "PyTorch, torch.compile, float32, norms folded", "pytorch", FLOAT),
+    Engine("onnxruntime", "ONNX Runtime, float32", tolerance=FLOAT, file="model.onnx", **_ONNX),
+    Engine(
+        "onnxruntime-int8",
+        "ONNX Runtime, int8, activations quantized at run time",
+        tolerance=INT8,
+        file="model-int8.onnx",
+        made_from="onnxruntime",
+        **_ONNX,
+    ),
+    Engine(
+        "onnxruntime-static",
+        "ONNX Runtime, int8, ranges of activations fixed in advance",
+        tolerance=INT8_FIXED_RANGES,
+        file="model-static.onnx",
+        made_from="onnxruntime",
+        **_ONNX,
+    ),
+    Engine("openvino", "OpenVINO, float32", tolerance=FLOAT, file="model.onnx", **_OPENVINO),
+    Engine("openvino-bf16", "OpenVINO, bfloat16 (processors with AMX or AVX512-BF16)", tolerance=BF16, file="model.onnx", **_OPENVINO),
+    Engine(
+        "openvino-int8",
+        "OpenVINO, int8 through NNCF, ranges of activations fixed in advance",
+        tolerance=INT8_FIXED_RANGES,
+        file="model-nncf.xml",
+        made_from="onnxruntime",
+        **_OPENVINO | {"packages": ("openvino", "onnx", "nncf")},
+    ),
+    Engine(
+        "litert",
+        "LiteRT (TensorFlow Lite) with XNNPACK, a .tflite file",
+        "lite_rt",
+        INT8_FIXED_RANGES,
+        file="model.tflite",
+        packages=("ai_edge_litert.interpreter",),
+        extra="litert",
+    ),
+)
+ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in _ALL}
+
+
+def engine_named(name: str) -> Engine:
+    """Return the engine. Raises UserError for an unknown name."""
+    if name not in ENGINES:
+        raise UserError(f"engine: {name!r} is unknown; {allowed(ENGINES, name)}")
+    return ENGINES[name]
+
+
+def int8_share(kernels: Iterable[Kernel]) -> float | None:
+    """Return the share of the matrix products' FLOPs that ran in 8 bits; None without products."""
+    counted = list(kernels)
+    total = sum(kernel.flops for kernel in counted)
+    return sum(kernel.flops for kernel in counted if kernel.is_int8) / total if total else None
+
+
+def owners(kernels: Iterable[Kernel]) -> list[tuple[str, int, float]]:
+    """Return (operation, calls, microseconds), the slowest first; none without an engine's clock."""
+    found: dict[str, list[float]] = {}
+    for kernel in kernels:
+        if kernel.us is not None:
+            found.setdefault(f"{kernel.op} (int8)" if kernel.is_int8 else kernel.op, []).append(kernel.us)
+    return sorted(((op, len(times), sum(times)) for op, times in found.items()), key=lambda owner: -owner[2])
