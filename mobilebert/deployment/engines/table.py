@@ -5,7 +5,7 @@ Importing this module imports no engine.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,13 +100,9 @@ class Engine:
     def check_installed(self) -> None:
         """Raise UserError, with the command that installs it, if a package is missing."""
         for package in self.packages:
-            try:
-                importlib.import_module(package)
-            except ModuleNotFoundError:
-                name = package.partition(".")[0].replace("_", "-")
-                raise UserError(
-                    f"{self.name}: {name} is not installed; it comes with: pip install '.[{self.extra}]'"
-                ) from None
+            if importlib.util.find_spec(package) is None:
+                name = package.replace("_", "-")
+                raise UserError(f"{self.name}: {name} is not installed; it comes with: pip install '.[{self.extra}]'")
 
 
 _ONNX = {"module": "onnx_runtime", "packages": ("onnxruntime", "onnx"), "extra": "workflow,deploy"}
@@ -148,7 +144,7 @@ _ALL = (
         "lite_rt",
         INT8_FIXED_RANGES,
         file="model.tflite",
-        packages=("ai_edge_litert.interpreter",),
+        packages=("ai_edge_litert",),
         extra="litert",
     ),
 )
@@ -162,11 +158,20 @@ def engine_named(name: str) -> Engine:
     return ENGINES[name]
 
 
-def int8_share(kernels: Iterable[Kernel]) -> float | None:
-    """Return the share of the matrix products' FLOPs that ran in 8 bits; None without products."""
+def int8_flops(kernels: Iterable[Kernel]) -> tuple[int, int]:
+    """Return the FLOPs of 8-bit matrix products, and of all that the engine lists as products."""
     counted = list(kernels)
-    total = sum(kernel.flops for kernel in counted)
-    return sum(kernel.flops for kernel in counted if kernel.is_int8) / total if total else None
+    return sum(kernel.flops for kernel in counted if kernel.is_int8), sum(kernel.flops for kernel in counted)
+
+
+def int8_share(found: tuple[int, int], flops: int | None) -> float | None:
+    """Return the share of the matrix products' FLOPs that ran in 8 bits; None if none are known.
+
+    found: from `int8_flops`. flops: the model's. An engine may hide products in an operator that
+    joins several, and a folded model may have a few more, so the larger number is the whole.
+    """
+    whole = max(found[1], flops or 0)
+    return found[0] / whole if whole else None
 
 
 def owners(kernels: Iterable[Kernel]) -> list[tuple[str, int, float]]:
