@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
+from mobilebert.deployment.engines import programs
 from mobilebert.deployment.engines.table import ENGINES, int8_flops, owners
 from mobilebert.modeling import register_auto_classes
 from mobilebert.modeling.checkpoint_files import checked
@@ -86,7 +87,7 @@ def prepare(connection: Connection, source: dict, engines: list[str], folder: Pa
         raise UserError(f"length: {length} is not from 2 to {longest}, the model's max_position_embeddings")
     rows = [inputs(model.config.vocab_size) for _ in range(CALIBRATION)]
     with _refusing(source, "pytorch"):
-        reference = ENGINES["pytorch"].load(model, 1)(rows[0])["last_hidden_state"]
+        reference = programs.load(ENGINES["pytorch"], model, 1)(rows[0])["last_hidden_state"]
         flops = _flops(model, rows[0])
     found = {"inputs": rows[0], "reference": reference, "files": _files(source, model, engines, folder, rows)}
     connection.send(("prepared", found | {"flops": flops, "parameters": model.num_parameters()}))
@@ -105,7 +106,7 @@ def _files(source: dict, model: PreTrainedModel, engines: list[str], folder: Pat
         if not path.exists():
             made_from = file_of(engine.made_from) if engine.made_from else model
             with _refusing(source, name):
-                engine.write(made_from, path, rows)
+                programs.write(engine, made_from, path, rows)
         return path
 
     for name in engines:
@@ -117,7 +118,7 @@ def _files(source: dict, model: PreTrainedModel, engines: list[str], folder: Pat
 def _flops(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> int:
     """Return 2 x multiply-accumulates of the matrix products, attention's own among them."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        ENGINES["pytorch"].load(model, 1)(inputs)
+        programs.load(ENGINES["pytorch"], model, 1)(inputs)
     return counter.get_total_flops()
 
 
@@ -153,7 +154,7 @@ def serve(
     model = build(source, seed) if file is None else file
     start = time.perf_counter()
     with _refusing(source, engine):
-        loaded = ENGINES[engine].load(model, threads)
+        loaded = programs.load(ENGINES[engine], model, threads)
         output = loaded(inputs)
     facts = {"cold_start_ms": (time.perf_counter() - start) * 1e3, "bytes": loaded.bytes, "ran_with": loaded.ran_with}
     facts["memory_mib"] = None if before is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before

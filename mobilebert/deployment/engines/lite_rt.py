@@ -52,7 +52,9 @@ class LiteRtModel:
         known = [name for group in OUTPUTS for name in group]
         named = {name: one for name in known for one in found if name in one["name"]}
         if len(named) != len(found):
-            raise UserError(f"{self.path}: its outputs are {', '.join(one['name'] for one in found)}; known are {', '.join(known)}")
+            raise UserError(
+                f"{self.path}: its outputs are {', '.join(one['name'] for one in found)}; known are {', '.join(known)}"
+            )
         return named
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,4 +106,6 @@ def load(engine: Engine, source: Path, threads: int) -> LiteRtModel:
 
 def write(engine: Engine, source: object, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
     """Raise UserError: no file comes from the model; the user gives one."""
-    raise UserError(f"litert: runs a .tflite file: give {engine.file} in the checkpoint's folder, or its path in place of a model")
+    raise UserError(
+        f"litert: runs a .tflite file: give {engine.file} in the checkpoint's folder, or its path in place of a model"
+    )

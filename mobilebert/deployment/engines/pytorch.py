@@ -27,8 +27,9 @@ class PyTorchModel:
 
     def __init__(self, engine: Engine, model: PreTrainedModel, threads: int):
         torch.set_num_threads(threads)
-        folded = engine.name != "pytorch" and foldable(model)
-        self._model: Any = fold(model) if folded else model.eval()
+        self._model: Any = model.eval()
+        if engine.name != "pytorch" and foldable(model):
+            self._model = fold(model)
         self._named = inspect.signature(model.forward).parameters  # DistilBERT, for one, takes no token_type_ids
         self._is_compiled = engine.name == "pytorch-compiled"
         self._forward = torch.compile(self._model, dynamic=False) if self._is_compiled else self._model
@@ -36,7 +37,7 @@ class PyTorchModel:
             "program": f"torch {torch.__version__}",
             "threads": torch.get_num_threads(),
             "precision": "float32",
-            "folded": folded,
+            "folded": self._model is not model,
         }
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,15 +8,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mobilebert.util.errors import UserError, allowed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Largest |output - reference| / |reference| (2-norms) of an engine. float32 kernels that sum in
 # another order differ by 1e-6; int8 weights by 0.01 to 0.03 on random models; other weights by
@@ -61,7 +57,7 @@ class Loaded(Protocol):
 class Engine:
     """A way to run a model.
 
-    module: the module of this folder with `load` and, if the engine reads a file, `write`.
+    program: the module of this folder that runs it; see `programs`.
     file: name of the file that the engine reads, "" if none. Engines may share a file.
     made_from: the engine from whose file this engine's file is made.
     packages: what the engine imports, beyond the packages of the training core.
@@ -70,32 +66,12 @@ class Engine:
 
     name: str
     does: str
-    module: str
+    program: str
     tolerance: float
     file: str = ""
     made_from: str | None = None
     packages: tuple[str, ...] = ()
     extra: str = ""
-
-    def load(self, source: PreTrainedModel | Path, threads: int) -> Loaded:
-        """Return the model in memory, ready to run.
-
-        source: the engine's file; the model itself for an engine without files. Raises UserError if
-        the engine is not installed, or cannot run the model.
-        """
-        return self._module().load(self, source, threads)
-
-    def write(self, source: PreTrainedModel | Path, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
-        """Write the engine's file to `path`.
-
-        source: the model; the other engine's file if `made_from` is set. rows: inputs of the model,
-        from which an engine with fixed ranges takes them. Raises UserError as `load`.
-        """
-        self._module().write(self, source, path, rows)
-
-    def _module(self):
-        self.check_installed()
-        return importlib.import_module(f"mobilebert.deployment.engines.{self.module}")
 
     def check_installed(self) -> None:
         """Raise UserError, with the command that installs it, if a package is missing."""
@@ -105,8 +81,9 @@ class Engine:
                 raise UserError(f"{self.name}: {name} is not installed; it comes with: pip install '.[{self.extra}]'")
 
 
-_ONNX = {"module": "onnx_runtime", "packages": ("onnxruntime", "onnx"), "extra": "workflow,deploy"}
-_OPENVINO = {"module": "open_vino", "packages": ("openvino", "onnx"), "extra": "deploy,openvino"}
+_ONNX: dict[str, Any] = {"program": "onnx_runtime", "packages": ("onnxruntime", "onnx"), "extra": "workflow,deploy"}
+_OPENVINO: dict[str, Any] = {"program": "open_vino", "packages": ("openvino", "onnx"), "extra": "deploy,openvino"}
+_NNCF: dict[str, Any] = {**_OPENVINO, "packages": ("openvino", "onnx", "nncf")}
 _ALL = (
     Engine("pytorch", "PyTorch, eager, float32", "pytorch", FLOAT),
     Engine("pytorch-folded", "PyTorch, eager, float32, norms folded into the weights", "pytorch", FLOAT),
@@ -129,14 +106,16 @@ _ALL = (
         **_ONNX,
     ),
     Engine("openvino", "OpenVINO, float32", tolerance=FLOAT, file="model.onnx", **_OPENVINO),
-    Engine("openvino-bf16", "OpenVINO, bfloat16 (processors with AMX or AVX512-BF16)", tolerance=BF16, file="model.onnx", **_OPENVINO),
+    Engine(
+        "openvino-bf16", "OpenVINO, bfloat16 (processors with AMX or AVX512-BF16)", tolerance=BF16, file="model.onnx", **_OPENVINO
+    ),
     Engine(
         "openvino-int8",
         "OpenVINO, int8 through NNCF, ranges of activations fixed in advance",
         tolerance=INT8_FIXED_RANGES,
         file="model-nncf.xml",
         made_from="onnxruntime",
-        **_OPENVINO | {"packages": ("openvino", "onnx", "nncf")},
+        **_NNCF,
     ),
     Engine(
         "litert",
