@@ -2,6 +2,7 @@
 # make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes
+# make test-engines install and test the optional engines, OpenVINO and LiteRT
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, compare two processes with one, simulate claims: minutes
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: reproduce test bench test-long test-slurm install
+.PHONY: reproduce test bench test-long test-engines test-slurm install
 
 # Snakemake finds the progress bar, a logger plug-in, on Python's module path.
 reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -42,6 +43,10 @@ test-long: $(READY)
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
+
+test-engines: $(READY)
+	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,openvino,litert,test]'
+	OMP_NUM_THREADS=1 pytest tests/engines
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py

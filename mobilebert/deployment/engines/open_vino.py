@@ -20,6 +20,7 @@ from mobilebert.util.errors import UserError, one_line
 from mobilebert.util.files import settle
 
 PRODUCTS = ("FullyConnected", "MatMul", "Gemm")
+SCALED = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose")  # between a stored integer weight and its product
 
 
 class OpenVinoModel:
@@ -146,3 +147,25 @@ def quantize_nncf(source: Path, target: Path, rows: list[dict[str, np.ndarray]])
             settle(Path(folder, "model.xml"), target)
     except Exception as error:  # the two libraries raise exceptions without a common base
         raise UserError(f"{target}: cannot be written ({one_line(error)})") from error
+
+
+def integers_of(path: Path) -> tuple[tuple[int, int], str]:
+    """Return the least and greatest weight of products in NNCF's file, and its activations' types.
+
+    The types are "uint8", "int8" or both with a comma. A quantizer whose range starts below zero
+    gives int8.
+    """
+    import openvino
+
+    low, high, types = 0, 0, set()
+    for node in openvino.Core().read_model(path).get_ordered_ops():
+        if node.get_type_name() == "MatMul":
+            weight: Any = node.input_value(1).get_node()
+            while weight.get_type_name() in SCALED:
+                weight = weight.input_value(0).get_node()
+            if weight.get_type_name() == "Constant" and weight.get_element_type() == openvino.Type.i8:
+                low, high = min(low, int(weight.get_data().min())), max(high, int(weight.get_data().max()))
+        elif node.get_type_name() == "FakeQuantize":
+            start: Any = node.input_value(1).get_node()
+            types.add("int8" if (start.get_data() < 0).any() else "uint8")
+    return (low, high), ", ".join(sorted(types))
