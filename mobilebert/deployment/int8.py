@@ -148,8 +148,8 @@ def int8_flops_share(model: onnx.ModelProto, length: int) -> float | None:
 def describe(source: Path, target: Path, length: int, method: str = "dynamic") -> Quantization:
     """Return a record's description of `target`, an int8 ONNX file made from `source`.
 
-    method: how activations are quantized, "dynamic" or "static". length: tokens of a sequence of the
-    task; `int8_flops_share` is counted at this length. `scored_on` is the processor of this machine.
+    length: tokens of a sequence of the task; `int8_flops_share` is counted at this length. method:
+    how activations are quantized, "dynamic" or "static". `scored_on` is this machine's processor.
     """
     import onnx
     import onnxruntime

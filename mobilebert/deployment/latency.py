@@ -122,7 +122,7 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
 
 
 def source_of(spec: dict) -> dict:
-    """Return where a spec's model comes from: {"config": ...}, {"checkpoint": ...}, {"file": ...}."""
+    """Return where a spec's model comes from, as {"config": ...} or another of SOURCES."""
     return {key: spec[key] for key in SOURCES if key in spec}
 
 

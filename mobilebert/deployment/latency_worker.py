@@ -190,7 +190,7 @@ def _resident_mib() -> float | None:
 
 
 def measure_peaks(connection: Connection, threads: int) -> None:
-    """Answer "peaks" with the best of TRIES: float32 products and reads of memory; "cpu" as `serve`.
+    """Answer "peaks" with the best of TRIES, of products and of memory reads; "cpu" as `serve`.
 
     A product has 1,024 rows and columns. A read sums 256 MiB, more than caches hold.
     """

@@ -64,10 +64,10 @@ def prepared(source: Path, target: Path) -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
             folder = Path(name)
-            # The session folds. quant_pre_process could do it too, but only logs a failure; the file
-            # would then be quantized unfolded. Its shape inference is skipped: the quantizers do not
-            # need the result, and it fails on some exported graphs. It only marks the file as
-            # prepared.
+            # The session folds. quant_pre_process could do it too, but only logs a failure; the
+            # file would then be quantized unfolded. Its shape inference is skipped: the quantizers
+            # do not need the result, and it fails on some exported graphs. It only marks the file
+            # as prepared.
             options = onnxruntime.SessionOptions()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.optimized_model_filepath = str(folder / "optimized.onnx")

@@ -27,8 +27,8 @@ def load(engine: Engine, source: PreTrainedModel | Path, threads: int) -> Loaded
 def write(engine: Engine, source: PreTrainedModel | Path, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
     """Write the engine's file to `path`.
 
-    source: the model; the file of `engine.made_from` if that is set. rows: inputs of the model, from
-    which an engine with fixed ranges takes them. Raises UserError as `load`.
+    source: the model; the file of `engine.made_from` if that is set. rows: inputs of the model,
+    from which an engine with fixed ranges takes them. Raises UserError as `load`.
     """
     engine.check_installed()
     PROGRAMS[engine.program].write(engine, source, path, rows)

@@ -154,7 +154,7 @@ def int8_share(found: tuple[int, int], flops: int | None) -> float | None:
 
 
 def owners(kernels: Iterable[Kernel]) -> list[tuple[str, int, float]]:
-    """Return (operation, calls, microseconds), the slowest first; none without an engine's clock."""
+    """Return (operation, calls, microseconds), the slowest first; [] without a clock."""
     found: dict[str, list[float]] = {}
     for kernel in kernels:
         if kernel.us is not None:
