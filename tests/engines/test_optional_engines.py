@@ -1,7 +1,6 @@
 """The optional engines run tiny models as PyTorch does; `make test-engines` installs them."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -62,7 +61,7 @@ def test_openvino_gives_pytorchs_output_in_float32(model, rows, tmp_path):
     assert error("openvino", model, rows, tmp_path) < 1e-5
 
 
-def test_openvino_runs_nnccfs_int8_kernels(model, rows, tmp_path):
+def test_openvino_runs_nncfs_int8_kernels(model, rows, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed: make test-engines")
     assert 1e-5 < error("openvino-int8", model, rows, tmp_path) < 0.1
     kernels = loaded("openvino-int8", model, rows, tmp_path).kernels(rows[0])
@@ -204,8 +203,3 @@ def test_a_checkpoint_of_another_family_is_timed_on_every_engine_here(tmp_path, 
     assert "litert: runs a .tflite file; put model.tflite in the checkpoint's folder" in capsys.readouterr().err
     assert main(["latency", str(tmp_path), "--length", "64"]) == 2
     assert "length: 64 is not from 2 to 32, the model's max_position_embeddings" in capsys.readouterr().err
-
-
-def test_no_engine_leaves_its_own_log_on_the_terminal():
-    pytest.importorskip("nncf", reason="nncf is not installed: make test-engines")
-    assert logging.getLogger("nncf").getEffectiveLevel() >= logging.WARNING

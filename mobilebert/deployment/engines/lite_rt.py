@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mobilebert.deployment.engines.table import Engine, Kernel
-from mobilebert.deployment.export import OUTPUTS
+from mobilebert.deployment.export import INPUTS, OUTPUTS
 from mobilebert.util.errors import UserError, one_line
 
 PRODUCTS = ("FULLY_CONNECTED", "BATCH_MATMUL")
@@ -19,9 +19,9 @@ PRODUCTS = ("FULLY_CONNECTED", "BATCH_MATMUL")
 class LiteRtModel:
     """A .tflite file with fixed shapes.
 
-    Inputs and outputs are found by a part of their names, as input_ids in "serving_input_ids:0". A
-    single output may have any name: (batch, tokens, width) is last_hidden_state, (batch, labels)
-    are logits.
+    Inputs and outputs have the names of the file's first signature. In a file without one, an input
+    is found by a part of its name, as input_ids in "serving_input_ids:0", and its only output is
+    last_hidden_state (batch, tokens, width) or logits (batch, labels).
     """
 
     def __init__(self, path: Path, threads: int):
@@ -35,8 +35,17 @@ class LiteRtModel:
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{path}: no .tflite file that LiteRT can run ({one_line(error)})") from None
-        self._inputs = self._interpreter.get_input_details()
-        self._outputs = self._named(self._interpreter.get_output_details())
+        if signatures := self._interpreter.get_signature_list():
+            runner = self._interpreter.get_signature_runner(next(iter(signatures)))
+            inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        else:
+            inputs = {_known(one["name"]): one for one in self._interpreter.get_input_details()}
+            found = self._interpreter.get_output_details()
+            outputs = {"last_hidden_state" if len(one["shape"]) == 3 else "logits": one for one in found}
+        self._inputs: dict[str, dict] = inputs
+        self._outputs = {name: one for name, one in outputs.items() if any(name in group for group in OUTPUTS)}
+        if not self._outputs:
+            raise UserError(f"{path}: its outputs are {', '.join(outputs)}; none is last_hidden_state or a head's logits")
         self.ran_with = {
             "program": f"ai-edge-litert {version('ai-edge-litert')}",
             "threads": threads,
@@ -45,30 +54,20 @@ class LiteRtModel:
             "delegated": any(op["op_name"] == "DELEGATE" for op in self._operations()),
         }
 
-    def _named(self, found: list[dict]) -> dict[str, dict]:
-        """Return the outputs by our names. Raises UserError for others."""
-        if len(found) == 1:
-            return {"last_hidden_state" if len(found[0]["shape"]) == 3 else "logits": found[0]}
-        known = [name for group in OUTPUTS for name in group]
-        named = {name: one for name in known for one in found if name in one["name"]}
-        if len(named) != len(found):
-            raise UserError(
-                f"{self.path}: its outputs are {', '.join(one['name'] for one in found)}; known are {', '.join(known)}"
-            )
-        return named
-
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name. Raises UserError if the file takes other inputs."""
-        for place in self._inputs:
-            name = next((name for name in batch if name in place["name"]), None)
-            if name is None:
-                raise UserError(f"{self.path}: needs the input {place['name']}; given are {', '.join(batch)}")
+        for name, place in self._inputs.items():
+            if name not in batch:
+                raise UserError(f"{self.path}: needs the input {name}; given are {', '.join(batch)}")
             array = batch[name].astype(place["dtype"])
             if array.shape != tuple(place["shape"]):
                 wanted, given = (" x ".join(map(str, shape)) for shape in (place["shape"], array.shape))
                 raise UserError(f"{self.path}: is made for {wanted} tokens, not {given}; its shapes are fixed")
             self._interpreter.set_tensor(place["index"], array)
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except RuntimeError as error:
+            raise UserError(f"{self.path}: does not run in LiteRT ({one_line(error)})") from None
         return {name: self._read(place) for name, place in self._outputs.items()}
 
     def _read(self, place: dict) -> np.ndarray:
@@ -99,6 +98,11 @@ class LiteRtModel:
         return found
 
 
+def _known(name: str) -> str:
+    """Return our name of an input, the input's own if it holds none of ours."""
+    return next((one for one in INPUTS if one in name), name)
+
+
 def load(engine: Engine, source: Path, threads: int) -> LiteRtModel:
     """Return the file in LiteRT."""
     return LiteRtModel(source, threads)
@@ -107,5 +111,5 @@ def load(engine: Engine, source: Path, threads: int) -> LiteRtModel:
 def write(engine: Engine, source: object, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
     """Raise UserError: no file comes from the model; the user gives one."""
     raise UserError(
-        f"litert: runs a .tflite file: give {engine.file} in the checkpoint's folder, or its path in place of a model"
+        f"litert: runs a .tflite file; put {engine.file} in the checkpoint's folder, or give its path in place of a model"
     )
