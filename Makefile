@@ -3,6 +3,7 @@
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
 # make test-tf      run the tests of the Keras classes, in an environment of their own: 4 GB, minutes
+# make test-engines install and test the optional engines, OpenVINO and LiteRT
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, workflows until they end and an MLflow server 10
 #                   times, compare two processes with one, simulate claims: an hour
@@ -19,7 +20,7 @@ export PATH := $(BIN):$(PATH)
 # Each job of a study is a process: without files of bytecode each compiles the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test bench test-long test-slurm test-tf install
+.PHONY: reproduce test bench test-long test-engines test-slurm test-tf install
 
 # Snakemake finds the progress bar, a logger plug-in, on Python's module path.
 reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -50,6 +51,10 @@ test-long: $(READY)
 	python tests/long/parallel.py
 	python tests/long/claims.py
 	python tests/long/tracking.py 10
+
+test-engines: $(READY)
+	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,openvino,litert,test]'
+	OMP_NUM_THREADS=1 pytest tests/engines
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py

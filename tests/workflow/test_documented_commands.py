@@ -91,6 +91,13 @@ NOT_RUN = {
     "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
 }
+QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
+NOT_RUN |= {
+    "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
+    "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
+}
 PYTHON_NOT_RUN = {  # the first line of a block of Python
     "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (
         "needs the hub, and 3 GB for two teachers: tests/unit/modeling builds small ones"
