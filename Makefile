@@ -4,6 +4,7 @@
 # make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
 # make test-tf      run the tests of the Keras classes, in an environment of their own: 4 GB, minutes
 # make test-engines install and test the optional engines, OpenVINO and LiteRT
+# make test-page    read the page in headless Chromium (apt, npm): layout, keyboard, screen readers; a minute
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, workflows until they end and an MLflow server 10
 #                   times, compare two processes with one, simulate claims: an hour
@@ -20,7 +21,7 @@ export PATH := $(BIN):$(PATH)
 # Each job of a study is a process: without files of bytecode each compiles the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test bench test-long test-engines test-slurm test-tf install
+.PHONY: reproduce test bench test-long test-page test-engines test-slurm test-tf install
 
 # Snakemake finds the progress bar, a logger plug-in, on Python's module path.
 reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -55,6 +56,10 @@ test-long: $(READY)
 test-engines: $(READY)
 	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,openvino,litert,test]'
 	OMP_NUM_THREADS=1 pytest tests/engines
+
+test-page: $(READY)
+	VENV=$(VENV) tests/page/install.sh
+	pytest tests/page
 
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py

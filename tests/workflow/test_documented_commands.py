@@ -35,6 +35,7 @@ STORE = "needs an MLflow store:"
 TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes one by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
+QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
 CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
 NOT_RUN = {
     ". .venv/bin/activate": "changes the shell",
@@ -90,12 +91,10 @@ NOT_RUN = {
     "python tests/bench/gpu_inference.py encoder --batch 32 --out inference.json": BENCH,
     "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
-}
-QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
-NOT_RUN |= {
     "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
     "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
-    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1"
+    " --length 128 --batch 1 --profile": QUIET,
     "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
 }
 PYTHON_NOT_RUN = {  # the first line of a block of Python
