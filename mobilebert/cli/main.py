@@ -4,6 +4,7 @@ python -m mobilebert STAGE [NAME] --study smoke   run one stage by hand, as the 
 mobilebert state list                             list the saved states of running and killed jobs
 mobilebert plan --study smoke                     print tokens, FLOPs and hours before anything runs
 mobilebert describe mobilebert                    print a model's sizes beside the paper's
+mobilebert convert SOURCE OUT                     make TensorFlow weights a folder of ours
 mobilebert why data --study smoke                 print why a job runs again
 mobilebert table 8 --study smoke                  print one of the paper's tables from the records
 mobilebert compare results/a results/b            print what differs between two runs
@@ -12,6 +13,7 @@ mobilebert baseline OUT.json --study smoke        freeze them as the reference o
 mobilebert claims --study smoke                   print which of the paper's claims hold
 mobilebert report --records FOLDER                write tables and page from committed records
 mobilebert bundle smoke smoke.tar                 carry a study to another machine, with `import`
+mobilebert publish --study smoke                  print what a push to the hub would upload
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text
@@ -27,7 +29,7 @@ import os
 import signal
 import sys
 
-from mobilebert.cli import compare, stages, tools
+from mobilebert.cli import compare, publish, stages, tools
 from mobilebert.cli.options import log_to_stderr
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     stages.add_commands(commands)
     tools.add_commands(commands)
     compare.add_commands(commands)
+    publish.add_commands(commands)
     return top
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mobilebert.jobs.freshness import current_records, edited_records, record_fo
 from mobilebert.jobs.record import Record
 from mobilebert.paper.claims import claims
 from mobilebert.reporting.formats import markdown
+from mobilebert.reporting.mlflow_reader import download
 from mobilebert.reporting.origin import places
 from mobilebert.reporting.page import render
 from mobilebert.reporting.tables import FilledTable, counts, fill, in_words
@@ -59,6 +61,16 @@ def from_records(folder: Path, out: Path, study: str | None = None) -> str:
     for name, content in files.items():
         write_atomically(out / name, content.encode())
     return f"{out / TABLES}, {out / PAGE}: {len(records)} records; {in_words(counts(tables))}"
+
+
+def from_mlflow(run_id: str, out: Path) -> str:
+    """Write tables.md and index.html to `out` from an MLflow run alone; return a line that says so.
+
+    Raises UserError if the store cannot be read or keeps no records.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        study = download(run_id, Path(folder))
+        return from_records(Path(folder), out, str(study))
 
 
 def _study_of(folder: Path, sources: Sequence[Source]) -> str:

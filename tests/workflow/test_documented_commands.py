@@ -31,20 +31,36 @@ GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working
 # A command that is not run, word for word, and the reason. Its words are checked nevertheless.
 STAGES = "takes a minute: test_smoke.py runs the stages"
 RUNS = "needs runs: tests/unit/compare writes some by hand"
+STORE = "needs an MLflow store:"
+TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes one by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
+QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
+CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
 NOT_RUN = {
     ". .venv/bin/activate": "changes the shell",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make reproduce": INSTALLS,
     "conda activate mobilebert": "changes the shell",
     "conda env create -f environment.yml": INSTALLS,
     "pip install '.[workflow]'": INSTALLS,
+    "pip install '.[tensorflow]'": INSTALLS,
+    "mobilebert convert tf_model.h5 OUT": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --preset mobilebert": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --config bert_config.json": CONVERTS,
     "pip install --no-deps --editable .": INSTALLS,
     "pip install pre-commit basedpyright snakefmt": INSTALLS,
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
     "mlflow ui --backend-store-uri sqlite:///results/cpu/mlflow.db": "starts a server",
     "mobilebert track --study cpu": "makes an MLflow store, 8 seconds: tests/unit/reporting/test_tracking.py does",
     "mobilebert track --study cpu --live": "waits 30 seconds: tests/unit/reporting/test_live_tracking.py does",
+    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "changes the shell",
+    "mobilebert track --study cpu --models": f"{STORE} tests/unit/publishing/test_registry.py does",
+    "mobilebert report --from-mlflow runs:/ID --out page": f"{STORE} tests/unit/reporting/test_mlflow_reader.py does",
+    "mobilebert compare runs:/BASE runs:/NEW --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert compare results/before results/after --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert publish --study cpu": TRAINED,
+    "mobilebert publish finetune/mobilebert/sst2 --study cpu --cards cards": TRAINED,
+    "mobilebert publish finetune/mobilebert/sst2 --study cpu --owner me --push": TRAINED,
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),
@@ -75,11 +91,17 @@ NOT_RUN = {
     "python tests/bench/gpu_inference.py encoder --batch 32 --out inference.json": BENCH,
     "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
+    "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1"
+    " --length 128 --batch 1 --profile": QUIET,
+    "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
 }
 PYTHON_NOT_RUN = {  # the first line of a block of Python
     "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (
         "needs the hub, and 3 GB for two teachers: tests/unit/modeling builds small ones"
     ),
+    "import keras": "needs TensorFlow: tests/tf/test_tensorflow_document.py runs it",
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "to", "remember"]
 
