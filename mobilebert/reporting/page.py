@@ -62,6 +62,7 @@ def render(
         rows=[*map(_edited_row, edited), *map(_row, sorted(records.values(), key=_place))],
         environments=_environments(records),
         places=places or {},
+        known={*records, *edited},
         is_page=True,
     )
 

@@ -177,6 +177,13 @@ def test_a_table_alone_is_a_page_with_commands_and_without_broken_links():
         assert by_id(page, f"table-{filled.number}").text.startswith(f"Table {filled.number}")
 
 
+def test_a_page_without_files_beside_it_says_so_and_still_leads_to_the_record(page):
+    facts = by_id(page, "cell-8-3-4-facts")
+    assert [link.attributes["href"] for link in facts.all("a")] == ["#record-finetune/mobilebert/sst2"]
+    assert "no file and no log beside this page" in facts.text
+    assert not [link for link in page.all("a") if link.attributes["href"].startswith(".")]
+
+
 def test_an_empty_study_has_a_page_that_says_so():
     page = read(render(STUDY, (), {}, fill(STUDY, {}), []))
     text = page.text
