@@ -4,6 +4,7 @@ python -m mobilebert STAGE [NAME] --study smoke   run one stage by hand, as the 
 mobilebert state list                             list the saved states of running and killed jobs
 mobilebert plan --study smoke                     print tokens, FLOPs and hours before anything runs
 mobilebert describe mobilebert                    print a model's sizes beside the paper's
+mobilebert convert SOURCE OUT                     make TensorFlow weights a folder of ours
 mobilebert why data --study smoke                 print why a job runs again
 mobilebert table 8 --study smoke                  print one of the paper's tables from the records
 mobilebert compare results/a results/b            print what differs between two runs

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mobilebert.cli import latency
 from mobilebert.cli.options import positive, prepare_environment
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError, allowed, shown
@@ -43,6 +44,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                 "--models", action="store_true", help="register the fine-tuned models too, which copies their weights"
             )
             one.set_defaults(func=track)
+        if stage.name == "latency":
+            latency.add_options(one)
+            one.set_defaults(func=time)
         if stage.name == "report":
             _add_records(one)
             one.add_argument("--from-mlflow", metavar="RUN", help="read the MLflow run of a study from MLFLOW_TRACKING_URI alone")
@@ -216,6 +220,21 @@ def register_models(options: argparse.Namespace) -> int:
     counts = register(options.results / study.name, study.name, chosen, functools.partial(print, flush=True))
     print(f"models: {json.dumps(counts)}")
     return code
+
+
+def time(options: argparse.Namespace) -> int:
+    """Time the models that are named, or those of the study.
+
+    Raises UserError for options that belong to the other of the two.
+    """
+    if options.models or options.engine == ["list"]:
+        if options.study != DEFAULT:
+            raise UserError("latency: a MODEL and --study; one of them is allowed")
+        prepare_environment(options.threads)
+        return latency.time_models(options)
+    if given := [name for name in ("engine", "length", "batch", "rounds", "profile", "json") if getattr(options, name)]:
+        raise UserError(f"latency: --{given[0]} needs a MODEL; the section latency of a study sets it for the study's models")
+    return run_stage(options)
 
 
 def run_stage(options: argparse.Namespace) -> int:

@@ -82,6 +82,7 @@ class JobContext:
         self.artefacts: list[str] = []
         self.weights_dtype: dict[str, str] = {}
         self.quantization: Quantization | None = None
+        self.quantizations: dict[str, Quantization] = {}
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     def settings(self, kind: type[Config]) -> Config:
@@ -196,6 +197,7 @@ class JobContext:
             "weights_dtype": self.weights_dtype,
             "predictions": [name for name in self.artefacts if Path(name).name.startswith("predictions.")],
             "quantization": self.quantization and self.quantization.model_dump(mode="json"),
+            "quantizations": {key: value.model_dump(mode="json") for key, value in self.quantizations.items()},
             "row": self.job.row and row_of(self.job.row),
             "pretraining_seed": self._pretraining_seed(self.job),
             "usage": self.usage,

@@ -12,7 +12,7 @@ LAYERS = (
     {"study"},
     {"jobs"},
     {"data", "training"},
-    {"pretraining", "distillation", "finetuning", "evaluation", "deployment"},
+    {"pretraining", "distillation", "finetuning", "evaluation", "deployment", "tf"},
     {"reporting"},
     {"compare", "claims", "publishing"},
     {"stages"},

@@ -45,29 +45,34 @@ class Workflow:
     _warm: ClassVar[list[Warm]] = []  # none or one
 
     @staticmethod
-    def command(study, results: Path, *arguments: str, python: str | Path = sys.executable) -> list[str]:
-        options = ["--cores", "2", "--config", f"study={study}", f"results={results}"]
-        return [str(python), "-m", "snakemake", *arguments, *options]
+    def words(study, results: Path, *arguments: str) -> list[str]:
+        """Return the arguments of Snakemake that run a study."""
+        return [*arguments, "--cores", "2", "--config", f"study={study}", f"results={results}"]
 
     @classmethod
     def run(cls, study, results: Path, *arguments: str) -> subprocess.CompletedProcess:
-        """Run a study as a user does, but in forks of a process that has imported torch."""
+        return cls.snakemake(*cls.words(study, results, *arguments))
+
+    @classmethod
+    def snakemake(cls, *words: str) -> subprocess.CompletedProcess:
+        """Run a command as a user does, but in forks of a process that has imported torch."""
         if not cls._warm:
             cls._warm.append(Warm())
-        command = cls.command(study, results, *arguments, python=cls._warm[0].interpreter)
+        command = [str(cls._warm[0].interpreter), "-m", "snakemake", *words]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     @classmethod
     def close(cls) -> None:
-        """End the process that `run` started."""
+        """End the process that `snakemake` started."""
         while cls._warm:
             cls._warm.pop().close()
 
     @classmethod
     def kill_after(cls, seconds: float, study, results: Path) -> bool:
         """Kill all processes of a run after some seconds; return False if it had ended."""
-        command, silent = cls.command(study, results), subprocess.DEVNULL
+        command = [sys.executable, "-m", "snakemake", *cls.words(study, results)]
+        silent = subprocess.DEVNULL
         process = subprocess.Popen(command, cwd=ROOT, stdout=silent, stderr=silent, start_new_session=True)
         try:
             process.wait(seconds)

@@ -35,12 +35,18 @@ STORE = "needs an MLflow store:"
 TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes one by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
+QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
+CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
 NOT_RUN = {
     ". .venv/bin/activate": "changes the shell",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make reproduce": INSTALLS,
     "conda activate mobilebert": "changes the shell",
     "conda env create -f environment.yml": INSTALLS,
     "pip install '.[workflow]'": INSTALLS,
+    "pip install '.[tensorflow]'": INSTALLS,
+    "mobilebert convert tf_model.h5 OUT": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --preset mobilebert": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --config bert_config.json": CONVERTS,
     "pip install --no-deps --editable .": INSTALLS,
     "pip install pre-commit basedpyright snakefmt": INSTALLS,
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
@@ -85,11 +91,17 @@ NOT_RUN = {
     "python tests/bench/gpu_inference.py encoder --batch 32 --out inference.json": BENCH,
     "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
+    "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1"
+    " --length 128 --batch 1 --profile": QUIET,
+    "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
 }
 PYTHON_NOT_RUN = {  # the first line of a block of Python
     "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (
         "needs the hub, and 3 GB for two teachers: tests/unit/modeling builds small ones"
     ),
+    "import keras": "needs TensorFlow: tests/tf/test_tensorflow_document.py runs it",
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "to", "remember"]
 
