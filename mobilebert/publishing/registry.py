@@ -103,7 +103,7 @@ def _logged(store: Store, checkpoint: Checkpoint, content: str):
         store.experiment, re.sub(r"[/:.%\"']", "-", checkpoint.name), run_id, {"record": content}, model_type=_kind(task)
     )
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks for type hints and an example; the signature says more
+        warnings.simplefilter("ignore")  # it asks for an example; the signature says more
         folder = Path(place) / "checkpoint"
         folder.mkdir()
         for name, file in checkpoint.files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -16,7 +17,7 @@ class ServedModel(PythonModel):
 
         self.model = load_checkpoint(context.artifacts["checkpoint"], TASKS[context.model_config["task"]])
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:
         """Return a prediction for every row, in the columns of `mobilebert predict`."""
         from mobilebert.evaluation.predict import checked_rows, predicted
 

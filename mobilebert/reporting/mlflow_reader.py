@@ -18,7 +18,9 @@ from mobilebert.jobs.record import Record, read_record
 from mobilebert.reporting.experiment import STUDY_FILE
 from mobilebert.reporting.run_params import SHARED
 from mobilebert.reporting.store import SETTINGS, VARIABLE, in_one_line
-from mobilebert.util.errors import UserError
+from mobilebert.study.schema import NAME
+from mobilebert.study.stages import STAGES
+from mobilebert.util.errors import UserError, shown
 
 RECORD = "result.json"
 
@@ -93,8 +95,13 @@ def download(run_id: str, folder: Path) -> Path:
         file = _download(parent.client, parent.run, STUDY_FILE, folder)
         if not file:
             raise UserError(f"runs:/{run_id}: the store keeps no files of this run; use the results folder: --records")
+        if not NAME.fullmatch(study):
+            raise UserError(f"runs:/{run_id}: {shown(study)} is no study's name")
         for child in parent.children:
-            place = folder / child.data.tags["job"]
+            stage, *name = child.data.tags["job"].split("/")
+            if stage not in STAGES or any(not NAME.fullmatch(part) for part in name):  # it may point out of the folder
+                raise UserError(f"runs:/{child.info.run_id}: {shown(child.data.tags['job'])} is no job's id")
+            place = folder / stage / "/".join(name)
             place.mkdir(parents=True, exist_ok=True)
             parent.client.download_artifacts(child.info.run_id, "", str(place))
             if not (place / RECORD).is_file():

@@ -1,7 +1,7 @@
 """The MLflow store gives back the files that it was made from."""
 
 import pytest
-from mlflow_runs import LATENCY, PRETRAIN, STUDY, graph_of, job, runs_of, write_record
+from mlflow_runs import LATENCY, PRETRAIN, STUDY, client_of, graph_of, job, runs_of, write_record
 
 from mobilebert.cli.main import main
 from mobilebert.reporting import mlflow_reader, tracking
@@ -63,3 +63,22 @@ def test_a_run_that_cannot_be_reported_is_one_line(tracked, results, capsys):
         assert main(["report", "--from-mlflow", f"runs:/{run}", "--out", str(results / "page")]) == 2
         assert problem in capsys.readouterr().err
         assert not (results / "page").exists()
+
+
+def test_a_store_cannot_write_outside_the_folder(tracked, results, tmp_path):
+    _, parent = tracked
+    child, client = runs_of(results)[1][PRETRAIN.id][0].info.run_id, client_of(results)
+    folder = tmp_path / "deep" / "copy"
+    folder.mkdir(parents=True)
+    for run, tag, value in (
+        (child, "job", "finetune/../../../out"),
+        (child, "job", "nowhere/x"),
+        (parent, "study", "../out"),
+    ):
+        before = client.get_run(run).data.tags[tag]
+        client.set_tag(run, tag, value)
+        with pytest.raises(mlflow_reader.UserError, match=r"is no (job's id|study's name)"):
+            mlflow_reader.download(parent, folder)
+        client.set_tag(run, tag, before)
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "deep"}
+    assert [path.name for path in folder.parent.iterdir()] == ["copy"]
