@@ -79,6 +79,25 @@ def test_a_converted_model_loads_into_transformers_class(tmp_path):
     close(outputs.seq_relationship_logits, arrays["out.seq_relationship_logits.0"])
 
 
+def test_safetensors_of_keras_are_the_weights_of_the_h5_file(tmp_path):
+    pytest.importorskip("h5py")
+    convert(str(GOLDEN / "encoder"), tmp_path / "h5")
+    convert(str(GOLDEN / "encoder-safetensors"), tmp_path / "safetensors")
+    wanted, found = (load_file(tmp_path / kind / "model.safetensors") for kind in ("h5", "safetensors"))
+    assert wanted.keys() == found.keys()
+    assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_safetensors_of_half_precision_are_rewritten(tmp_path):
+    config = MobileBertConfig(vocab_size=29, hidden_size=16, embedding_size=8, intra_bottleneck_size=8, num_hidden_layers=1)
+    modeling.MobileBertForMaskedLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    assert (tmp_path / "half/model.safetensors.index.json").is_file()
+    lines = convert(str(tmp_path / "half"), tmp_path / "out")
+    assert "MobileBertForMaskedLM" in lines[0]
+    assert "bfloat16 weights were converted to float32" in lines[1]
+    assert load_file(tmp_path / "out/model.safetensors")["cls.predictions.bias"].dtype == np.float32
+
+
 def test_lists_of_names_that_keras_split_are_read_whole(tmp_path):
     h5py = pytest.importorskip("h5py")
     folder = copy("encoder", tmp_path)
