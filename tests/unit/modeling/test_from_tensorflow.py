@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +312,17 @@ def test_sharded_pickles_are_read_and_a_missing_shard_is_named(tmp_path):
 def test_a_pickle_with_code_is_refused(tmp_path):
     folder = pickle_of(tmp_path, lambda weights: weights | {"code": print})
     assert "holds more than weights" in refused(str(folder), tmp_path / "out")
+
+
+# ---- without TensorFlow
+
+
+def test_a_missing_tensorflow_is_named_with_its_extra(monkeypatch):
+    from mobilebert import tf
+
+    for module in [module for module in sys.modules if module.startswith("mobilebert.tf.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.delitem(vars(tf), "TFMobileBertModel", raising=False)
+    with pytest.raises(UserError, match=r"keras is not installed; it comes with: pip install '\.\[tensorflow\]'"):
+        tf.TFMobileBertModel  # noqa: B018  (the access imports it)
