@@ -145,11 +145,11 @@ def int8_flops_share(model: onnx.ModelProto, length: int) -> float | None:
     return flops[True] / sum(flops.values())
 
 
-def describe(source: Path, target: Path, length: int) -> Quantization:
-    """Return a record's description of `target`, which `quantize_int8` wrote from `source`.
+def describe(source: Path, target: Path, length: int, method: str = "dynamic") -> Quantization:
+    """Return a record's description of `target`, an int8 ONNX file made from `source`.
 
-    length: tokens of a sequence of the task; `int8_flops_share` is counted at this length.
-    `scored_on` is the processor of this machine.
+    length: tokens of a sequence of the task; `int8_flops_share` is counted at this length. method:
+    how activations are quantized, "dynamic" or "static". `scored_on` is this machine's processor.
     """
     import onnx
     import onnxruntime
@@ -158,7 +158,7 @@ def describe(source: Path, target: Path, length: int) -> Quantization:
     integer = [item for item in products(model) if item.types is not None]
     ranges = [item.weight_range for item in integer]
     return Quantization(
-        method="dynamic",
+        method=method,
         engine=f"onnxruntime {onnxruntime.__version__}",
         weight_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
         activation_type=", ".join(sorted({item.types[0] for item in integer if item.types})),

@@ -1,26 +1,27 @@
 """Measure the CPU latency of several models side by side; the result is void on a busy machine."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os
 import tempfile
 import time
-from contextlib import ExitStack, suppress
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mobilebert.deployment.engines.table import ENGINES, engine_named, int8_share
+from mobilebert.deployment.int8 import processor
+from mobilebert.deployment.worker_process import Worker
 from mobilebert.util.errors import UserError
 from mobilebert.util.machine import cores
-from mobilebert.util.packages import not_installed
 
-ENGINES = ("pytorch", "onnxruntime", "onnxruntime-int8")
 MODEL_TYPES = ("mobilebert", "bert")
-# Largest |output - reference| / |reference| (2-norms). float32 kernels that sum in another order
-# differ by 1e-6; int8 weights by 0.01 to 0.03 on random models; other weights by about 1.
-TOLERANCE = {"pytorch": 1e-3, "onnxruntime": 1e-3, "onnxruntime-int8": 0.1}
+SOURCES = ("config", "checkpoint", "file")  # keys of a spec: where its model comes from
 # A measurement is void if other processes used more than this many cores on average while timed.
 OTHERS_CORES = 0.10
 # Seconds between models: threads of OpenMP and ONNX Runtime spin for some milliseconds after their
@@ -31,24 +32,34 @@ SETTLE_S = 0.01
 def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds: int, warmup: int, seed: int) -> dict[str, Any]:
     """Return the times of one forward pass of each model, measured in turn, `rounds` times.
 
-    specs: {"name", "engine" (one of ENGINES), "config" (fields of a model's configuration,
-    model_type among them)}. Every model runs in a new process with random weights drawn from
-    `seed`: latency does not depend on the values. Embeddings and encoder are timed, up to
-    last_hidden_state, for `batch` unpadded sequences of `length` tokens, on `threads` threads. All
-    models load, then wait. The parent asks one at a time, in a new random order each round, so that
-    a slow minute of the machine affects all of them. The first `warmup` rounds are not recorded.
+    specs: {"name", "engine" (of `engines.table`), and one of SOURCES}. "config": fields of a
+    model's configuration, model_type among them; the weights are drawn from `seed`, because latency
+    does not depend on the values. "checkpoint": a folder or hub name. "file": a .tflite file.
+    Embeddings and encoder are timed, up to last_hidden_state, for `batch` unpadded sequences of
+    `length` tokens, on `threads` threads. Every model has a new process. All models load, then
+    wait. The parent asks one at a time, in a new random order each round, so that a slow minute of
+    the machine affects all of them. The first `warmup` rounds are not recorded.
 
-    Returns the settings and {"models": {name: {"engine", "samples_ms", "p50", "p90", "p99", "min"
-    (ms), "error", "bytes" (of the ONNX file; None for pytorch)}}, "machine": {"cores", "tick_s",
-    "wall_s", "busy_s" and "own_s" (CPU seconds of all processes and of ours in the timed rounds),
-    "load_before", "load_after"}, "validity"}. `validity` is "ok" or "void: <reasons>":
+    Returns the settings and "models", "machine", "peaks", "processor", "validity":
+
+    models: {name: {"engine", "samples_ms", "p50", "p90", "p99", "min" (ms), "error", "bytes" (of
+        the engine's file; None without), "flops" (of the batch), "parameters", "operators",
+        "int8_flops_share", "owners" ([operation, calls, us], the slowest first), "cold_start_ms"
+        (from the file to the first output), "memory_mib" (what engine and model add to a process),
+        "ran_with"}}. None for what the engine cannot tell.
+    machine: "cores", "tick_s", "wall_s", "busy_s" and "own_s" (CPU seconds of all processes and of
+        ours in the timed rounds), "load_before", "load_after".
+    peaks: "gflops" of float32 matrix products and "gb_per_s" of memory reads, on as many threads.
+    validity: "ok" or "void: <reasons>":
 
     - Other processes used more than OTHERS_CORES cores during the timed rounds (`sharing`).
     - There are more threads than cores.
-    - The output of a model's last timed round is further than TOLERANCE from that of the same
-      weights in PyTorch, computed in another process (`error`, the relative 2-norm).
+    - The output of a model is further than its engine's tolerance from that of the same weights in
+      PyTorch, computed in another process (`error`, the relative 2-norm). If it is before the
+      timed rounds, nothing is timed. A "file" has no such weights and error None.
 
-    Raises UserError for bad settings and specs, RuntimeError if a process fails. Linux only.
+    Raises UserError for bad settings and specs, an engine that is not installed or cannot run a
+    model, RuntimeError if a process fails. Linux only.
     """
     _check(specs, length=length, batch=batch, threads=threads, rounds=rounds, warmup=warmup)
     processes = multiprocessing.get_context("forkserver")
@@ -61,34 +72,39 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
             if key not in prepared:
                 engines = sorted({other["engine"] for other in specs if _key(other) == key})
                 home = folder / str(len(prepared))
-                prepared[key] = _prepare(processes, spec["config"], engines, home, length, batch, seed)
-        workers = {}
+                prepared[key] = _prepare(processes, source_of(spec), engines, home, length, batch, seed)
+        workers: dict[str, Any] = {}
         for spec in specs:
-            inputs = prepared[_key(spec)]["inputs"]
-            file = prepared[_key(spec)]["files"].get(spec["engine"])
-            workers[spec["name"]] = stack.enter_context(
-                _Worker(processes, spec["name"], "serve", (spec["config"], file, inputs, threads, seed))
-            )
-        for worker in workers.values():
-            worker.answer()
-        samples, machine = _rounds(workers, rounds, warmup, threads, seed)
-        models, reasons = {}, [sharing(machine), _crowding(threads, cores())]
+            source = prepared[_key(spec)]
+            task = (spec["engine"], source_of(spec), source["files"].get(spec["engine"]), source["inputs"], threads, seed)
+            workers[spec["name"]] = stack.enter_context(Worker(processes, spec["name"], "serve", task))
+        loaded = {name: worker.answer() for name, worker in workers.items()}
+        reasons = [_crowding(threads, cores())]
+        before = [_difference(spec, workers, prepared[_key(spec)]) for spec in specs]
+        samples: dict[str, list[float]] = {spec["name"]: [] for spec in specs}
+        machine, peaks = {}, {}
+        if any(before):
+            reasons += before
+        else:
+            peaks, reason = _peaks(processes, threads)
+            samples, machine = _rounds(workers, rounds, warmup, threads, seed)
+            reasons += [sharing(machine), reason, *(_difference(spec, workers, prepared[_key(spec)]) for spec in specs)]
+        models = {}
         for spec in specs:
-            name, engine, source = spec["name"], spec["engine"], prepared[_key(spec)]
-            error = relative_error(workers[name].ask("output"), source["reference"])
-            file = source["files"].get(engine)
+            name, source = spec["name"], prepared[_key(spec)]
+            kernels = workers[name].ask("kernels")
+            share = kernels.pop("int8_flops")
             models[name] = {
-                "engine": engine,
+                "engine": spec["engine"],
                 "samples_ms": samples[name],
                 **summary(samples[name]),
-                "error": error,
-                "bytes": None if file is None else file.stat().st_size,
+                "error": _error(workers[name], source),
+                "flops": source["flops"],
+                "parameters": source["parameters"],
+                **loaded[name],
+                **kernels,
+                "int8_flops_share": share and int8_share(share, source["flops"]),
             }
-            if not error <= TOLERANCE[engine]:
-                reasons.append(
-                    f"{name}: its output is {error:.2g} away from that of the same weights in PyTorch, "
-                    f"allowed is {TOLERANCE[engine]:g}"
-                )
     reasons = [reason for reason in reasons if reason]
     return {
         "length": length,
@@ -99,12 +115,21 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
         "seed": seed,
         "models": models,
         "machine": machine,
+        "peaks": peaks,
+        "processor": processor(),
         "validity": f"void: {'; '.join(reasons)}" if reasons else "ok",
     }
 
 
-def summary(samples_ms: list[float]) -> dict[str, float]:
-    """Return percentiles (linear between samples) and minimum of the raw samples."""
+def source_of(spec: dict) -> dict:
+    """Return where a spec's model comes from, as {"config": ...} or another of SOURCES."""
+    return {key: spec[key] for key in SOURCES if key in spec}
+
+
+def summary(samples_ms: list[float]) -> dict[str, float | None]:
+    """Return percentiles (linear between samples) and minimum of the raw samples; None without."""
+    if not samples_ms:
+        return dict.fromkeys(("p50", "p90", "p99", "min"))
     p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "min": float(min(samples_ms))}
 
@@ -159,7 +184,8 @@ def _check(specs: list[dict], **settings: int) -> None:
     for spec in specs:
         if spec["engine"] not in ENGINES:
             raise UserError(f"engine of {spec['name']}: {spec['engine']!r} is unknown: choose one of {', '.join(ENGINES)}")
-        if spec["config"].get("model_type") not in MODEL_TYPES:
+        engine_named(spec["engine"]).check_installed()
+        if "config" in spec and spec["config"].get("model_type") not in MODEL_TYPES:
             raise UserError(
                 f"model_type of {spec['name']}: {spec['config'].get('model_type')!r} is unknown: "
                 f"choose one of {', '.join(MODEL_TYPES)}"
@@ -167,43 +193,71 @@ def _check(specs: list[dict], **settings: int) -> None:
 
 
 def _key(spec: dict) -> str:
-    return json.dumps(spec["config"], sort_keys=True)
+    return json.dumps(source_of(spec), sort_keys=True)
 
 
-def _prepare(processes, config: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> dict:
-    """Return inputs, reference output and ONNX files (by engine) for one configuration.
-
-    They come from a process that then ends.
-    """
-    task = (config, engines, folder, length, batch, seed)
-    with _Worker(processes, f"reference of {config['model_type']}", "prepare", task) as worker:
+def _prepare(processes, source: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> dict:
+    """Return what `latency_worker.prepare` sends for one model, from a process that then ends."""
+    config = source.get("config")
+    name = f"reference of {config['model_type']}" if config else next(iter(source.values()))
+    with Worker(processes, name, "prepare", (source, engines, folder, length, batch, seed)) as worker:
         return worker.answer()
 
 
-def _rounds(workers: dict, rounds: int, warmup: int, threads: int, seed: int) -> tuple[dict[str, list[float]], dict]:
-    """Return the samples in ms by name, and what the machine did during the timed rounds."""
-    order, names = np.random.default_rng(seed), list(workers)
-    samples = {name: [] for name in names}
-    load_before = os.getloadavg()
-    for index in range(warmup + rounds):
-        if index == warmup:
-            own, busy, start = _own_seconds(workers), _busy_now(), time.perf_counter()
-        for name in order.permutation(names).tolist():
-            if threads > 1:
-                time.sleep(SETTLE_S)
-            sample = workers[name].ask("forward")
-            if index >= warmup:
-                samples[name].append(sample)
+def _error(worker: Worker, source: dict) -> float | None:
+    """Return the error of the model's last output; None if no weights in PyTorch are known."""
+    return None if source["reference"] is None else relative_error(worker.ask("output"), source["reference"])
+
+
+def _difference(spec: dict, workers: dict, source: dict) -> str | None:
+    """Return why a model's last output voids the run, or None."""
+    name, tolerance = spec["name"], ENGINES[spec["engine"]].tolerance
+    error = _error(workers[name], source)
+    if error is None or error <= tolerance:  # not for NaN
+        return None
+    return f"{name}: its output is {error:.2g} away from that of the same weights in PyTorch, allowed is {tolerance:g}"
+
+
+def _peaks(processes, threads: int) -> tuple[dict, str | None]:
+    """Return this machine's peaks, and why they are void: None if they were measured alone."""
+    with Worker(processes, "peaks", "measure_peaks", (threads,)) as worker:
+        worker.answer()
+        found, machine = _watched({"peaks": worker}, lambda: worker.ask("peaks"))
+    reason = sharing(machine)
+    return found, reason and f"{reason} (in those of the machine's peaks)"
+
+
+def _watched(workers: dict, action: Callable[[], Any]) -> tuple[Any, dict]:
+    """Return what an action returns, and what the machine did meanwhile."""
+    own, busy, start = _own_seconds(workers), _busy_now(), time.perf_counter()
+    found = action()
     wall, after = time.perf_counter() - start, _busy_now()
-    return samples, {
+    return found, {
         "cores": os.cpu_count(),
         "tick_s": 1 / os.sysconf("SC_CLK_TCK"),
         "wall_s": wall,
         "busy_s": None if after is None or busy is None else after - busy,
         "own_s": _own_seconds(workers) - own,
-        "load_before": load_before,
-        "load_after": os.getloadavg(),
     }
+
+
+def _rounds(workers: dict, rounds: int, warmup: int, threads: int, seed: int) -> tuple[dict[str, list[float]], dict]:
+    """Return the samples in ms by name, and what the machine did during the timed rounds."""
+    order, names = np.random.default_rng(seed), list(workers)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    load_before = os.getloadavg()
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            for name in order.permutation(names).tolist():
+                if threads > 1:
+                    time.sleep(SETTLE_S)
+                samples[name].append(workers[name].ask("forward"))
+
+    run(warmup)
+    samples = {name: [] for name in names}
+    _, machine = _watched(workers, lambda: run(rounds))
+    return samples, machine | {"load_before": load_before, "load_after": os.getloadavg()}
 
 
 def _own_seconds(workers: dict) -> float:
@@ -215,59 +269,3 @@ def _busy_now() -> float | None:
         return busy_seconds(Path("/proc/stat").read_text(encoding="ascii"), os.sysconf("SC_CLK_TCK"))
     except OSError:
         return None
-
-
-class _Worker:
-    """A process of `latency_worker` and the pipe to it."""
-
-    def __init__(self, processes, name: str, task: str, arguments: tuple):
-        self.name = name
-        self._connection, theirs = processes.Pipe()
-        self._process = processes.Process(target=_work, args=(theirs, task, arguments), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._connection.close()  # tells the process to end
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def ask(self, question: str):
-        with suppress(BrokenPipeError):  # the process is dead: answer() reports it
-            self._connection.send(question)
-        return self.answer()
-
-    def answer(self):
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"{self.name}: its process ended without an answer (out of memory?)") from None
-        if kind == "user error":
-            raise UserError(f"{self.name}: {value}")
-        if kind == "error":
-            raise RuntimeError(f"{self.name}: {value}")
-        return value
-
-
-def _work(connection: Connection, task: str, arguments: tuple) -> None:
-    """Run a task of `latency_worker`: the entry point of every process.
-
-    The module is imported here because its imports are slow and the parent does not need them.
-    """
-    try:
-        from mobilebert.deployment import latency_worker
-
-        getattr(latency_worker, task)(connection, *arguments)
-    except EOFError:
-        pass  # the parent is done, or gone
-    except ModuleNotFoundError as error:
-        connection.send(("user error", str(not_installed(error))))
-    except UserError as error:
-        connection.send(("user error", str(error)))
-    except Exception as error:
-        connection.send(("error", f"{type(error).__name__}: {error}"))

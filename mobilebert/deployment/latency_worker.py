@@ -1,5 +1,11 @@
 """Run in the processes of `latency`: prepare files and the reference output, or time one model."""
 
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -7,87 +13,204 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # noqa: F401  (here so that the processes share one import)
 import torch
-from transformers import BertConfig, BertModel, PreTrainedModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
-from mobilebert.deployment.export import export_onnx
-from mobilebert.deployment.quantize import OnnxModel, quantize_int8
+from mobilebert.deployment.engines import programs
+from mobilebert.deployment.engines.table import ENGINES, int8_flops, owners
+from mobilebert.modeling import register_auto_classes
+from mobilebert.modeling.checkpoint_files import checked
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.encoder import MobileBertModel
+from mobilebert.modeling.loading import load as load_weights
+from mobilebert.util.errors import UserError, one_line
+
+with contextlib.suppress(ModuleNotFoundError):
+    import onnxruntime  # noqa: F401  (here so that the processes share one import)
 
 CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
+CALIBRATION = 8  # batches from which an int8 engine takes the ranges of activations
+IDS_OF_FILE = 100  # ids drawn for a .tflite file, whose vocabulary is not known
+TRIES = 10  # of each peak; the best one counts
+OWNERS = 12  # operations that are reported, the slowest first
 
 
-def build(config: dict, seed: int) -> PreTrainedModel:
-    """Return the encoder of `config` with random weights, the same in every process for a seed."""
-    fields = dict(config)
+def build(source: dict, seed: int) -> PreTrainedModel:
+    """Return the encoder of a spec's source.
+
+    With a "config" the weights are random, the same in every process for a seed.
+    """
+    if "checkpoint" in source:
+        return _checkpoint(source["checkpoint"])
+    fields = dict(source["config"])
     config_class, model_class = CLASSES[fields.pop("model_type")]
     torch.manual_seed(seed)
     return model_class(config_class(**fields), add_pooling_layer=False).eval()
 
 
-def prepare(connection: Connection, config: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> None:
-    """Send the inputs, the reference output and the ONNX files for one configuration.
+def _checkpoint(name: str) -> PreTrainedModel:
+    register_auto_classes()
+    logging.getLogger("mobilebert").setLevel(logging.ERROR)  # every process would repeat the notes
+    with checked(name) as files:
+        model: Any = load_weights(AutoModel, files)[0]
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # no exported file has one
+    return model.eval()
+
+
+def prepare(connection: Connection, source: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> None:
+    """Send the inputs, the reference output and the files for one model.
 
     The message is {"inputs": by name, "reference": last_hidden_state (batch, length, hidden_size),
-    "files": by engine}. The files are written to `folder`.
+    "files": by engine, "flops": of the batch, "parameters"}. The files are written to `folder`. A
+    .tflite file has no reference and no counts.
     """
-    model = build(config, seed)
     draw = np.random.default_rng(seed)
-    inputs = {
-        "input_ids": draw.integers(model.config.vocab_size, size=(batch, length)),
-        "attention_mask": np.ones((batch, length), dtype=np.int64),
-        "token_type_ids": np.zeros((batch, length), dtype=np.int64),
-    }
+
+    def inputs(vocabulary: int) -> dict[str, np.ndarray]:
+        return {
+            "input_ids": draw.integers(vocabulary, size=(batch, length)),
+            "attention_mask": np.ones((batch, length), dtype=np.int64),
+            "token_type_ids": np.zeros((batch, length), dtype=np.int64),
+        }
+
+    if "file" in source:
+        files = dict.fromkeys(engines, Path(source["file"]))
+        found = {"inputs": inputs(IDS_OF_FILE), "reference": None, "files": files, "flops": None, "parameters": None}
+        connection.send(("prepared", found))
+        return
+    model = build(source, seed)
+    longest = getattr(model.config, "max_position_embeddings", length)
+    if length > longest:
+        raise UserError(f"length: {length} is not from 2 to {longest}, the model's max_position_embeddings")
+    rows = [inputs(model.config.vocab_size) for _ in range(CALIBRATION)]
+    with _refusing(source, "pytorch"):
+        reference = programs.load(ENGINES["pytorch"], model, 1)(rows[0])["last_hidden_state"]
+        flops = _flops(model, rows[0])
+    found = {"inputs": rows[0], "reference": reference, "files": _files(source, model, engines, folder, rows)}
+    connection.send(("prepared", found | {"flops": flops, "parameters": model.num_parameters()}))
+
+
+def _files(source: dict, model: PreTrainedModel, engines: list[str], folder: Path, rows: list[dict]) -> dict[str, Path]:
+    """Write the files of the engines, each file once, and return them by engine."""
     files = {}
-    if any(engine != "pytorch" for engine in engines):
-        files["onnxruntime"] = folder / "model.onnx"
-        export_onnx(model, files["onnxruntime"], length=length)
-    if "onnxruntime-int8" in engines:
-        files["onnxruntime-int8"] = folder / "model-int8.onnx"
-        quantize_int8(files["onnxruntime"], files["onnxruntime-int8"])
-    connection.send(("prepared", {"inputs": inputs, "reference": _forward(model, inputs)().numpy(), "files": files}))
+
+    def file_of(name: str) -> Path:
+        engine = ENGINES[name]
+        path = folder / engine.file
+        given = Path(source.get("checkpoint", ""), engine.file)
+        if name == "litert" and "checkpoint" in source and given.is_file():
+            return given
+        if not path.exists():
+            made_from = file_of(engine.made_from) if engine.made_from else model
+            with _refusing(source, name):
+                programs.write(engine, made_from, path, rows)
+        return path
+
+    for name in engines:
+        if ENGINES[name].file:
+            files[name] = file_of(name)
+    return files
+
+
+def _flops(model: PreTrainedModel, inputs: dict[str, np.ndarray]) -> int:
+    """Return 2 x multiply-accumulates of the matrix products, attention's own among them."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        programs.load(ENGINES["pytorch"], model, 1)(inputs)
+    return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def _refusing(source: dict, engine: str):
+    """Turn any error on a user's model into a UserError: engines raise all kinds of exceptions."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "config" in source:
+            raise
+        raise UserError(f"{next(iter(source.values()))}: {engine} cannot run this model ({one_line(error)})") from None
 
 
 def serve(
-    connection: Connection, config: dict, file: Path | None, inputs: dict[str, np.ndarray], threads: int, seed: int
+    connection: Connection,
+    engine: str,
+    source: dict,
+    file: Path | None,
+    inputs: dict[str, np.ndarray],
+    threads: int,
+    seed: int,
 ) -> None:
-    """Load the ONNX `file`, or a PyTorch model if it is None; then answer until the pipe closes.
+    """Load the engine's `file`, or the model if it is None; then answer until the pipe closes.
 
-    The first message is "ready". Questions: "forward" (runs once, answers milliseconds), "cpu"
-    (seconds of this process) and "output" (the last forward's array).
+    The first message tells what was loaded. Questions: "forward" (runs once, answers milliseconds),
+    "cpu" (seconds of this process), "output" (the last forward's array) and "kernels" (what ran).
     """
+    before = _resident_mib()
     torch.set_num_threads(threads)
-    forward: Callable[[], Any]
-    if file is None:
-        forward = _forward(build(config, seed), inputs)
-    else:
-        model = OnnxModel(file, threads)
-
-        def from_onnx() -> np.ndarray:
-            return model(inputs)["last_hidden_state"]
-
-        forward = from_onnx
-
-    connection.send(("ready", None))
+    model = build(source, seed) if file is None else file
+    start = time.perf_counter()
+    with _refusing(source, engine):
+        loaded = programs.load(ENGINES[engine], model, threads)
+        output = loaded(inputs)
+    facts = {"cold_start_ms": (time.perf_counter() - start) * 1e3, "bytes": loaded.bytes, "ran_with": loaded.ran_with}
+    facts["memory_mib"] = None if before is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    connection.send(("ready", facts))
     while True:
         question = connection.recv()
         if question == "forward":
             start = time.perf_counter()
-            output = forward()
+            output = loaded(inputs)
             connection.send(("ms", (time.perf_counter() - start) * 1e3))
         elif question == "cpu":
             connection.send(("seconds", time.process_time()))
         elif question == "output":
-            connection.send(("array", np.asarray(output)))
+            connection.send(("array", np.asarray(output["last_hidden_state"])))
+        elif question == "kernels":
+            connection.send(("kernels", _kernels(loaded, inputs)))
 
 
-def _forward(model: torch.nn.Module, inputs: dict[str, np.ndarray]) -> Callable[[], torch.Tensor]:
-    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+def _kernels(loaded: Any, inputs: dict[str, np.ndarray]) -> dict:
+    """Return the count of operators, the share of int8 FLOPs, and the owners of the time."""
+    found = loaded.kernels(inputs)
+    if found is None:
+        return {"operators": None, "int8_flops": None, "owners": None}
+    return {"operators": len(found), "int8_flops": int8_flops(found), "owners": owners(found)[:OWNERS]}
 
-    def forward() -> torch.Tensor:
-        with torch.inference_mode():
-            return model(**tensors).last_hidden_state
 
-    return forward
+def _resident_mib() -> float | None:
+    """Return the memory of this process, or None if the system does not tell."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return None
+
+
+def measure_peaks(connection: Connection, threads: int) -> None:
+    """Answer "peaks" with the best of TRIES, of products and of memory reads; "cpu" as `serve`.
+
+    A product has 1,024 rows and columns. A read sums 256 MiB, more than caches hold.
+    """
+    torch.set_num_threads(threads)
+    left, right = torch.rand(2, 1024, 1024).unbind(0)
+    long = torch.rand(2**26)
+    connection.send(("ready", None))
+    while True:
+        question = connection.recv()
+        if question == "cpu":
+            connection.send(("seconds", time.process_time()))
+        elif question == "peaks":
+            product, read = _best_seconds(lambda: left @ right), _best_seconds(long.sum)
+            connection.send(("peaks", {"gflops": 2 * 1024**3 / product / 1e9, "gb_per_s": long.nbytes / read / 1e9}))
+
+
+def _best_seconds(action: Callable[[], Any]) -> float:
+    found = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -1,6 +1,8 @@
 """Quantize an ONNX file to 8 bits after training, and run ONNX files on the CPU."""
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +31,64 @@ def quantize_int8(source: Path, target: Path) -> dict[str, int]:
     The file appears under its name only when it is complete. Raises UserError if `source` is not an
     ONNX model, and if the disk of `target`, or of temporary files, is full.
     """
-    import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    OnnxModel(source)  # raises UserError for a bad file; the quantizer raises many kinds of exceptions
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            optimized, prepared, result = (Path(folder, f"{name}.onnx") for name in ("optimized", "prepared", "int8"))
-            # The session folds operations between a weight and its product into the weight.
-            # quant_pre_process could do it too, but only logs a failure; the file would then be
-            # quantized unfolded. Its shape inference is skipped: dynamic quantization does not read
-            # the result, and it fails on some exported graphs. It only marks the file as prepared.
-            options = onnxruntime.SessionOptions()
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.optimized_model_filepath = str(optimized)
-            options.log_severity_level = 4
-            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-            quant_pre_process(optimized, prepared, skip_optimization=True, skip_onnx_shape=True, skip_symbolic_shape=True)
+    with prepared(source, target) as folder:
+        try:
             # reduce_range: weights within [-64, 64], see above. Measured on MobileBERT (random
             # weights, 128 tokens, one core of an AMD EPYC with AVX2): the relative error is 0.014,
             # and 0.022 with the whole range, whose sums overflow there. Unsigned weights never
             # overflow; their error is 0.010 with the whole range, but they take 57 ms and signed
             # ones 50 (58 and 25 on a Xeon with AMX).
             # per_channel: columns of a folded model differ in scale, for example query and value.
-            quantize_dynamic(prepared, result, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+            result = folder / "int8.onnx"
+            quantize_dynamic(folder / "prepared.onnx", result, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
             settle(result, target)
-    except Exception as error:  # a full disk raises OSError, or an exception of protobuf or ONNX Runtime
-        raise UserError(f"{target}: cannot be written ({' '.join(str(error).split())[:200]})") from error
+        except Exception as error:  # a full disk raises OSError, or an exception of protobuf or ONNX Runtime
+            raise _not_written(target, error) from error
     return {"bytes_before": source.stat().st_size, "bytes_after": target.stat().st_size}
+
+
+@contextlib.contextmanager
+def prepared(source: Path, target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that holds "prepared.onnx", made from `source`.
+
+    Operations between a weight and its product are folded into the weight. Raises UserError if
+    `source` is not an ONNX model, and for a full disk.
+    """
+    import onnxruntime
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    OnnxModel(source)  # raises UserError for a bad file; the quantizer raises many kinds of exceptions
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+            folder = Path(name)
+            # The session folds. quant_pre_process could do it too, but only logs a failure; the
+            # file would then be quantized unfolded. Its shape inference is skipped: the quantizers
+            # do not need the result, and it fails on some exported graphs. It only marks the file
+            # as prepared.
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.optimized_model_filepath = str(folder / "optimized.onnx")
+            options.log_severity_level = 4
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            quant_pre_process(
+                folder / "optimized.onnx",
+                folder / "prepared.onnx",
+                skip_optimization=True,
+                skip_onnx_shape=True,
+                skip_symbolic_shape=True,
+            )
+            yield folder
+    except UserError:
+        raise
+    except Exception as error:
+        raise _not_written(target, error) from error
+
+
+def _not_written(target: Path, error: Exception) -> UserError:
+    return UserError(f"{target}: cannot be written ({' '.join(str(error).split())[:200]})")
 
 
 class OnnxModel:
@@ -69,8 +99,11 @@ class OnnxModel:
     # take 7.4 s one by one and 8.9 s in padded batches (one core, MobileBERT in int8).
     ROWS = 1
 
-    def __init__(self, path: Path, threads: int = 1):
-        """Load the model. Raises UserError if `path` is missing or not an ONNX model."""
+    def __init__(self, path: Path, threads: int = 1, profile: Path | None = None):
+        """Load the model. Raises UserError if `path` is missing or not an ONNX model.
+
+        profile: start of the name of the file to which `end_profile` writes the times of all nodes.
+        """
         import onnxruntime
 
         self.path = path
@@ -80,6 +113,8 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # fatal alone: a new int8 graph logs harmless warnings, and errors are raised anyway
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no other common base
@@ -103,3 +138,7 @@ class OnnxModel:
         except Exception as error:  # as above
             shape = " x ".join(map(str, next(iter(feed.values())).shape))
             raise UserError(f"{self.path}: does not run on {shape} tokens ({str(error).splitlines()[0][:200]})") from error
+
+    def end_profile(self) -> str:
+        """Return the name of the file with the profile, which is complete now."""
+        return self._session.end_profiling()

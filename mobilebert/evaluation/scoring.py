@@ -92,6 +92,16 @@ def evaluate(
     return metrics, details
 
 
+def training_rows(tokenizer: Tokenizer, data: Path, setting: TaskConfig, most: int) -> list[dict[str, np.ndarray]]:
+    """Return at most `most` batches of one training row each, drawn at random, without padding."""
+    frame = sample(pd.read_parquet(table_file(data, setting.task, "train")), most, seed=0)
+    if TASKS[setting.task].is_squad:
+        examples, _ = encode_squad(tokenizer, frame, setting, training=False)
+    else:
+        examples = encode(tokenizer, setting.task, frame, setting.length)
+    return [examples.batch(np.array([row]), multiple=1) for row in range(min(len(examples), most))]  # SQuAD: of the windows
+
+
 def _predict(forward: Forward, examples: Examples, task, size: int) -> np.ndarray:
     logits = np.stack(outputs(forward, examples, ("logits",), size)["logits"])
     return np.clip(logits[:, 0], 0.0, 5.0) if task.is_regression else logits.argmax(-1)

@@ -35,6 +35,9 @@ class Quantization(BaseModel):
     bytes_before: int
     bytes_after: int
     int8_flops_share: float | None = None  # of the matrix products' FLOPs; None: not counted
+    ran_int8_flops_share: float | None = None  # by the kernels that ran: an engine may fall back to float32
+    layer_errors: dict[str, float] = {}  # encoder layer -> |int8 - float32| / |float32| of its output on one row
+    calibration_rows: int = 0  # rows of the training split that fixed the ranges of activations; 0: none did
 
 
 class Record(BaseModel):
@@ -65,8 +68,11 @@ class Record(BaseModel):
     weights_dtype: dict[str, str] = {}  # source of weights -> their type in the file; loaded as float32
     predictions: tuple[str, ...] = ()  # the artefacts that hold a prediction for every scored row
     quantization: Quantization | None = None
+    quantizations: dict[str, Quantization] = {}  # by engine; `quantization` is that of the first
     row: str | None = None  # the paper's model row that this record belongs to
     pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
+    usage: dict[str, list[tuple[float, float]]] = {}  # of the machine while it trained: name -> (seconds, value)
+    commit: str | None = None  # git commit of the code, with "-dirty" if tracked files differed from it
     checksum: str | None = None  # sha256 of this record's content without this key
 
     _seal: Literal["sealed", "unsealed", "edited"] = "unsealed"

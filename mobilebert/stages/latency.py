@@ -7,9 +7,11 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import LatencyConfig
 
+RAN = ("ran_with", "error", "bytes", "flops", "parameters", "operators", "int8_flops_share", "cold_start_ms", "memory_mib")
+
 
 def main(context: JobContext, study: Study) -> str | None:
-    """Write the raw samples and the percentiles (ms) into the record.
+    """Write the raw samples, the percentiles (ms) and what each engine ran into the record.
 
     Return why the measurement is void if the machine was disturbed, else None.
     """
@@ -33,6 +35,7 @@ def main(context: JobContext, study: Study) -> str | None:
         context.samples[spec["name"]] = result["samples_ms"]
         for key in ("p50", "p90", "p99"):
             context.metrics[f"{spec['name']}:{key}_ms"] = result[key]
+        context.details.setdefault("models", {})[spec["name"]] = {key: result[key] for key in RAN}
     context.details |= {key: value for key, value in found.items() if key != "models"}
     if not study.latency.full_size:
         context.label(study.labels("latency"))

@@ -55,7 +55,8 @@ def metrics(job: Job) -> dict[str, Range]:
     scores = _scores(job.config["task"])
     if job.stage == "quantize":
         changes = {f"{name}_change": (least - most, most - least) for name, (least, most) in scores.items()}
-        return {**scores, **changes, "bytes_before": COUNT, "bytes_after": COUNT}
+        found = {**scores, **changes, "bytes_before": COUNT, "bytes_after": COUNT}
+        return found | {f"{engine}:{name}": span for engine in job.config.get("also", ()) for name, span in found.items()}
     constant = {"constant_exact_match": SHARE} if TASKS[job.config["task"]].is_squad else {}
     return {**scores, **constant, "failed_share": SHARE}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,20 @@ Length = Annotated[int, Field(ge=8)]  # tokens
 LARGEST_BATCH = 2**20
 
 Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
+
+Engine = Literal[  # of `deployment.engines.table`; litert has no file of a study's models
+    "pytorch",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "pytorch-folded",
+    "pytorch-compiled",
+    "onnxruntime-static",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
+]
+
+Quantizer = Literal["onnxruntime-static", "openvino-int8"]
 
 
 class Strict(BaseModel):

@@ -75,6 +75,7 @@ def build_graph(study: Study) -> Graph:
     kind = data.source.split(":")[0]  # a folder's path does not decide a result; `sums` pins its content
     graph.add("data", "", {**data.model_dump(exclude={"source"}), "source": kind})
     rows = study.models
+    also = {"also": list(study.quantize_also)} if study.quantize_also else {}
     for model in sorted(rows, key=lambda name: rows[name].teacher is not None):  # teachers first
         _pretrained(graph, study, model)
         final, shape = final_job(study, model), architecture(study, model)
@@ -85,7 +86,7 @@ def build_graph(study: Study) -> Graph:
             config = {"task": task, "recipe": study.recipe, "architecture": shape, **setting}
             tuned = graph.add("finetune", f"{model}/{task}", config, ["data", *([final] if final else [])])
             if final:
-                graph.add("quantize", f"{model}/{task}", {"task": task, **setting}, ["data", tuned])
+                graph.add("quantize", f"{model}/{task}", {"task": task, **setting, **also}, ["data", tuned])
     timed = {name: architecture(study, name, study.latency.full_size) for name in study.latency.models}
     graph.add("latency", "", {**study.latency.model_dump(exclude={"models", "full_size"}), "architectures": timed})
     expectations.check(study.name, study.expect, graph, jobs_in_scope(study, graph))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mobilebert import paper
-from mobilebert.study.fields import TASK_NAMES, Strict, changed
+from mobilebert.study.fields import TASK_NAMES, Quantizer, Strict, changed
 from mobilebert.study.finetune import Finetune
 from mobilebert.study.pretraining_seeds import row_of, seeds_of, with_seeds
 from mobilebert.study.recipe import EXECUTION, Distill, Pretrain, Search, Transfer
@@ -100,6 +100,11 @@ class Study(Strict):
         default={"mobilebert": "all"},
         description="Models to quantize to 8 bits, each with its tasks; all are the five of Table 6: "
         "mnli, qnli, mrpc, sst2, squad_v1.1.",
+    )
+    quantize_also: Annotated[tuple[Quantizer, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Further engines that quantize and score the models of `quantize`: ONNX Runtime with ranges of "
+        "activations fixed on training rows, OpenVINO through NNCF. Table 6 has ONNX Runtime's dynamic quantization.",
     )
     expect: tuple[Expectation, ...] = Field(
         default=(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from mobilebert.study.fields import Batch, Length, NotNegative, Positive, Rate, Strict
+from mobilebert.study.fields import Batch, Engine, Length, NotNegative, Positive, Rate, Strict
 from mobilebert.util.errors import shown
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every random generator takes 32 bits
@@ -196,9 +196,7 @@ class Latency(Strict):
         ),
         description="Rows of the paper's tables to time, each given once. The default is those of Tables 4 and 7.",
     )
-    engines: tuple[Literal["pytorch", "onnxruntime", "onnxruntime-int8"], ...] = Field(
-        default=("pytorch",), description="Engines that run every model, each given once."
-    )
+    engines: tuple[Engine, ...] = Field(default=("pytorch",), description="Engines that run every model, each given once.")
 
     @field_validator("models", "engines", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from mobilebert.study.fields import Batch, LearningRate, Length, NotNegative, Positive, Rate, Share, Strict
+from mobilebert.study.fields import Batch, Engine, LearningRate, Length, NotNegative, Positive, Quantizer, Rate, Share, Strict
 from mobilebert.study.recipe import AXES, Transfer
 from mobilebert.study.sections import Seed
 
@@ -21,13 +21,13 @@ Minutes = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16"]
 Recipe = Literal["paper", "released"]
 Strategy = Literal["none", "akt", "jkt", "pkt"]
-Engine = Literal["pytorch", "onnxruntime", "onnxruntime-int8"]
 
 # JSON has no tuples, so a list is accepted. The items stay strict.
 Seeds = Annotated[tuple[NotNegative, ...], Field(strict=False)]
 Losses = Annotated[tuple[Literal["fmt", "at"], ...], Field(strict=False)]
 Factors = Annotated[tuple[float, float, float, float], Field(strict=False)]
 Engines = Annotated[tuple[Engine, ...], Field(strict=False)]
+Quantizers = Annotated[tuple[Quantizer, ...], Field(strict=False)]
 
 SQUAD_KEYS = ("doc_stride", "max_query_length", "max_answer_length")
 
@@ -221,7 +221,12 @@ class FinetuneConfig(TaskConfig, ModelConfig):
 
 
 class QuantizeConfig(TaskConfig):
-    """int8 quantization of the model that the fine-tuning job of the same name trained."""
+    """int8 quantization of the model that the fine-tuning job of the same name trained.
+
+    also: engines beside ONNX Runtime's dynamic quantization.
+    """
+
+    also: Quantizers = ()
 
 
 class LatencyConfig(StageConfig):

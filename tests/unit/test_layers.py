@@ -14,7 +14,7 @@ LAYERS = (
     {"data", "training"},
     {"pretraining", "distillation", "finetuning", "evaluation", "deployment", "tf"},
     {"reporting"},
-    {"compare", "claims"},
+    {"compare", "claims", "publishing"},
     {"stages"},
     {"cli"},
 )

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from mobilebert.cli.main import main
 from mobilebert.deployment import int8
-from mobilebert.deployment.export import export_onnx
+from mobilebert.deployment.export import INPUTS, export_onnx
 from mobilebert.deployment.quantize import OnnxModel, quantize_int8
 from mobilebert.modeling import MobileBertConfig, MobileBertForSequenceClassification, fold
 from mobilebert.stages import quantize
@@ -184,6 +184,9 @@ def test_the_record_says_how_the_file_was_made_and_where_it_is_scored(files, mon
         "scored_on": {"cpu": "a processor", "isa": "avx2"},
         "bytes_before": (folder / "float.onnx").stat().st_size,
         "bytes_after": (folder / "ours.onnx").stat().st_size,
+        "ran_int8_flops_share": None,
+        "layer_errors": {},
+        "calibration_rows": 0,
     }
     other = int8.describe(folder / "float.onnx", folder / "full.onnx", LENGTH)
     assert (other.weight_range, other.saturates) == ((-127, 127), True)
@@ -195,6 +198,8 @@ def test_the_stage_records_the_quantization_before_it_scores(files, tmp_path, mo
     monkeypatch.setattr(quantize, "new_model", lambda *_: model)
     monkeypatch.setattr(quantize, "load_tokenizer", lambda _: None)
     monkeypatch.setattr(quantize, "weights_folder", lambda *_: None)
+    row = {name: np.ones((1, LENGTH), np.int64) for name in INPUTS}
+    monkeypatch.setattr(quantize, "training_rows", lambda *_: [row])
 
     def evaluate(*_):
         raise RuntimeError("scored elsewhere")
@@ -210,10 +215,15 @@ def test_the_stage_records_the_quantization_before_it_scores(files, tmp_path, mo
         folder=tmp_path,
         metrics={},
         quantization=None,
+        quantizations={},
     )
     with pytest.raises(RuntimeError, match="scored elsewhere"):
         quantize.main(run, None)
     assert run.quantization.scored_on == int8.processor()
+    # Two independent counts: from the graph of the file, and from the engine's profile of a run.
+    assert run.quantization.ran_int8_flops_share == pytest.approx(run.quantization.int8_flops_share, rel=1e-12)
+    assert set(run.quantization.layer_errors) == {"0", "1"}
+    assert all(1e-5 < error < 0.1 for error in run.quantization.layer_errors.values())
     assert run.quantization.bytes_after == run.metrics["bytes_after"] == (tmp_path / "model.int8.onnx").stat().st_size
 
 
