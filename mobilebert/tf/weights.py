@@ -101,11 +101,9 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
 
     path = Path(source)
     with converted(path) if is_of_tensorflow(path) else contextlib.nullcontext(source) as place, checked(place) as files:
-        if config is None:
-            with one_refusal(files.source, files.folder):
-                config = MobileBertConfig.from_dict({**configuration(files, _Reader).to_dict(), **overrides})
-        elif overrides:
-            config = MobileBertConfig.from_dict({**config.to_dict(), **overrides})
+        with one_refusal(files.source, files.folder):
+            values = (configuration(files, _Reader) if config is None else config).to_dict()
+            config = MobileBertConfig.from_dict({**values, **overrides})
         check_size(getattr(modeling, kind.__name__.removeprefix("TF")), config, files.tensors, files.source)
         for name, tensor in sorted(files.tensors.items()):
             if tensor.type not in FLOATS and not name.endswith(".position_ids"):

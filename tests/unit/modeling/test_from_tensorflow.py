@@ -251,6 +251,8 @@ def test_another_architecture_is_refused(tmp_path):
     assert "it has no mobilebert.encoder.layer.2." in refused(str(folder), tmp_path / "out")
     (folder / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     assert "the configuration has no mobilebert.encoder.layer.1." in refused(str(folder), tmp_path / "out")
+    (folder / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**6}))
+    assert "num_hidden_layers is 1000000 in config.json, but there are only" in refused(str(folder), tmp_path / "out")
     (folder / "bert_config.json").unlink()
     assert "--preset or --config" in refused(str(folder), tmp_path / "out")
     convert(str(folder), tmp_path / "out", None, GOLDEN / STUDENT / "bert_config.json")
