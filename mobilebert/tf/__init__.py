@@ -1,9 +1,12 @@
 """Build the models of the MobileBERT family in Keras 3, on TensorFlow.
 
-Names are imported on first use. TensorFlow comes with the extra `tensorflow`.
+Names are imported on first use. TensorFlow comes with the extra `tensorflow`; UserError says so if
+it is missing.
 """
 
 from importlib import import_module
+
+from mobilebert.util.packages import not_installed
 
 _HOME = {
     "TFMobileBertForMaskedLM": "heads",
@@ -26,7 +29,10 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise not_installed(error) from None
     globals()[name] = value
     return value
 

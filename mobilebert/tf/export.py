@@ -72,7 +72,7 @@ def export_tflite(
     # With weights as constants: the converter leaves Keras's variables in the file, which then
     # cannot be run.
     frozen = convert_variables_to_constants_v2(concrete)
-    served = tf.Module()
+    served: Any = tf.Module()
     served.serve = tf.function(lambda *given: dict(zip(names, frozen(*given))), input_signature=inputs)
     with tempfile.TemporaryDirectory(prefix="mobilebert-") as folder:
         tf.saved_model.save(served, folder, signatures={SIGNATURE: served.serve})

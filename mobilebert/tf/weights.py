@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from mobilebert import modeling
 from mobilebert.modeling.checkpoint_config import CONFIG, WEIGHTS
 from mobilebert.modeling.checkpoint_files import checked
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.modeling.foreign.convert import converted, is_of_tensorflow
-from mobilebert.modeling.loading import configuration, one_refusal
-from mobilebert.modeling.weight_files import weight_files
+from mobilebert.modeling.loading import check_size, configuration, one_refusal
+from mobilebert.modeling.weight_files import FLOATS, weight_files
 from mobilebert.tf.parts import Named, weights_of_parts
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import write_atomically
@@ -100,11 +101,13 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
 
     path = Path(source)
     with converted(path) if is_of_tensorflow(path) else contextlib.nullcontext(source) as place, checked(place) as files:
-        if config is None:
-            with one_refusal(files.source, files.folder):
-                config = MobileBertConfig.from_dict({**configuration(files, _Reader).to_dict(), **overrides})
-        elif overrides:
-            config = MobileBertConfig.from_dict({**config.to_dict(), **overrides})
+        with one_refusal(files.source, files.folder):
+            values = (configuration(files, _Reader) if config is None else config).to_dict()
+            config = MobileBertConfig.from_dict({**values, **overrides})
+        check_size(getattr(modeling, kind.__name__.removeprefix("TF")), config, files.tensors, files.source)
+        for name, tensor in sorted(files.tensors.items()):
+            if tensor.type not in FLOATS and not name.endswith(".position_ids"):
+                raise UserError(f"{source}: {name} has type {tensor.type}; allowed: {', '.join(FLOATS.values())}")
         arrays = {}
         for path in weight_files(files.folder, files.source):
             with safe_open(path, "pt") as stream:

@@ -56,6 +56,8 @@ def write_h5(name: str, head: str, fields: dict, random: np.random.Generator) ->
         variable.assign(start + wide * random.standard_normal(variable.shape))
     folder = GOLDEN / name
     model.save_pretrained(folder)
+    if head == "Model":  # transformers' other format, with the names of Keras
+        model.save_pretrained(GOLDEN / f"{name}-safetensors", safe_serialization=True)
     outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
     saved = {f"in.{key}": value for key, value in inputs.items()}
     for key, value in outputs.items():

@@ -9,7 +9,7 @@ import tensorflow as tf
 import torch
 from family import HEADS, SMALL, close
 from keras_family import DROPOUTS, agree, inputs_of, pair
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import mobilebert
 from mobilebert import MobileBertConfig
@@ -85,6 +85,16 @@ def test_a_head_that_the_checkpoint_lacks_is_new_and_a_missing_encoder_is_refuse
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, num_hidden_layers=3)
     with pytest.raises(UserError, match=r"no config\.json"):
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path / "..")
+
+
+def test_integer_weights_are_refused(tmp_path):
+    _, theirs = pair("ForMaskedLM")
+    theirs.save_pretrained(tmp_path)
+    arrays = load_file(tmp_path / "model.safetensors")
+    name = "mobilebert.encoder.layer.0.output.dense.bias"
+    save_file(arrays | {name: arrays[name].astype(np.int8)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"output\.dense\.bias has type I8; allowed: "):
+        keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path)
 
 
 # ---- training

@@ -17,6 +17,7 @@ from mobilebert.modeling.checkpoint_files import TOKENIZER
 from mobilebert.modeling.foreign import sources
 from mobilebert.modeling.foreign.sources import Foreign
 from mobilebert.modeling.presets import preset as preset_fields
+from mobilebert.modeling.weight_files import check_counts
 from mobilebert.util.errors import UserError, naming
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _architecture(found: Foreign, values: dict) -> tuple[str, Any]:
     values = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "torch_dtype")}
     declared = [str(name).removeprefix("TF") for name in values.pop("architectures", None) or ()]
     kind = declared[0] if declared and declared[0] in CLASSES else _class_of(found.arrays)
-    if kind == "MobileBertForSequenceClassification" and not values.keys() & {"id2label", "num_labels"}:
+    if "classifier.bias" in found.arrays and not values.keys() & {"id2label", "num_labels"}:
         values["num_labels"] = len(found.arrays["classifier.bias"])
     words, decoder = found.arrays.get(WORDS), found.arrays.get(DECODER)
     if words is not None and decoder is not None and not np.array_equal(words, decoder):
@@ -123,6 +124,7 @@ def _checked(found: Foreign, kind: str, config: Any) -> dict[str, Any]:
 
     from mobilebert import modeling
 
+    check_counts(config.to_dict(), found.arrays, found.source)  # a million layers would take hours to build
     with torch.device("meta"):
         model = getattr(modeling, kind)(config)
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

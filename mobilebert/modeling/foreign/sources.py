@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, PICKLE, WEIGHTS, check_values, name_classes, read_json
 from mobilebert.modeling.foreign import names
-from mobilebert.modeling.foreign.bundle import Bundle
+from mobilebert.modeling.foreign.bundle import BFLOAT16, Bundle
 from mobilebert.modeling.foreign.google_config import from_google, is_google
 from mobilebert.modeling.foreign.hdf5 import H5, H5_INDEX, read_h5
-from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS
+from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS, read_tensors, weight_files
 from mobilebert.util.errors import UserError
 
 PICKLE_INDEX = f"{PICKLE}.index.json"
@@ -25,7 +27,8 @@ class Foreign:
     """A checkpoint that was read: arrays with PyTorch's names, and what was found beside them.
 
     kind: for messages. folder: where its tokenizer may lie. values: the fields of its
-    configuration, or None. notes: what was left out or changed, a line each.
+    configuration, or None. notes: what was left out or changed, a line each. types: those of
+    weights that were converted to float32.
     """
 
     source: str
@@ -34,6 +37,7 @@ class Foreign:
     arrays: dict[str, np.ndarray]
     values: dict | None = None
     notes: list[str] = field(default_factory=list)
+    types: set[str] = field(default_factory=set)
 
 
 def read(source: str) -> Foreign:
@@ -42,7 +46,8 @@ def read(source: str) -> Foreign:
     kind = kind_of(path)
     if kind is None:
         raise UserError(f"{source}: {_what_is_missing(path)}")
-    found = {"h5": _read_h5, "google": _read_google, "pickle": _read_pickle}[kind](path, source)
+    readers = {"safetensors": _read_safetensors, "h5": _read_h5, "google": _read_google, "pickle": _read_pickle}
+    found = readers[kind](path, source)
     _unwrap(found)
     _to_float32(found)
     return found
@@ -51,17 +56,15 @@ def read(source: str) -> Foreign:
 def _what_is_missing(path: Path) -> str:
     if not path.exists():
         return "no such folder or file, and no .index file of a TensorFlow checkpoint with that name"
-    if path.is_dir() and any((path / name).exists() for name in (WEIGHTS, INDEX)):
-        return f"its weights are {WEIGHTS} already; from_pretrained reads them"
-    return f"neither {H5} nor a TensorFlow checkpoint (NAME.index) nor {PICKLE} is there"
+    return f"neither {H5} nor a TensorFlow checkpoint (NAME.index) nor {PICKLE} nor {WEIGHTS} is there"
 
 
 def kind_of(path: Path) -> str | None:
-    """Return "h5", "google" or "pickle"; None for anything else, and beside safetensors."""
+    """Return "safetensors", "h5", "google" or "pickle", the first that is there, or None."""
     try:
         if path.is_dir():
             if (path / WEIGHTS).exists() or (path / INDEX).exists():
-                return None
+                return "safetensors"
             if (path / H5).is_file() or (path / H5_INDEX).is_file():
                 return "h5"
             if any(path.glob("*.index")):
@@ -85,18 +88,46 @@ def _read_h5(path: Path, source: str) -> Foreign:
         files = _shards(path / H5_INDEX, source, "h5")
     else:
         files = [path / H5 if path.is_dir() else path]
+    found = {name: array for file in files for name, array in read_h5(file).items()}
+    return _of_keras(found, folder, source)
+
+
+def _of_keras(found: Mapping[str, np.ndarray], folder: Path, source: str) -> Foreign:
+    """Return a checkpoint whose weights have transformers' names in Keras."""
     arrays: dict[str, np.ndarray] = {}
     unknown = []
-    for file in files:
-        for name, array in read_h5(file).items():
-            renamed = names.from_keras(name)
-            if renamed is None or names.is_of_training(name):
-                unknown.append(name)
-            else:
-                arrays[renamed[0]] = array.T if renamed[1] else array
+    for name, array in found.items():
+        renamed = names.from_keras(name)
+        if renamed is None or names.is_of_training(name):
+            unknown.append(name)
+        else:
+            arrays[renamed[0]] = array.T if renamed[1] else array
     if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
-        raise UserError(f"{files[0]}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
+        raise UserError(f"{source}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
     return Foreign(source, "transformers' TensorFlow weights", folder, arrays, _config_beside(folder, source), _left_out(unknown))
+
+
+def _read_safetensors(path: Path, source: str) -> Foreign:
+    from safetensors import safe_open
+
+    files = weight_files(path, source)
+    read_tensors(files, source)  # refuses what is no safetensors file
+    arrays, is_of_keras, types = {}, False, set()
+    for file in files:
+        with safe_open(file, "pt") as stream:
+            is_of_keras |= (stream.metadata() or {}).get("format") == "tf"
+            arrays |= {name: _numpy(stream.get_tensor(name), types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    if is_of_keras:
+        return _of_keras(arrays, path, source)
+    return Foreign(source, "safetensors", path, arrays, _config_beside(path, source), types=types)
+
+
+def _numpy(tensor: Any, types: set[str]) -> np.ndarray:
+    """Return a tensor as an array. NumPy has no bfloat16: it becomes float32, and joins `types`."""
+    if str(tensor.dtype) != "torch.bfloat16":
+        return tensor.detach().numpy()
+    types.add("bfloat16")
+    return tensor.detach().float().numpy()
 
 
 def _read_google(path: Path, source: str) -> Foreign:
@@ -107,11 +138,13 @@ def _read_google(path: Path, source: str) -> Foreign:
             f"{bundle.index}: a checkpoint of TensorFlow 2's objects, as of the model garden; only Google's TF1 one is read"
         )
     arrays: dict[str, np.ndarray] = {}
+    types: set[str] = set()
     unknown, of_training = [], []
     for name in bundle.variables:
         renamed = None if names.is_of_training(name) else names.from_google(name)
         if renamed is not None:
             array = bundle.read(name)
+            types |= {"bfloat16"} if bundle.variables[name].type == BFLOAT16 else set()
             arrays[renamed[0]] = array.T if renamed[1] else array
         else:
             (of_training if names.is_of_training(name) else unknown).append(name)
@@ -126,6 +159,7 @@ def _read_google(path: Path, source: str) -> Foreign:
         arrays,
         _config_beside(prefix.parent, source),
         notes + _left_out(unknown),
+        types,
     )
 
 
@@ -138,6 +172,7 @@ def _read_pickle(path: Path, source: str) -> Foreign:
     else:
         files = [path / PICKLE if path.is_dir() else path]
     arrays: dict[str, np.ndarray] = {}
+    types: set[str] = set()
     for file in files:
         try:
             weights = torch.load(file, map_location="cpu", weights_only=True)
@@ -146,8 +181,8 @@ def _read_pickle(path: Path, source: str) -> Foreign:
         if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
             raise UserError(f"{file}: holds more than weights, so it is not read")
         for name, value in weights.items():
-            arrays[str(name)] = value.detach().float().numpy() if value.dtype == torch.bfloat16 else value.detach().numpy()
-    return Foreign(source, "PyTorch's pickle", folder, arrays, _config_beside(folder, source))
+            arrays[str(name)] = _numpy(value, types)
+    return Foreign(source, "PyTorch's pickle", folder, arrays, _config_beside(folder, source), types=types)
 
 
 # ---- what is beside the weights
@@ -219,7 +254,7 @@ def _unwrap(found: Foreign) -> None:
 
 def _to_float32(found: Foreign) -> None:
     """Convert all arrays to float32, and say so. Raises UserError for integers, NaN, infinity."""
-    types = set()
+    types = found.types
     for name, array in found.arrays.items():
         if name.endswith("position_ids"):
             continue

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,25 @@ def test_a_converted_model_loads_into_transformers_class(tmp_path):
     with torch.no_grad():
         outputs = theirs(**{key[3:]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith("in.")})
     close(outputs.seq_relationship_logits, arrays["out.seq_relationship_logits.0"])
+
+
+def test_safetensors_of_keras_are_the_weights_of_the_h5_file(tmp_path):
+    pytest.importorskip("h5py")
+    convert(str(GOLDEN / "encoder"), tmp_path / "h5")
+    convert(str(GOLDEN / "encoder-safetensors"), tmp_path / "safetensors")
+    wanted, found = (load_file(tmp_path / kind / "model.safetensors") for kind in ("h5", "safetensors"))
+    assert wanted.keys() == found.keys()
+    assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_safetensors_of_half_precision_are_rewritten(tmp_path):
+    config = MobileBertConfig(vocab_size=29, hidden_size=16, embedding_size=8, intra_bottleneck_size=8, num_hidden_layers=1)
+    modeling.MobileBertForMaskedLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="20KB")
+    assert (tmp_path / "half/model.safetensors.index.json").is_file()
+    lines = convert(str(tmp_path / "half"), tmp_path / "out")
+    assert "MobileBertForMaskedLM" in lines[0]
+    assert "bfloat16 weights were converted to float32" in lines[1]
+    assert load_file(tmp_path / "out/model.safetensors")["cls.predictions.bias"].dtype == np.float32
 
 
 def test_lists_of_names_that_keras_split_are_read_whole(tmp_path):
@@ -231,6 +251,8 @@ def test_another_architecture_is_refused(tmp_path):
     assert "it has no mobilebert.encoder.layer.2." in refused(str(folder), tmp_path / "out")
     (folder / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     assert "the configuration has no mobilebert.encoder.layer.1." in refused(str(folder), tmp_path / "out")
+    (folder / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**6}))
+    assert "num_hidden_layers is 1000000 in config.json, but there are only" in refused(str(folder), tmp_path / "out")
     (folder / "bert_config.json").unlink()
     assert "--preset or --config" in refused(str(folder), tmp_path / "out")
     convert(str(folder), tmp_path / "out", None, GOLDEN / STUDENT / "bert_config.json")
@@ -292,3 +314,17 @@ def test_sharded_pickles_are_read_and_a_missing_shard_is_named(tmp_path):
 def test_a_pickle_with_code_is_refused(tmp_path):
     folder = pickle_of(tmp_path, lambda weights: weights | {"code": print})
     assert "holds more than weights" in refused(str(folder), tmp_path / "out")
+
+
+# ---- without TensorFlow
+
+
+def test_a_missing_tensorflow_is_named_with_its_extra(monkeypatch):
+    from mobilebert import tf
+
+    for module in [module for module in sys.modules if module.startswith("mobilebert.tf.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.delitem(vars(tf), "TFMobileBertModel", raising=False)
+    with pytest.raises(UserError, match=r"keras is not installed; it comes with: pip install '\.\[tensorflow\]'"):
+        tf.TFMobileBertModel  # noqa: B018  (the access imports it)
