@@ -77,7 +77,7 @@ QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.p
 NOT_RUN |= {
     "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
     "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
-    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
     "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
 }
 PYTHON_NOT_RUN = {  # the first line of a block of Python
