@@ -1,12 +1,16 @@
 # make reproduce [STUDY=cpu] [ARGS="--keep-going"]   run a study; print its verdicts and its page
 # make reproduce ARGS=--verbose                      the same with Snakemake's own output, not a progress bar
 # make test         run the tests of CI
-# make bench        compare times with those of other programs, on an idle machine: minutes
+# make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
+# make test-tf      run the tests of the Keras classes, in an environment of their own: 4 GB, minutes
 # make test-engines install and test the optional engines, OpenVINO and LiteRT
+# make test-page    read the page in headless Chromium (apt, npm): layout, keyboard, screen readers; a minute
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
-# make test-long    kill each training program 50 times, compare two processes with one, simulate claims: minutes
+# make test-long    kill each training program 50 times, workflows until they end and an MLflow server 10
+#                   times, compare two processes with one, simulate claims: an hour
 PYTHON ?= python3
 VENV ?= .venv
+TF_VENV ?= .venv-tf
 STUDY ?= smoke
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 ARGS ?=
@@ -14,8 +18,10 @@ ARGS ?=
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
+# Each job of a study is a process: without files of bytecode each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test bench test-long test-engines test-slurm install
+.PHONY: reproduce test bench test-long test-page test-engines test-slurm test-tf install
 
 # Snakemake finds the progress bar, a logger plug-in, on Python's module path.
 reproduce: export PYTHONPATH := $(CURDIR)/workflows/plugins$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -36,25 +42,41 @@ test: $(READY)
 	  tests/workflow tests/unit tests/bench
 
 bench: $(READY)
-	pytest -s tests/bench
+	pytest -s tests/bench --benchmark-autosave
 
 test-long: $(READY)
 	python tests/long/kills.py 50
+	python tests/long/workflow.py tests/workflow/mini.yaml 3 15
+	python tests/long/workflow.py smoke 20 20
 	python tests/long/shared.py 20
 	python tests/long/parallel.py
 	python tests/long/claims.py
+	python tests/long/tracking.py 10
 
 test-engines: $(READY)
 	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,openvino,litert,test]'
 	OMP_NUM_THREADS=1 pytest tests/engines
 
+test-page: $(READY)
+	VENV=$(VENV) tests/page/install.sh
+	pytest tests/page
+
 test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py
+
+test-tf: $(TF_VENV)/.installed
+	OMP_NUM_THREADS=2 $(TF_VENV)/bin/python -m pytest tests/tf tests/unit/modeling/test_from_tensorflow.py
+
+$(TF_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TF_VENV)
+	$(TF_VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,tensorflow,test]'
+	@touch $@
 
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[workflow,deploy,test]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $@

@@ -24,6 +24,7 @@ from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.stages import VIEWS
 from mobilebert.util.errors import UserError, shown
 
+SETUP = {"threads": "threads", "batch": "batch_size", "length": "length"}  # word -> key of a timing's record
 COPIES = "mlartifacts"  # MLflow's folder; it holds a copy of every record
 
 
@@ -201,7 +202,9 @@ def _timing(record: Record) -> Timing:
         if key.endswith(ending) and reading.number(value) > 0:
             times[key.removesuffix(ending)] = reading.number(value)
     void = None if record.status == "ok" else record.reason or record.status
-    return Timing(times, str(record.machine.get("cpu") or record.machine.get("arch") or "an unknown machine"), void)
+    sizes = [f"{name} {record.config[key]}" for name, key in SETUP.items() if key in record.config]
+    device = str(record.machine.get("cpu") or record.machine.get("arch") or "an unknown machine")
+    return Timing(times, device, void, ", ".join([str(engine), *sizes]))
 
 
 @cache

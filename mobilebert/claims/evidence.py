@@ -49,8 +49,11 @@ def evidence(claim: Claim, measured: Measured) -> Evidence:
 
 def _of_losses(claim: Claim, measured: Measured) -> Evidence:
     missing = [row for row in claim.rows if not measured.losses.get(row)]
+    missing += [name for name in _teachers(claim) if not measured.teachers.get(name)]
     if missing:
         return Evidence(problem="not run", reason=f"no record of {', '.join(missing)}")
+    if "teacher behind" in claim.void_if and _teachers(claim) and _scratch_loss(measured) is None:
+        return Evidence(problem="not run", reason="no record of a student trained alone, to compare the teacher with")
     if problem := _teacher_problem(claim, measured) or _failed_runs(claim, measured) or _unequal(claim, measured):
         return Evidence(problem="void", reason=problem)
     learnt: dict[str, Mapping[int, float]] = {
@@ -79,12 +82,15 @@ def _weights(link: Link) -> dict[str, float]:
     return found
 
 
+def _teachers(claim: Claim) -> list[str]:
+    return sorted({teacher for row in claim.rows if (teacher := models()[row].teacher)})
+
+
 def _teacher_problem(claim: Claim, measured: Measured) -> str | None:
     """Return why the teacher has nothing to teach; None if it has, or if there is none."""
-    names = sorted({teacher for row in claim.rows if (teacher := models()[row].teacher)})
-    for name in names:
-        runs = measured.teachers.get(name, {})
-        if not runs or any(run.loss is None for run in runs.values()):
+    for name in _teachers(claim):
+        runs = measured.teachers[name]
+        if any(run.loss is None for run in runs.values()):
             return f"no loss of the teacher, {name}"
         worst = max(runs.values(), key=lambda run: run.loss or 0.0)
         assert worst.loss is not None
@@ -95,8 +101,7 @@ def _teacher_problem(claim: Claim, measured: Measured) -> str | None:
             return f"the teacher stands {lead:.2f} nat below the unigram entropy; it must stand {LEAST_BELOW_UNIGRAM} below"
         if "teacher behind" in claim.void_if:
             alone = _scratch_loss(measured)
-            if alone is None:
-                return "no student trained alone to compare the teacher with"
+            assert alone is not None
             if alone - worst.loss < LEAST_AHEAD - ROUNDING:
                 ahead = alone - worst.loss
                 where = f"{abs(ahead):.2f} nat {'ahead of' if ahead >= 0 else 'behind'}"
@@ -205,6 +210,9 @@ def _of_timings(claim: Claim, measured: Measured) -> Evidence:
     quiet = [timing for timing in timed if timing.void is None]
     if not quiet:
         return Evidence(problem="void", reason=f"disturbed timing: {timed[0].void}")
+    setups = sorted({timing.setup for timing in quiet})
+    if len(setups) > 1:
+        return Evidence(problem="inconclusive", reason=f"timings that cannot be pooled: {'; '.join(setups)}")
     effects = (log_ratio([timing.milliseconds[than] / timing.milliseconds[better] for timing in quiet]),)
     others = sorted({timing.device for timing in quiet if PAPER_DEVICE not in timing.device})
     if others:

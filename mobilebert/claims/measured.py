@@ -58,11 +58,13 @@ class Timing:
     """Milliseconds of every row that was timed together, each in a fresh process.
 
     void: why the timing is disturbed; None if it is not.
+    setup: engine, threads, batch and length; only timings of one setup are pooled.
     """
 
     milliseconds: dict[str, float]
     device: str = ""
     void: str | None = None
+    setup: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ PROSE = 100
 COLUMNS = (13, 24, 48, 30)  # widths of the table; with three gaps they fill at most WIDTH
 HEADS = ("verdict", "claim", "measured, with interval", "needed")
 ORDER = ("reproduced", "contradicted", "inconclusive", "other device", "void", "not run", "exploratory")
+AXES = {"nat": "nats of held-out loss", "points": "percentage points", "x": "times as fast", "G": "billions of operations"}
 UNITS = {"nat": " nat", "points": " points", "x": " x", "G": " G"}
 
 
@@ -192,8 +193,10 @@ def _told(finding: Finding) -> str:
         return f"A ratio {100 * math.expm1(min(smallest, 50.0)):.0f} % away from {limit} {share}."
     if claim.kind == "score":
         return f"A value {smallest:.2f} points away from {limit} {share}."
-    digits = 3 if claim.unit == "nat" else 2
-    return f"A difference of {claim.margin + smallest:.{digits}f}{UNITS[claim.unit]} {share}."
+    digits, unit = (3 if claim.unit == "nat" else 2), UNITS[claim.unit]
+    if thresholds(claim)[0] == thresholds(claim)[1]:
+        return f"A difference {smallest:.{digits}f}{unit} away from {limit} {share}."
+    return f"A difference of {claim.margin + smallest:.{digits}f}{unit} {share}."
 
 
 # --- whole texts
@@ -226,29 +229,46 @@ def section(found: Sequence[Finding], measured: Measured) -> dict:
     rows = [
         {
             "id": finding.claim.id,
+            "standing": finding.claim.standing,
+            "sentence": finding.claim.sentence,
             "verdict": finding.verdict,
             "values": values(finding),
             "needed": needed(finding.claim),
             "paragraph": paragraph(finding),
+            "axis": AXES[finding.claim.unit] if finding.claim.links[0].than else "percent",
+            "limit": _plain_number(finding.claim, thresholds(finding.claim)[0]) if finding.effects else None,
+            "effects": _effects(finding),
         }
         for finding in found
     ]
-    return {"summary": summary(found), "condition": condition(measured), "heads": HEADS, "rows": rows}
+    return {"summary": summary(found), "condition": condition(measured), "rows": rows}
+
+
+def _effects(finding: Finding) -> list[dict]:
+    """Return the effects as a chart draws them: a speed is a ratio, an unknown end is None."""
+    found = []
+    for effect, link, interval in zip(finding.effects, finding.claim.links, finding.intervals, strict=False):
+        name = f"{link.better[0]} over {(link.than or ('',))[0]}" if len(finding.claim.links) > 1 else finding.claim.id
+        low, high = (_plain_number(finding.claim, end) for end in interval)
+        text = f"{_figure(finding.claim, effect.value)}{UNITS[finding.claim.unit]}"
+        found.append({"name": name, "value": _plain_number(finding.claim, effect.value), "low": low, "high": high, "text": text})
+    return found
+
+
+def _plain_number(claim: Claim, value: float) -> float | None:
+    """Return a value without logarithm; None if it is not finite."""
+    ended = math.exp(value) if claim.kind == "speed" and value < 700 else value
+    return ended if math.isfinite(ended) else None
 
 
 def as_data(finding: Finding) -> dict:
     """Return a finding as JSON holds it: intervals of a speed are ratios, no value is infinite."""
-
-    def plain_number(value: float) -> float | None:
-        ended = math.exp(value) if finding.claim.kind == "speed" and value < 700 else value
-        return ended if math.isfinite(ended) else None
-
     links = [
         {
             "better": list(link.better),
             "than": link.than and list(link.than),
-            "value": plain_number(effect.value),
-            "interval": [plain_number(end) for end in interval],
+            "value": _plain_number(finding.claim, effect.value),
+            "interval": [_plain_number(finding.claim, end) for end in interval],
             "n": effect.n,
         }
         for link, effect, interval in zip(finding.claim.links, finding.effects, finding.intervals, strict=False)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 from mobilebert.cli.options import positive
@@ -16,11 +17,12 @@ from mobilebert.util.machine import cores
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add compare, baseline and seeds."""
     compare = commands.add_parser("compare", help="print what differs between runs, and every metric; --gate judges it")
-    side = "a results folder (results/smoke), a folder of committed records, a baseline file or runs:/<id> of MLflow"
+    side = "a folder of results or of committed records, a baseline, a file of `make bench`, or runs:/<id> of MLflow"
     compare.add_argument("base", metavar="BASE", help=f"{side}; paper: the published tables")
     compare.add_argument("new", metavar="NEW", nargs="+", help="the same; several that differ in seeds alone are one side")
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page too")
+    compare.add_argument("--log", action="store_true", help="write it to MLflow too: MLFLOW_TRACKING_URI, or mlflow.db of NEW")
     compare.add_argument("--gate", action="store_true", help="judge the metrics of the baseline BASE: exit 0, 1 or 2")
     compare.add_argument("--junit", type=Path, metavar="FILE", help="write the gate's verdicts as JUnit's XML too")
     compare.set_defaults(func=print_comparison)
@@ -62,7 +64,8 @@ def print_comparison(options: argparse.Namespace) -> int:
     base, baseline = open_base(options.base)
     if options.gate and (baseline is None or not baseline.gate.metrics):
         raise UserError(f"{options.base}: --gate needs a baseline with gated metrics; make one: mobilebert baseline OUT.json")
-    report = compare(base, open_new(options.new), baseline if options.gate else None)
+    new = open_new(options.new)
+    report = compare(base, new, baseline if options.gate else None)
     if options.html:
         write_atomically(options.html.resolve(), html.page(report).encode(errors="replace"))
     if report.gate and options.junit:
@@ -70,6 +73,11 @@ def print_comparison(options: argparse.Namespace) -> int:
     if report.gate and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(ci.summary(report.gate, f"Gate of {options.base}"))
+    if options.log:
+        from mobilebert.compare.log import log_comparison
+
+        for line in log_comparison(report, new, options.new):
+            print(f"mobilebert: {line}", file=sys.stderr)
     # The files come first: a reader that closes the pipe early, as `head`, must not cost them.
     print(json.dumps(json_safe(report.as_json())) if options.json else text.text(report))
     return exit_code(report.gate) if report.gate else 0
@@ -77,8 +85,8 @@ def print_comparison(options: argparse.Namespace) -> int:
 
 def _compare_with_paper(options: argparse.Namespace) -> int:
     """Print each measured cell beside the published one, with what deviates."""
-    if options.gate or options.html or len(options.new) > 1:
-        raise UserError("compare: paper takes one folder of records, without --gate and --html")
+    if options.gate or options.html or options.log or len(options.new) > 1:
+        raise UserError("compare: paper takes one folder of records, without --gate, --html and --log")
     from mobilebert.compare import paper
     from mobilebert.jobs.folder import read_folder, study_of
 

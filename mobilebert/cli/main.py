@@ -4,6 +4,7 @@ python -m mobilebert STAGE [NAME] --study smoke   run one stage by hand, as the 
 mobilebert state list                             list the saved states of running and killed jobs
 mobilebert plan --study smoke                     print tokens, FLOPs and hours before anything runs
 mobilebert describe mobilebert                    print a model's sizes beside the paper's
+mobilebert convert SOURCE OUT                     make TensorFlow weights a folder of ours
 mobilebert why data --study smoke                 print why a job runs again
 mobilebert table 8 --study smoke                  print one of the paper's tables from the records
 mobilebert compare results/a results/b            print what differs between two runs
@@ -12,6 +13,7 @@ mobilebert baseline OUT.json --study smoke        freeze them as the reference o
 mobilebert claims --study smoke                   print which of the paper's claims hold
 mobilebert report --records FOLDER                write tables and page from committed records
 mobilebert bundle smoke smoke.tar                 carry a study to another machine, with `import`
+mobilebert publish --study smoke                  print what a push to the hub would upload
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text
@@ -24,9 +26,10 @@ import argparse
 import gc
 import io
 import os
+import signal
 import sys
 
-from mobilebert.cli import compare, stages, tools
+from mobilebert.cli import compare, publish, stages, tools
 from mobilebert.cli.options import log_to_stderr
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError
@@ -40,13 +43,15 @@ def parser() -> argparse.ArgumentParser:
     stages.add_commands(commands)
     tools.add_commands(commands)
     compare.add_commands(commands)
+    publish.add_commands(commands)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done. 1: an expectation does not hold. 2: an error that the user can fix, in one line.
+    0: done. 1: an expectation does not hold. 2: an error that the user can fix, in one line. 141:
+    the reader of the output has left.
     """
     options = parser().parse_args(arguments)
     log_to_stderr()
@@ -70,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(f"{str(error).splitlines()[0].rstrip('.')}{_memory_hint(options)}")
     except BrokenPipeError:
         _forget_output()
-        return 1
+        return 128 + signal.SIGPIPE  # as a shell shows a program that its reader left
     except OSError as error:  # a full disk, a folder that cannot be written
         _forget_output()
         return _refuse(error)

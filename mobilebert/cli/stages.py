@@ -40,13 +40,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                 action="store_true",
                 help="follow running stages and stream their curves, until none has run for 30 seconds",
             )
+            one.add_argument(
+                "--models", action="store_true", help="register the fine-tuned models too, which copies their weights"
+            )
             one.set_defaults(func=track)
         if stage.name == "latency":
             latency.add_options(one)
             one.set_defaults(func=time)
         if stage.name == "report":
             _add_records(one)
-            one.add_argument("--out", type=Path, help="with --records: the folder to write to (default: that of the records)")
+            one.add_argument("--from-mlflow", metavar="RUN", help="read the MLflow run of a study from MLFLOW_TRACKING_URI alone")
+            one.add_argument(
+                "--out", type=Path, help="the folder to write to (default: that of the records; with --from-mlflow: report)"
+            )
             one.set_defaults(func=report)
     table = commands.add_parser("table", help="print one of the paper's tables from the records")
     table.add_argument("number", type=int, choices=range(1, 10), metavar="N")
@@ -167,23 +173,33 @@ def print_claims(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Write tables and page of a study; with --records those of the records in a folder."""
-    if not options.records:
+    """Write tables and page of a study; with --records or --from-mlflow those of other records."""
+    if not (options.records or options.from_mlflow):
         if options.out:
-            raise UserError("report: --out is for --records; a study's page lies in its results")
+            raise UserError("report: --out is for --records and --from-mlflow; a study's page lies in its results")
         return run_stage(options)
+    if options.records and options.from_mlflow:
+        raise UserError("report: --records and --from-mlflow; one of them is allowed")
     prepare_environment(options.threads)
-    from mobilebert.stages.report import from_records
+    from mobilebert.stages.report import from_mlflow, from_records
 
     study = None if options.study == DEFAULT else options.study
-    print(from_records(options.records, options.out or options.records, study))
+    if options.from_mlflow:
+        if study:
+            raise UserError("report: the run that --from-mlflow names knows its study; leave out --study")
+        print(from_mlflow(options.from_mlflow.removeprefix("runs:/"), options.out or Path("report")))
+    else:
+        print(from_records(options.records, options.out or options.records, study))
     return 0
 
 
 def track(options: argparse.Namespace) -> int:
-    """Write every record to MLflow; with --live follow the running stages."""
+    """Write every record to MLflow; with --live follow the running stages, with --models register
+    the fine-tuned models."""
+    if options.live and options.models:
+        raise UserError("track: --live and --models; one of them is allowed")
     if not options.live:
-        return run_stage(options)
+        return register_models(options) if options.models else run_stage(options)
     from mobilebert.reporting.tracking import follow
 
     study, graph, _ = _open(options, options.command)
@@ -191,6 +207,19 @@ def track(options: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         follow(options.results, study, graph, say=functools.partial(print, flush=True))
     return 0
+
+
+def register_models(options: argparse.Namespace) -> int:
+    """Write every record to MLflow, then register the fine-tuned models."""
+    from mobilebert.publishing.checkpoint import checkpoints
+    from mobilebert.publishing.registry import register
+
+    code = run_stage(options)
+    study, _, found = _open(options, options.command)
+    chosen = [item for item in checkpoints(options.results, found) if item.record.stage == "finetune"]
+    counts = register(options.results / study.name, study.name, chosen, functools.partial(print, flush=True))
+    print(f"models: {json.dumps(counts)}")
+    return code
 
 
 def time(options: argparse.Namespace) -> int:

@@ -37,6 +37,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     describe.add_argument("--seq", type=int, default=128, help="sequence length (default 128)")
     describe.add_argument("--json", action="store_true", help="print JSON")
     describe.set_defaults(func=print_description)
+    convert = commands.add_parser(
+        "convert", help="write a TensorFlow checkpoint, or a pickle, as the folder that our classes read"
+    )
+    convert.add_argument(
+        "source", metavar="SOURCE", help="tf_model.h5, Google's NAME.ckpt, pytorch_model.bin, or a folder with one"
+    )
+    convert.add_argument("out", type=Path, metavar="OUT", help="the new folder: config.json and model.safetensors")
+    configuration = convert.add_mutually_exclusive_group()
+    configuration.add_argument(
+        "--preset", help="the model, if no configuration is beside the weights: mobilebert, ib-bert-large, ..."
+    )
+    configuration.add_argument("--config", type=Path, metavar="FILE", help="a JSON file, transformers' or Google's")
+    convert.set_defaults(func=convert_checkpoint)
     _add_scoring(commands)
 
 
@@ -134,6 +147,15 @@ def print_description(options: argparse.Namespace) -> int:
     from mobilebert.modeling.cost import describe
 
     print(describe(options.model, options.seq, options.json))
+    return 0
+
+
+def convert_checkpoint(options: argparse.Namespace) -> int:
+    """Convert a checkpoint and print what was done."""
+    from mobilebert.modeling.foreign.convert import convert
+
+    for line in convert(options.source, options.out, options.preset, options.config):
+        print(line)
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Open what a user names as a side: a folder of records, a baseline file or an MLflow run."""
+"""Open what a user names as a side: a folder of records, a file or an MLflow run.
+
+A file is a baseline or one of pytest-benchmark's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mobilebert.compare.baseline import Baseline, read_baseline
+from mobilebert.compare.benchmarks import is_benchmarks, read_benchmarks
 from mobilebert.compare.side import Run, Side, side, sides
 from mobilebert.jobs.folder import read_folder
 from mobilebert.util.errors import UserError
@@ -30,10 +34,13 @@ def open_run(name: str) -> Run:
 
 def open_base(name: str) -> tuple[Side, Baseline | None]:
     """Return the side to compare with, and its baseline if a file holds one."""
-    if not name.startswith(MLFLOW) and Path(name).is_file():
-        baseline = read_baseline(Path(name))
-        return baseline.side(name), baseline
-    return side(name, [open_run(name)]), None
+    path = Path(name)
+    if name.startswith(MLFLOW) or not path.is_file():
+        return side(name, [open_run(name)]), None
+    if is_benchmarks(path):
+        return read_benchmarks(path), None
+    baseline = read_baseline(path)
+    return baseline.side(name), baseline
 
 
 def open_new(names: Iterable[str]) -> list[Side]:
@@ -49,7 +56,7 @@ def open_new(names: Iterable[str]) -> list[Side]:
     found, runs = [], []
     for name in names:
         if not name.startswith(MLFLOW) and Path(name).is_file():
-            found.append(read_baseline(Path(name)).side(name))
+            found.append(open_base(name)[0])
         else:
             runs.append(open_run(name))
     return [*found, *sides(runs)]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
-from mobilebert.reporting.experiment import flatten
+from mobilebert.reporting.run_params import flatten
 
 LARGEST = 1e140  # a value above has no variance that a float holds; it counts as none
 SEEDED = ("pretrain", "transfer", "distill")  # stages whose key `seed` is the study's
@@ -66,19 +66,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Side:
-    """The runs of one experiment. seeds: those of each run. jobs: job id -> facts."""
+    """The runs of one experiment. seeds: those of each run. jobs: job id -> facts.
+
+    study: the name that the records have; "" for a baseline.
+    """
 
     name: str
     seeds: tuple[str, ...]
     jobs: Mapping[str, Facts]
     edited: tuple[str, ...] = ()
+    study: str = ""
 
 
 def side(name: str, runs: Sequence[Run]) -> Side:
     """Return the side of some runs of one experiment."""
     jobs = dict.fromkeys(key for run in runs for key in run.records)
     edited = tuple(dict.fromkeys(key for run in runs for key in run.edited))
-    return Side(name, tuple(run.seeds for run in runs), {key: _facts(key, runs) for key in jobs}, edited)
+    study = next((record.study for run in runs for record in run.records.values()), "")
+    return Side(name, tuple(run.seeds for run in runs), {key: _facts(key, runs) for key in jobs}, edited, study)
 
 
 def sides(runs: Iterable[Run]) -> list[Side]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mobilebert.data.source import check_task
 from mobilebert.evaluation import input_rows, prediction_files
-from mobilebert.evaluation.checkpoints import load_checkpoint
+from mobilebert.evaluation.checkpoints import Model, load_checkpoint
 from mobilebert.study.tasks import TASKS, Task
 from mobilebert.util.errors import UserError
 
@@ -62,20 +62,26 @@ def predict_rows(
     prediction_files.check_output(out, task)
     if file is not None and any(text is not None for text in texts.values()):
         raise UserError(f"{file}: rows come from the file or from the command line, not from both")
-    frame = _rows(
+    frame = checked_rows(
         _one_row(texts, task) if file is None else input_rows.read_rows(file, _columns(task)), task, str(file or "text")
     )
-    found = load_checkpoint(source, task, threads).predict(frame, task.name)
+    found = predicted(load_checkpoint(source, task, threads), frame)
+    if out is None:
+        sys.stdout.write(prediction_files.json_lines(found))
+    else:
+        prediction_files.write(out, task, found)
+
+
+def predicted(model: Model, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions for checked rows, with their keys, and class names or answers."""
+    task, found = model.task, model.predict(frame, model.task.name)
     if not task.is_squad:
         found.insert(0, "idx", frame["idx"])
         if task.labels:
             found.insert(2, "label", [task.labels[code] for code in found["prediction"]])
     elif "null_odds" in found:
         found.insert(1, "answer", found["prediction"].where(found["null_odds"] <= 0.0, ""))  # "" is unanswerable
-    if out is None:
-        sys.stdout.write(prediction_files.json_lines(found))
-    else:
-        prediction_files.write(out, task, found)
+    return found
 
 
 def _columns(task: Task) -> tuple[str, ...]:
@@ -94,8 +100,11 @@ def _one_row(texts: dict[str, str | None], task: Task) -> pd.DataFrame:
     return pd.DataFrame({column: [texts[name]] for column, name in zip(task.text_columns, options)})
 
 
-def _rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
-    """Return the text columns and the key of a user's rows, checked."""
+def checked_rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
+    """Return the text columns and the key of a user's rows; number the rows if they have no key.
+
+    Raises UserError, which begins with `where`, for a column that is missing or not text.
+    """
     key = "id" if task.is_squad else "idx"
     if key == "idx" and "index" in frame:  # the name in the server's files
         if "idx" in frame:

@@ -6,14 +6,17 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from mobilebert.jobs.freshness import record_file, record_folder
 from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record, read_record, sealed
+from mobilebert.jobs.usage import Usage
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.job import Config, Graph, Job
 from mobilebert.study.pretraining_seeds import row_of
@@ -31,6 +34,22 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+@cache
+def commit() -> str | None:
+    """Return the git commit of this checkout, with "-dirty" if tracked files differ from it.
+
+    Return None if the package does not lie in a checkout of its own, or git cannot tell.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() or None
+    return None
 
 
 def machine_facts() -> dict:
@@ -58,6 +77,7 @@ class JobContext:
         self.metrics: dict[str, float] = {}
         self.samples: dict[str, list] = {}
         self.curves: dict[str, list] = {}
+        self.usage: Usage = {}
         self.details: dict = {}
         self.artefacts: list[str] = []
         self.weights_dtype: dict[str, str] = {}
@@ -180,6 +200,8 @@ class JobContext:
             "quantizations": {key: value.model_dump(mode="json") for key, value in self.quantizations.items()},
             "row": self.job.row and row_of(self.job.row),
             "pretraining_seed": self._pretraining_seed(self.job),
+            "usage": self.usage,
+            "commit": commit(),
         }
         text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.folder / "result.json", text.encode())

@@ -11,8 +11,9 @@ from mobilebert.jobs.context import JobContext
 from mobilebert.jobs.freshness import bad_input, freshness_of
 from mobilebert.jobs.locks import lock, lock_of
 from mobilebert.jobs.record import Record, read_record
+from mobilebert.jobs.usage import sampled
 from mobilebert.study.job import Graph, Job
-from mobilebert.study.stages import VIEWS
+from mobilebert.study.stages import STAGES, VIEWS
 from mobilebert.util.errors import Diverged, UserError
 
 
@@ -45,7 +46,9 @@ def execute_job(job: Job, study: str, results: Path, graph: Graph, stage: Callab
             if job.stage not in VIEWS and (reason := bad_input(results, study, job, graph)):
                 run.write("refused", reason)
             else:
-                run.write("ok" if (outcome := stage(run)) is None else "void", outcome)
+                with sampled(run.usage) if STAGES[job.stage].gpu else contextlib.nullcontext():
+                    outcome = stage(run)
+                run.write("ok" if outcome is None else "void", outcome)
         except Diverged as error:
             run.write("diverged", str(error))
             return read_record(run.folder / "result.json")  # keep the last good saved state

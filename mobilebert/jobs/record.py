@@ -71,6 +71,8 @@ class Record(BaseModel):
     quantizations: dict[str, Quantization] = {}  # by engine; `quantization` is that of the first
     row: str | None = None  # the paper's model row that this record belongs to
     pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
+    usage: dict[str, list[tuple[float, float]]] = {}  # of the machine while it trained: name -> (seconds, value)
+    commit: str | None = None  # git commit of the code, with "-dirty" if tracked files differed from it
     checksum: str | None = None  # sha256 of this record's content without this key
 
     _seal: Literal["sealed", "unsealed", "edited"] = "unsealed"

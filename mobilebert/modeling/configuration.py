@@ -10,6 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
 from mobilebert.modeling.checkpoint_config import CONFIG, check_values, name_classes, read_json
+from mobilebert.modeling.foreign.google_config import from_google, is_google
 from mobilebert.modeling.presets import check, preset
 from mobilebert.modeling.weight_files import FLOATS
 from mobilebert.util.errors import UserError, allowed, naming, shown
@@ -136,6 +137,16 @@ class MobileBertConfig(PreTrainedConfig):
             found = super().from_dict(config_dict, **kwargs)
             (found[0] if isinstance(found, tuple) else found)._check()
             return found
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Any:
+        """Return the configuration in a JSON file, transformers' or that of Google's code.
+
+        Google's leaves out keys whose defaults are the opposite of transformers'.
+        """
+        values = read_json(Path(json_file), str(Path(json_file).parent))
+        with naming(json_file):
+            return cls(**(from_google(values, json_file) if is_google(values) else values))
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:

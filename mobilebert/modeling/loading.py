@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, WEIGHTS, read_json
 from mobilebert.modeling.checkpoint_files import Files, refuse_adapter
+from mobilebert.modeling.foreign.convert import converted, is_of_tensorflow
 from mobilebert.modeling.weight_files import FLOATS, Tensor, check_counts, read_tensors, unwrap, weight_files
 from mobilebert.util.errors import UserError
 
@@ -81,12 +82,19 @@ def configuration(files: Files, kind: Any = None) -> PreTrainedConfig:
 def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.PathLike, dict[str, Tensor]]]:
     """Yield what transformers should read in place of `source`, and its tensors (empty if unknown).
 
-    This is the source. Only if the weights of a local folder were saved through a wrapper, it is a
-    temporary folder with the weights under their real names, and a warning is logged. Raises
-    UserError for a local folder that cannot be read.
+    This is the source. Only if the weights of a local folder were saved through a wrapper, or by
+    TensorFlow, it is a temporary folder with the weights under their real names, and a warning is
+    logged. Raises UserError for a local folder that cannot be read.
     """
     folder = Path(source) if isinstance(source, str | os.PathLike) else None
-    if folder is None or not folder.is_dir() or options.keys() & {"subfolder", "variant", "gguf_file"}:
+    if folder is None or options.keys() & {"subfolder", "variant", "gguf_file"}:
+        yield source, {}
+        return
+    if is_of_tensorflow(folder):
+        with converted(folder) as place:
+            yield place, read_tensors(weight_files(place, str(source)), str(source))
+        return
+    if not folder.is_dir():
         yield source, {}
         return
     refuse_adapter(folder, str(source))

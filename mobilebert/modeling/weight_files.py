@@ -14,8 +14,8 @@ from mobilebert.util.errors import UserError
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by safetensors' names; others are refused
 
 # Prefixes that DataParallel, torch.compile and fully sharded training add to weights' names.
-_LEADING = re.compile(r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+")
-_INNER = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+LEADING_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+")
+INNER_WRAPPERS = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _COUNT = re.compile(r"(?:layers?|groups|networks|blocks|experts)$")
 
 
@@ -39,10 +39,9 @@ def weight_files(folder: Path, source: str) -> list[Path]:
     if (folder / WEIGHTS).is_dir():
         raise UserError(f"{source}: {WEIGHTS} is a folder, not a file")
     if not (folder / INDEX).is_file():
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        hint = (
-            f"{pickles[0]} is a pickle, which is not read: save its model with save_pretrained" if pickles else "not a checkpoint"
-        )
+        others = sorted(path.name for kind in ("*.bin", "*.h5", "*.index") for path in folder.glob(kind))
+        kind = "a pickle" if others and others[0].endswith(".bin") else "TensorFlow's"
+        hint = f"{others[0]} is {kind}, which is not read here; `mobilebert convert` reads it" if others else "not a checkpoint"
         raise UserError(f"{source}: no {WEIGHTS}; {hint}")
     names = shard_names(folder / INDEX, source)
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -109,7 +108,7 @@ def unwrap(files: list[Path], tensors: Mapping[str, Tensor], folder: Path, sourc
     all other files there whose names start with "model". Return None, and write nothing, if no name
     has a wrapper's prefix. Raises UserError if a weight is there with and without a prefix.
     """
-    names = {key: _INNER.sub("", _LEADING.sub("", key)) for key in tensors}
+    names = {key: INNER_WRAPPERS.sub("", LEADING_WRAPPERS.sub("", key)) for key in tensors}
     if not (changed := [key for key, name in names.items() if name != key]):
         return None
     if len(set(names.values())) < len(names):

@@ -1,107 +1,237 @@
-"""Draw the loss curves of the records as SVG: the same bytes for the same records."""
+"""Choose what the page draws, from what runs produced: scores over latency, learning curves, losses
+and the intervals of claims. The same records give the same bytes."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from mobilebert import paper
 from mobilebert.jobs.record import Record
+from mobilebert.reporting import reading
+from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
+from mobilebert.study.pretraining_seeds import row_of
+from mobilebert.study.tasks import TASKS
 
-INK = "#808080"  # legible on a light and on a dark page
-LARGEST = 1e30  # drawn values are below: matplotlib fails on the largest floats
-LINES = ("-", "--", ":", "-.")  # the style changes after ten colours, so that all lines differ
+MOST = 120  # points of a curve; a longer one is averaged over equal numbers of steps
+# Curves of one kind share an axis: (stages, name of the curve) -> title. Other curves have the
+# title "<stage>: <name>".
+KINDS = {
+    (("pretrain", "distill"), "train_heldout_mlm"): "Masked words, held-out text (nats)",
+    (("pretrain", "distill"), "train_mlm"): "Masked words, in training (nats)",
+    (("pretrain", "distill"), "train_nsp"): "Next sentence, in training (nats)",
+    (("pretrain",), "train_loss"): "Whole loss of pre-training",
+    (("distill",), "train_loss"): "Whole loss of distillation",
+    (("distill",), "train_kd"): "Distillation: teacher's word predictions (PD)",
+    (("distill",), "train_layers"): "Distillation: teacher's layers (AKT)",
+    (("transfer",), "train_loss"): "Knowledge transfer: teacher's layers",
+}
 
 
-def loss_curves(records: Mapping[str, Record]) -> dict[str, str]:
-    """Return title -> SVG text of the figures that have curves.
+@dataclass(frozen=True)
+class Panel:
+    """One chart.
 
-    Pre-training and distillation share a figure; that of fine-tuning has a panel for each task.
+    legend: (number of the style, name, text) of each line; empty if the chart names its points.
     """
-    found = {key: record.curves for key, record in records.items() if record.curves}
-    trained = {key: _named(curves, "loss") for key, curves in found.items() if key.startswith(("pretrain/", "distill/"))}
-    transferred = {key: _named(curves, "loss") for key, curves in found.items() if key.startswith("transfer/")}
-    tuned: dict[str, dict[str, list]] = {}
-    for key, curves in found.items():
-        if key.startswith("finetune/"):
-            _, model, task = key.split("/", 2)
-            tuned.setdefault(task, {})[model] = _named(curves, "loss")
-    figures = {
-        "Pre-training and distillation": {"": trained},
-        "Knowledge transfer": {"": transferred},
-        "Fine-tuning": {task: tuned[task] for task in sorted(tuned)},
-    }
-    return {title: _draw(title, panels) for title, panels in figures.items() if any(any(p.values()) for p in panels.values())}
+
+    title: str
+    svg: str
+    legend: Sequence[tuple[int, str, str]] = ()
 
 
-def _named(curves: Mapping[str, list], name: str) -> list[list[tuple[int, float]]]:
-    """Return the finite points of each curve called `name` or ending so (`seed0_loss`, ...)."""
-    lines = [points for key, points in sorted(curves.items()) if key == name or key.endswith(f"_{name}")]
-    return [[point for point in points if _can_be_drawn(*point)] for points in lines]
+@dataclass(frozen=True)
+class Figure:
+    """Charts of one kind, with a text on how to read them, or on why there is none."""
+
+    id: str
+    title: str
+    text: str
+    panels: Sequence[Panel]
 
 
-def _can_be_drawn(step: int, value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and max(abs(step), abs(value)) < LARGEST
+def figures(records: Mapping[str, Record], claims: Mapping | None = None) -> list[Figure]:
+    """Return the figures of the page. claims: the section on claims, `claims.text.section`."""
+    models = sorted({_model(record) for record in records.values() if record.name})
+    styles = {model: number for number, model in enumerate(models)}
+    return [
+        _tradeoff(records, styles),
+        _losses(records, claims),
+        _learning(records, styles),
+    ]
 
 
-def _draw(title: str, panels: Mapping[str, Mapping[str, list]]) -> str:
-    """Draw panels (name -> label -> curves) as SVG, four to a row; a label keeps its colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    style = {
-        "svg.hashsalt": title,
-        "svg.fonttype": "none",  # text stays text
-        "text.parse_math": False,  # a name may hold a $
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "font.size": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):  # pyright: ignore[reportArgumentType]  (matplotlib names each key)
-        size = (9, 4) if len(panels) == 1 else (9, 2.2 * rows + 0.8)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        handles = {}
-        for ax in axes:
-            ax.set_visible(False)
-        for ax, (name, panel) in zip(axes, panels.items()):
-            ax.set_visible(True)
-            ax.set_title(name)
-            ax.set_xlabel("step")
-            ax.set_ylabel("loss")
-            for label, curves in panel.items():
-                number = labels.index(label)
-                for points in curves:
-                    (handles[label],) = ax.plot(
-                        [step for step, _ in points],
-                        [value for _, value in points],
-                        color=f"C{number % 10}",
-                        linestyle=LINES[number // 10 % len(LINES)],
-                        linewidth=1,
-                    )
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(stream.getvalue(), title)
+def _model(record: Record) -> str:
+    return row_of(record.row or record.name.partition("/")[0])
 
 
-def _inline(svg: str, title: str) -> str:
-    """Return the SVG for HTML: no prolog, metadata or name spaces; ids begin with the title."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    prefix = re.sub(r"\W+", "-", title.lower())
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = svg.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+# --- accuracy over latency
+
+
+def _tradeoff(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figure:
+    latency, panels = records.get("latency"), []
+    times = _milliseconds(latency) if latency and latency.status == "ok" else {}
+    for task in TASKS:
+        points = []
+        for model, time in times.items():
+            record, metric = records.get(f"finetune/{model}/{task}"), TASKS[task].metrics[0]
+            score = reading.fraction_in_percent(record.metrics.get(metric)) if record and record.status == "ok" else math.nan
+            if record and can_be_drawn(score, time):
+                points.append(Dot(model, styles.get(model, 0), time, score, reading.status(record) != "ok"))
+        if len(points) > 1:
+            title = f"{TASKS[task].column}: {TASKS[task].metrics[0].replace('_', ' ')} (%), measured here"
+            shown = "; ".join(f"{point.name} {point.y:.1f} in {point.x:.3g} ms" for point in points)
+            panels.append(Panel(title, dots(f"{title}, over latency. {shown}", points, "latency, measured here (ms)")))
+    if panels:
+        published = _published(styles)
+        text = (
+            "Up and to the left is better. A hollow point has not learnt its task. The paper's points are of a Pixel 4 and of "
+            "GLUE's test server: compare the order, not the values."
+        )
+        return Figure("tradeoff", "Accuracy over latency", text, [*panels, published])
+    text = "Not drawn: no two models were both timed and scored on one task."
+    if latency and latency.status != "ok":
+        text = f"Not drawn: the timing is {latency.status} ({reading.reason(latency)})."
+    elif latency is None:
+        text = "Not drawn: no timing among the records."
+    return Figure("tradeoff", "Accuracy over latency", text, ())
+
+
+def _milliseconds(record: Record) -> dict[str, float]:
+    """Return model -> median time of the first engine."""
+    engines = record.config.get("engines")
+    ending = f"/{engines[0]}:p50_ms" if isinstance(engines, list) and engines else ":p50_ms"
+    found = {key.removesuffix(ending): reading.number(value) for key, value in record.metrics.items() if key.endswith(ending)}
+    return {model: time for model, time in found.items() if time > 0}
+
+
+def _published(styles: Mapping[str, int]) -> Panel:
+    """Return the points that the paper prints in Table 4, of the rows that this suite runs."""
+    points = []
+    for row in paper.table(4).rows:
+        time, score = row.published.get("latency_ms"), row.published.get("GLUE")
+        if row.model and isinstance(time, int | float) and isinstance(score, int | float):
+            points.append(Dot(row.model, styles.get(row.model, 0), float(time), float(score)))
+    title = "GLUE score, published (Table 4)"
+    shown = "; ".join(f"{point.name} {point.y:g} in {point.x:g} ms" for point in points)
+    return Panel(title, dots(f"{title}, over latency. {shown}", points, "latency, published (ms)"))
+
+
+# --- losses and the intervals of claims
+
+
+def _losses(records: Mapping[str, Record], claims: Mapping | None) -> Figure:
+    panels = [panel for panel in (_ends(records), *_claimed(claims)) if panel]
+    text = (
+        "A point is a run, or the effect that a claim states; a bar is its interval. A model to the left of the line of word "
+        "frequencies knows more than how often each word occurs. A claim holds if its whole bar lies to the right of its mark."
+        if panels
+        else "Not drawn: no pre-trained model among the records, and no claim has an interval."
+    )
+    return Figure("ablations", "What each lesson and each choice is worth", text, panels)
+
+
+def _ends(records: Mapping[str, Record]) -> Panel | None:
+    """Return the loss on held-out text of every pre-trained model, best first."""
+    found: dict[str, list[float]] = {}
+    unigrams = set()
+    for record in records.values():
+        value = reading.number(record.metrics.get("heldout_mlm_loss"))
+        if record.stage in ("pretrain", "distill") and record.status == "ok" and can_be_drawn(value):
+            found.setdefault(_model(record), []).append(value)
+            unigrams.add(reading.number(record.metrics.get("unigram_entropy")))
+    if not found:
+        return None
+    rows = [Interval(model, _mean(values), values) for model, values in found.items()]
+    rows.sort(key=lambda row: math.fsum(row.values) / len(row.values))
+    marked = {"word frequencies": unigrams.pop()} if len(unigrams) == 1 and can_be_drawn(*unigrams) else {}
+    title = "Loss on held-out text at the end"
+    label = f"{title}. {'; '.join(f'{row.name} {row.text}' for row in rows)}"
+    return Panel(title, intervals(label, rows, "nats a masked word, lower is better", marked))
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{math.fsum(values) / len(values):.3f}"
+    return mean if len(values) == 1 else f"{mean}, {len(values)} seeds"
+
+
+def _claimed(claims: Mapping | None) -> Iterable[Panel]:
+    """Yield a panel for each unit of the claims that have a value."""
+    groups: dict[str, list[Interval]] = {}
+    for row in claims["rows"] if claims else ():
+        limit = row["limit"] if can_be_drawn(row["limit"]) else None
+        for effect in row["effects"]:
+            ends = (effect["low"], effect["high"])
+            if can_be_drawn(effect["value"]):
+                low, high = ends if can_be_drawn(*ends) else (None, None)
+                interval = Interval(effect["name"], effect["text"], (effect["value"],), low, high, limit)
+                groups.setdefault(row["axis"], []).append(interval)
+    for axis, rows in groups.items():
+        title = f"Claims, in {axis}"
+        label = f"{title}: {'; '.join(f'{row.name} {row.text}' for row in rows)}"
+        yield Panel(title, intervals(label, rows, axis))
+
+
+# --- learning curves
+
+
+def _learning(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figure:
+    panels = [*_pretraining(records, styles), *_finetuning(records, styles)]
+    text = "No record has curves."
+    if panels:
+        text = (
+            f"Loss by step, lower is better; losses of one kind share an axis. A curve of more than {MOST} points is averaged "
+            "over equal numbers of steps. The number beside a name is the last value. Seeds of one model have one colour."
+        )
+    return Figure("curves", "Learning curves", text, panels)
+
+
+def _pretraining(records: Mapping[str, Record], styles: Mapping[str, int]) -> Iterable[Panel]:
+    stages = ("pretrain", "transfer", "distill")
+    known = [record for record in records.values() if record.stage in stages and record.curves]
+    others = sorted({(record.stage, name) for record in known for name in record.curves})
+    kinds = dict(KINDS)
+    for stage, name in others:
+        if not any(stage in group and name == key for group, key in KINDS):
+            kinds[(stage,), name] = f"{stage}: {name}"
+    for (group, name), title in kinds.items():
+        lines = [(_model(record), record.curves[name]) for record in known if record.stage in group and name in record.curves]
+        marked = {}
+        if name == "train_heldout_mlm":
+            entropies = {reading.number(record.metrics.get("unigram_entropy")) for record in known if record.stage in group}
+            entropies = {value for value in entropies if can_be_drawn(value)}
+            marked = {"word frequencies": entropies.pop()} if len(entropies) == 1 else {}
+        yield from _panel(title, lines, styles, marked)
+
+
+def _finetuning(records: Mapping[str, Record], styles: Mapping[str, int]) -> Iterable[Panel]:
+    tuned: dict[str, list] = {}
+    for record in records.values():
+        if record.stage == "finetune":
+            task = record.name.partition("/")[2]
+            found = [(_model(record), curve) for name, curve in sorted(record.curves.items()) if name.endswith("_loss")]
+            tuned.setdefault(task, []).extend(found)
+    for task, lines in sorted(tuned.items()):
+        yield from _panel(f"Fine-tuning: {task}", lines, styles)
+
+
+def _panel(
+    title: str, lines: Iterable[tuple[str, Sequence]], styles: Mapping[str, int], marked: Mapping[str, float] | None = None
+) -> Iterable[Panel]:
+    """Yield a panel of the lines that can be drawn, if there is one."""
+    drawn, last = [], {}
+    for model, points in sorted(lines, key=lambda line: line[0]):
+        if known := [(float(step), float(value)) for step, value in points if can_be_drawn(step, value)]:
+            drawn.append(Curve(styles[model], _averaged(known)))
+            last[model] = known[-1][1]
+    if drawn:
+        legend = [(styles[model], model, f"{value:.3g}") for model, value in last.items()]
+        label = f"{title}, by step. Last values: {'; '.join(f'{model} {value}' for _, model, value in legend)}"
+        yield Panel(title, curves(label, drawn, "step", marked), legend)
+
+
+def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    size = -(-len(points) // MOST)
+    groups = (points[start : start + size] for start in range(0, len(points), size))
+    return [tuple(math.fsum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]  # pyright: ignore[reportReturnType]

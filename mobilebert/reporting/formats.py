@@ -12,11 +12,10 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator
 
-from mobilebert.evaluation.glue import LEADERBOARD
 from mobilebert.paper import Column
 from mobilebert.reporting.cell import NOTHING, Cell
+from mobilebert.reporting.origin import origin
 from mobilebert.reporting.tables import LEGEND, FilledRow, FilledTable
-from mobilebert.study.graph import cell_job
 from mobilebert.util.files import json_safe
 from mobilebert.util.text import markdown as escaped
 from mobilebert.util.text import one_line
@@ -191,19 +190,11 @@ def cell_rows(filled: FilledTable, study: str) -> list[dict]:
 
 
 def _cell_row(filled: FilledTable, row: FilledRow, column: Column, cell: Cell, study: str) -> dict:
-    record, command = None, None
-    if column.source in ("architecture", "cost"):
-        command = f"mobilebert describe {row.row.model}"
-    elif column.source == "glue":
-        record = " ".join(f"finetune/{row.row.model}/{task}" for task in LEADERBOARD)
-        command = f"snakemake --cores 1 table_{filled.number} --config study={study}"
-    elif record := cell_job(row.row, column):
-        command = f"snakemake --cores 1 results/{study}/{record}/result.json --config study={study}"
-    if row.row.model is None or cell.verdict is None:
-        record, command = None, None
+    source = origin(row, column, cell, filled.number, study)
     found = {"table": filled.number, "row": row.label, "model": row.row.model, "column": column.head, "unit": column.unit}
     found |= {"published": cell.published, "measured": _counted(cell), "spread": cell.spread, "n": cell.count}
-    return found | {"verdict": cell.verdict, "labels": list(cell.labels), "record": record, "command": command}
+    found |= {"verdict": cell.verdict, "labels": list(cell.labels)}
+    return found | {"record": " ".join(source.records) or None, "command": source.command}
 
 
 def _counted(cell: Cell):

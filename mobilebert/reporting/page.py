@@ -1,145 +1,172 @@
-"""Render the report as one HTML file, without scripts or outside style sheets, fonts or images."""
+"""Render the report as one HTML file that loads nothing: it holds styles, charts and script."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+import base64
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mobilebert.jobs.record import Record
-from mobilebert.reporting import reading
-from mobilebert.reporting.cell import NOTHING
-from mobilebert.reporting.figures import loss_curves
-from mobilebert.reporting.tables import LEGEND, FilledTable, counts, in_words
-from mobilebert.reporting.verdicts import Outcome
-from mobilebert.study.graph import final_job
-from mobilebert.study.job import Graph
-from mobilebert.study.recipe import TASK_NAMES
+from mobilebert.reporting import headline, reading
+from mobilebert.reporting.cell import show
+from mobilebert.reporting.figures import figures
+from mobilebert.reporting.origin import Place, command_of, origin
+from mobilebert.reporting.tables import LEGEND, FilledTable
+from mobilebert.reporting.verdicts import MEANINGS, Outcome
 from mobilebert.study.schema import Study
+from mobilebert.study.stages import STAGES
 from mobilebert.study.tasks import TASKS
 
-CONTROLS = ("bag-of-embeddings", "control-fresh-student", "control-shuffled-teacher")
-SUBJECT = "mobilebert"  # the row that the controls are compared with
-EDITED = {
-    "reason": "changed after it was written; delete its result.json to make it again",
-    **dict.fromkeys(("time", "seeds", "shares", "labels", "fingerprint"), ""),
-}
+EDITED = "changed after it was written; delete its result.json to make it again"
+TRAINED = ("pretrain", "checkpoint", "transfer", "distill", "finetune", "quantize")  # stages whose records share labels
 
 
 def render(
     study: Study,
-    graph: Graph,
+    jobs: Collection[str],
     records: Mapping[str, Record],
     tables: list[FilledTable],
     outcomes: list[Outcome],
     edited: Collection[str] = (),
     claims: Mapping | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> str:
     """Return the page as HTML.
 
-    records: job id -> current record. edited: ids of edited records. claims: the section on the
-    paper's claims, `claims.text.section`.
+    jobs: ids of the jobs that the study wants. records: job id -> current record. edited: ids of
+    edited records. claims: the section on the paper's claims, `claims.text.section`.
+    places: record id -> links to its files.
     """
-    from markupsafe import Markup
-
+    common = _common_labels(records)
+    heads, values = headline.headlines(study, records, tables)
     return _template("page.html.j2").render(
         study=study,
-        summary=_summary(study, graph, records, edited) | {"Cells of the tables": in_words(counts(tables))},
+        study_name=study.name,
+        answer=headline.answer(tables, outcomes, edited, claims),
+        cards=headline.cards(tables, outcomes, claims),
+        summary=_summary(study, jobs, records, edited),
+        heads=heads,
+        headlines=values,
         claims=claims,
         outcomes=outcomes,
         held=sum(item.outcome == "pass" for item in outcomes),
         judged=sum(item.outcome != "shown" for item in outcomes),
         legend=LEGEND,
+        meanings=MEANINGS,
         tables=tables,
-        figures={title: Markup(svg) for title, svg in loss_curves(records).items()},  # matplotlib escapes its texts
-        control_heads=[SUBJECT, "majority class", *CONTROLS],
-        controls=controls(study, records),
-        rows=[*({"id": key, "status": "edited", **EDITED} for key in edited), *map(_row, records.values())],
+        figures=figures(records, claims),
+        common=common,
+        rows=[*map(_edited_row, edited), *map(_row, sorted(records.values(), key=_place))],
         environments=_environments(records),
+        places=places or {},
+        is_page=True,
     )
 
 
 def render_table(filled: FilledTable, study: str) -> str:
     """Return one table as an HTML page of its own."""
-    return _template("one_table.html.j2").render(filled=filled, study=study, legend=LEGEND)
+    return _template("one_table.html.j2").render(filled=filled, study_name=study, legend=LEGEND, is_page=False)
 
 
+@cache
 def _template(name: str):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
+    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (folder / "page.js.j2").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "cell_id": headline.cell_id,
+        "kinds": kinds,
+        "origin": origin,
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+        "tone": headline.tone,
+    }
     return environment.get_template(name)
 
 
-def _summary(study: Study, graph: Graph, records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:
+def kinds(labels: Iterable[str]) -> str:
+    """Return the kinds of labels, each once: "scaled: widths / 8" is of the kind scaled."""
+    return ", ".join(dict.fromkeys(label.partition(":")[0].partition(" (")[0] for label in labels))
+
+
+def _summary(study: Study, jobs: Collection[str], records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:
     said = [reading.status(record) for record in records.values()] + ["edited"] * len(edited)
-    kinds = ", ".join(
+    found = ", ".join(
         f"{said.count(kind)} {kind}" for kind in ("ok", "failed", "diverged", "void", "refused", "edited") if kind in said
     )
-    return {
-        "Study": study.name,
-        "Recipe": study.recipe,
-        "Data": study.data.source.split(":")[0],
-        "Scale": f"widths / {study.scale.width_divisor}, layers / {study.scale.layer_divisor}",
-        "Checkpoints": ", ".join(f"{model}: {source}" for model, source in study.checkpoints.items()) or "none",
-        "Seeds of fine-tuning": ", ".join(map(str, study.finetune.seeds)),
-        "Records": f"{len(records)} current" + (f" ({kinds})" if kinds else "") + f"; the graph has {len(graph)} jobs",
-        "Computing time": duration(sum(reading.seconds(record) for record in records.values())),
+    days = sorted({record.started[:10] for record in records.values() if reading.started(record.started)})
+    scale = f"widths / {study.scale.width_divisor}, layers / {study.scale.layer_divisor}"
+    done = f"{sum(key in records for key in jobs)} of {len(jobs)}; " if jobs else ""
+    facts = {
+        "recipe": study.recipe,
+        "data": study.data.source.split(":")[0],
+        "scale": scale if study.scale.scaled else "the paper's",
+        "checkpoints": ", ".join(f"{model}: {source}" for model, source in study.checkpoints.items()),
+        "fine-tuning seeds": ", ".join(map(str, study.finetune.seeds)),
+        "jobs": f"{done}{found}",
+        "computing time": duration(sum(reading.seconds(record) for record in records.values())),
+        "run": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
     }
+    return {key: value for key, value in facts.items() if value}
 
 
-def controls(study: Study, records: Mapping[str, Record]) -> list[tuple[str, list[str]]]:
-    """Return what a result must beat to mean anything: (quantity, values of SUBJECT, of the
-    majority class and of CONTROLS)."""
-    rows = []
-    for task in TASK_NAMES:
-        headline = TASKS[task].metrics[0]
-        keys = [f"finetune/{model}/{task}" for model in (SUBJECT, *CONTROLS)]
-        values = [_metric(records, key, headline) for key in keys]
-        majority = _metric(records, keys[0], "majority") if headline == "accuracy" else None
-        if majority is not None or any(value is not None for value in values[1:]):
-            shown = [_percent(value, records.get(key)) for key, value in zip(keys, values, strict=True)]
-            rows.append((f"{task} {headline} (%)", [shown[0], _percent(majority), *shown[1:]]))
-    finals = [final_job(study, model) for model in (SUBJECT, *CONTROLS)]
-    losses = [_metric(records, key, "heldout_mlm_loss") for key in finals]
-    if any(value is not None for value in losses[1:]):
-        shown = [NOTHING if value is None else f"{value:.3f}" for value in losses]
-        rows.append(("held-out masked-LM loss (nats, lower is better)", [shown[0], NOTHING, *shown[1:]]))
-    return rows
+def _common_labels(records: Mapping[str, Record]) -> tuple[str, ...]:
+    """Return the labels that all trained models and scores have; () for fewer than two of them."""
+    found = [reading.labels(record) for record in records.values() if record.stage in TRAINED]
+    return tuple(label for label in found[0] if all(label in labels for labels in found)) if found[1:] else ()
 
 
-def _metric(records: Mapping[str, Record], key: str | None, name: str) -> float | None:
-    record = records.get(key) if key else None
-    value = reading.number(record.metrics.get(name)) if record and record.status == "ok" else math.nan
-    return None if math.isnan(value) else value
-
-
-def _percent(value: float | None, record: Record | None = None) -> str:
-    """Return a fraction in percent, with " (failed)" if the record's trials did not learn."""
-    if value is None:
-        return NOTHING
-    return f"{100 * value:.1f}" + (" (failed)" if record and reading.status(record) == "failed" else "")
-
-
-def _row(record: Record) -> dict[str, str]:
+def _row(record: Record) -> dict[str, Any]:
     return {
         "id": record.id,
         "status": reading.status(record),
         "reason": reading.reason(record),
+        "result": _result(record),
+        "metrics": [(key, f"{reading.number(value):.6g}") for key, value in record.metrics.items() if reading.is_number(value)],
+        "started": record.started,
         "time": duration(reading.seconds(record)),
         "seeds": ", ".join(reading.seeds(record)),
         "shares": "; ".join(
             f"{split}: {' / '.join(f'{share:.0%}' for share in values)}" for split, values in reading.shares(record).items()
         ),
-        "labels": ", ".join((*reading.labels(record), *reading.failed_labels(record))),
-        "fingerprint": record.fingerprint[:12],
+        "labels": (*reading.labels(record), *reading.failed_labels(record)),
+        "fingerprint": record.fingerprint,
+        "command": command_of(record.id, record.study),
     }
+
+
+def _edited_row(key: str) -> dict[str, Any]:
+    empty = dict.fromkeys(("result", "started", "time", "seeds", "shares", "fingerprint", "command"), "")
+    return {"id": key, "status": "edited", "reason": EDITED, "metrics": (), "labels": (), **empty}
+
+
+def _place(record: Record) -> tuple[int, str]:
+    """Return the place of a record among others: the order of stages, then of names."""
+    order = list(STAGES)
+    return order.index(record.stage) if record.stage in order else len(order), record.id
+
+
+def _result(record: Record) -> str:
+    """Return the record's headline value in words; "" if it has none."""
+    task = TASKS.get(record.name.partition("/")[2])
+    name = task.metrics[0] if reading.is_score(record) and task else "heldout_mlm_loss"
+    value = reading.number(record.metrics.get(name))
+    if value != value or record.status != "ok":
+        return ""
+    return f"{show(100 * value, '%')} % {name.replace('_', ' ')}" if reading.is_score(record) else f"{value:.3f} nat, held-out"
 
 
 def _environments(records: Mapping[str, Record]) -> list[dict[str, str]]:

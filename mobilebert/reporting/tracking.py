@@ -59,13 +59,17 @@ def ingest(
         store = Experiment(results, study, graph, say)
         for record in [*found.values(), *_refused(results, study.name, graph, found)]:
             if record.stage not in VIEWS:
-                counts[store.add(record)] += 1
-        for state in _states(results, study.name, graph):
-            if state.job not in found and not state.alive and not state.has_record:
-                counts[store.add_killed(state)] += 1
+                counts[store.add(record, found)] += 1
+        killed = _killed(results, study.name, graph, found)
+        for state in killed:
+            counts[store.add_killed(state)] += 1
         store.end_the_abandoned()
-        store.close("FAILED" if has_failed(found) else "FINISHED", cells)
+        store.close(_status(found, killed), found, cells)
     return counts
+
+
+def _status(found: Mapping[str, Record], killed: Collection[State]) -> str:
+    return "FAILED" if has_failed(found) else "KILLED" if killed else "FINISHED"
 
 
 def has_failed(found: Mapping[str, Record]) -> bool:
@@ -109,11 +113,11 @@ def follow(
                     say(f"{key}: under way")
                 points += followed[key].stream(store, state, say)
             for key in [key for key in followed if key not in alive]:
-                say(followed.pop(key).end(store))
+                say(followed.pop(key).end(store, current_records(results, study.name, graph)))
             if stop.is_set() or time.monotonic() - last_seen >= patience:
                 if not alive:  # the next `ingest` completes the jobs that still run
-                    failed = has_failed(current_records(results, study.name, graph))
-                    store.close("FAILED" if failed else "FINISHED", dict)
+                    found = current_records(results, study.name, graph)
+                    store.close(_status(found, _killed(results, study.name, graph, found)), found, dict)
                 return points
         stop.wait(interval)
 
@@ -138,12 +142,12 @@ class _Followed:
             say(cut(f"{state.job}: step {lines[-1]['step']}, {values}; {self.points} points", 200))
         return count
 
-    def end(self, store: Experiment) -> str:
-        """End the child run as the job ended; return a line on it."""
+    def end(self, store: Experiment, found: Mapping[str, Record]) -> str:
+        """End the child run as the job ended; return a line on it. found: the current records."""
         store.read()  # another process may have ingested its record meanwhile
         record = self.state.record
         if record is not None:
-            store.add(record)
+            store.add(record, found)
             outcome = " ".join(
                 filter(None, (reading.status(record), f"({reading.reason(record)})" if reading.reason(record) else ""))
             )
@@ -172,6 +176,12 @@ def _states(results: Path, study: str, graph: Graph) -> list[State]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found.append(State(path.parent, results, study, graph))
     return [state for state in found if state.known and state.job.partition("/")[0] not in VIEWS]
+
+
+def _killed(results: Path, study: str, graph: Graph, found: Mapping[str, Record]) -> list[State]:
+    """Return the jobs that were killed and have no record."""
+    states = _states(results, study, graph)
+    return [state for state in states if state.job not in found and not state.alive and not state.has_record]
 
 
 def _refused(results: Path, study: str, graph: Graph, found: Mapping[str, Record]) -> Iterable[Record]:

@@ -12,6 +12,19 @@ from mobilebert.study.sections import Expectation
 
 Verdict = Literal["match", "near", "differs", "not judged", "not run", "failed", "diverged", "refused", "void", "edited"]
 
+MEANINGS: dict[Verdict, str] = {
+    "match": "the measured value lies within the column's tolerance of the published one",
+    "near": "it lies within one and a half times the tolerance",
+    "differs": "it lies further away, above or below",
+    "not judged": "the setting is not the paper's, or the paper prints no comparable value; the labels say which",
+    "not run": "there is no record yet",
+    "failed": "at least half of the seeds did not learn",
+    "diverged": "a loss was not finite",
+    "refused": "an input is missing",
+    "void": "the timing was disturbed",
+    "edited": "the record was changed after it was written",
+}
+
 # A footnote names labels that begin so, and the cell is judged nevertheless:
 # corpus: another corpus replaces one that is no longer available.
 # changed: the study changes the recipe at the paper's scale (a precision, a rate).

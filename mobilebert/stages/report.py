@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from mobilebert.jobs.freshness import current_records, edited_records, record_fo
 from mobilebert.jobs.record import Record
 from mobilebert.paper.claims import claims
 from mobilebert.reporting.formats import markdown
+from mobilebert.reporting.mlflow_reader import download
+from mobilebert.reporting.origin import places
 from mobilebert.reporting.page import render
 from mobilebert.reporting.tables import FilledTable, counts, fill, in_words
 from mobilebert.reporting.verdicts import expectations
-from mobilebert.study.graph import build_graph
-from mobilebert.study.job import Graph
+from mobilebert.study.graph import build_graph, jobs_in_scope
 from mobilebert.study.load import load_study
 from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError
@@ -33,7 +35,7 @@ def main(context: JobContext, study: Study) -> None:
     found = {key: current[key] for key in context.job.inputs if key in current}
     edited = edited_records(context.results, study.name, context.graph)
     sources = [Source(record, record_folder(context.results, study.name, record)) for record in found.values()]
-    files, tables = _views(study, context.graph, found, sources, edited)
+    files, tables = _views(study, context.job.inputs, found, sources, edited, context.results / study.name, context.folder)
     for name, content in files.items():
         write_atomically(context.folder / name, content.encode())
         context.artefacts.append(name)
@@ -55,10 +57,20 @@ def from_records(folder: Path, out: Path, study: str | None = None) -> str:
     for source in sources:
         records.setdefault(source.record.id, source.record)
     opened = load_study(study or _study_of(folder, sources))
-    files, tables = _views(opened, build_graph(opened), records, sources, ())
+    files, tables = _views(opened, jobs_in_scope(opened, build_graph(opened)), records, sources, (), folder, out)
     for name, content in files.items():
         write_atomically(out / name, content.encode())
     return f"{out / TABLES}, {out / PAGE}: {len(records)} records; {in_words(counts(tables))}"
+
+
+def from_mlflow(run_id: str, out: Path) -> str:
+    """Write tables.md and index.html to `out` from an MLflow run alone; return a line that says so.
+
+    Raises UserError if the store cannot be read or keeps no records.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        study = download(run_id, Path(folder))
+        return from_records(Path(folder), out, str(study))
 
 
 def _study_of(folder: Path, sources: Sequence[Source]) -> str:
@@ -69,12 +81,26 @@ def _study_of(folder: Path, sources: Sequence[Source]) -> str:
 
 
 def _views(
-    study: Study, graph: Graph, records: Mapping[str, Record], sources: Sequence[Source], edited: Collection[str]
+    study: Study,
+    jobs: Collection[str],
+    records: Mapping[str, Record],
+    sources: Sequence[Source],
+    edited: Collection[str],
+    results: Path,
+    out: Path,
 ) -> tuple[dict[str, str], list[FilledTable]]:
-    """Return file -> content of the two views, and the filled tables."""
+    """Return file -> content of the two views, and the filled tables.
+
+    jobs: ids of the jobs that the study wants. results: the folder of the records, which may hold
+    their logs. out: the folder of the views.
+    """
     measured = collect(sources)
     findings = judge(claims(), measured)
     tables, outcomes = fill(study, records, edited), expectations(study.expect, records, edited)
     title = f"# Tables of study {escaped(study.name)}\n\n{escaped(study.description)}\n\n"
-    page = render(study, graph, records, tables, outcomes, edited, text.section(findings, measured))
+    folders: dict[str, Path] = {}
+    for source in sources:
+        folders.setdefault(source.record.id, source.folder)
+    links = places(folders, results / "logs", out)
+    page = render(study, jobs, records, tables, outcomes, edited, text.section(findings, measured), links)
     return {TABLES: f"{title}{text.markdown(findings, measured)}\n{markdown(tables)}", PAGE: page}, tables

@@ -61,9 +61,9 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where}: unknown key" + (f"; {allowed(fields, problem['loc'][-1])}" if fields else "")
     kinds = {"model_type": "a group of keys is allowed", "dict_type": "a mapping is allowed", "tuple_type": "a list is allowed"}
     message = kinds.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    if problem["type"] in ("missing", "value_error"):
-        return f"{where}: {message}" if where else message  # no location: a check of the whole study, whose message names the key
-    return f"{where}: {message}, not {shown(problem['input'])}"
+    if problem["type"] not in ("missing", "value_error"):
+        message = f"{message}, not {shown(problem['input'])}"
+    return f"{where}: {message}" if where else message  # no location: the whole file, or a check that names its key
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:

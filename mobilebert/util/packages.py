@@ -10,4 +10,5 @@ def not_installed(error: ModuleNotFoundError) -> UserError:
     package = (error.name or "mobilebert").partition(".")[0]
     if package == "mobilebert":
         raise error
-    return UserError(f"{package} is not installed; it comes with: pip install '.[workflow,deploy]'")
+    extra = "tensorflow" if package in ("tensorflow", "keras") else "workflow,deploy"
+    return UserError(f"{package} is not installed; it comes with: pip install '.[{extra}]'")

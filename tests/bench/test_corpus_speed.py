@@ -37,7 +37,7 @@ class Part:
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory, rounds):
+def sides(tmp_path_factory, timed):
     """Return both sides as functions that return the tokens in masked batches; one thread."""
     from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
@@ -49,7 +49,7 @@ def sides(tmp_path_factory, rounds):
     tokenizer = build_tokenizer(source, folder / "tokenizer", None)
     theirs = BertTokenizerFast.from_pretrained(folder / "tokenizer")
     collate = DataCollatorForLanguageModeling(theirs, mlm_probability=0.15)
-    part = Part(source, TIMED if rounds.timed else TRIED)
+    part = Part(source, TIMED if timed else TRIED)
 
     def ours():
         """Write token files; then build tensors of segment pairs, NSP labels and masks."""

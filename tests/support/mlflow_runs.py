@@ -48,14 +48,14 @@ def client_of(results):
 
 
 def runs_of(results):
-    """Return (parents, children by job id) as MLflow has them."""
+    """Return (parents, children by job id, trials by their name) as MLflow has them."""
     client = client_of(results)
     experiment = client.get_experiment_by_name("study").experiment_id
     runs = list(client.search_runs([experiment], max_results=1000))
     children = {}
     for run in runs:
         if "mlflow.parentRunId" in run.data.tags:
-            children.setdefault(run.info.run_name, []).append(run)
+            children.setdefault(run.data.tags.get("job") or run.data.tags["run"], []).append(run)
     return [run for run in runs if "mlflow.parentRunId" not in run.data.tags], children
 
 

@@ -12,9 +12,9 @@ LAYERS = (
     {"study"},
     {"jobs"},
     {"data", "training"},
-    {"pretraining", "distillation", "finetuning", "evaluation", "deployment"},
+    {"pretraining", "distillation", "finetuning", "evaluation", "deployment", "tf"},
     {"reporting"},
-    {"compare", "claims"},
+    {"compare", "claims", "publishing"},
     {"stages"},
     {"cli"},
 )

@@ -15,10 +15,10 @@ import torch
 from snakemake.cli import parse_args
 from tokenizers import BertWordPieceTokenizer
 
+from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification
 from mobilebert.cli.main import main, parser
 from mobilebert.data.sources import open_source
 from mobilebert.jobs.record import sealed
-from mobilebert.modeling import MobileBertConfig, tasks
 from mobilebert.study.graph import build_graph, find_job
 from mobilebert.study.load import load_study
 from mobilebert.study.tasks import TASKS
@@ -31,26 +31,45 @@ GENERATED = {"docs/study.md"}  # by a program, so it may be missing in a working
 # A command that is not run, word for word, and the reason. Its words are checked nevertheless.
 STAGES = "takes a minute: test_smoke.py runs the stages"
 RUNS = "needs runs: tests/unit/compare writes some by hand"
+STORE = "needs an MLflow store:"
+TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes one by hand"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
+QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
+CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
 NOT_RUN = {
     ". .venv/bin/activate": "changes the shell",
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make reproduce": INSTALLS,
     "conda activate mobilebert": "changes the shell",
     "conda env create -f environment.yml": INSTALLS,
     "pip install '.[workflow]'": INSTALLS,
+    "pip install '.[tensorflow]'": INSTALLS,
+    "mobilebert convert tf_model.h5 OUT": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --preset mobilebert": CONVERTS,
+    "mobilebert convert mobilebert_variables.ckpt OUT --config bert_config.json": CONVERTS,
     "pip install --no-deps --editable .": INSTALLS,
     "pip install pre-commit basedpyright snakefmt": INSTALLS,
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
     "mlflow ui --backend-store-uri sqlite:///results/cpu/mlflow.db": "starts a server",
     "mobilebert track --study cpu": "makes an MLflow store, 8 seconds: tests/unit/reporting/test_tracking.py does",
     "mobilebert track --study cpu --live": "waits 30 seconds: tests/unit/reporting/test_live_tracking.py does",
+    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "changes the shell",
+    "mobilebert track --study cpu --models": f"{STORE} tests/unit/publishing/test_registry.py does",
+    "mobilebert report --from-mlflow runs:/ID --out page": f"{STORE} tests/unit/reporting/test_mlflow_reader.py does",
+    "mobilebert compare runs:/BASE runs:/NEW --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert compare results/before results/after --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert publish --study cpu": TRAINED,
+    "mobilebert publish finetune/mobilebert/sst2 --study cpu --cards cards": TRAINED,
+    "mobilebert publish finetune/mobilebert/sst2 --study cpu --owner me --push": TRAINED,
     "mobilebert submission cola=MODEL sst2=MODEL ... wnli=majority --data D --out glue.zip": (
         "needs all test sets: tests/unit/evaluation/test_submission.py has them"
     ),
     "mobilebert compare results/before results/after": RUNS,
     "mobilebert compare results/before results/after --html comparison.html": RUNS,
     "mobilebert compare paper results/after": RUNS,
+    "mobilebert compare .benchmarks/*/0001_*.json .benchmarks/*/0002_*.json": (
+        "needs two runs of make bench: tests/unit/compare/test_benchmarks.py has small ones"
+    ),
     "mobilebert seeds 0-19 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
     "mobilebert seeds 101-105 --study smoke": "takes a minute a seed: tests/unit/compare/test_gate.py has runs written by hand",
     "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19": RUNS,
@@ -72,9 +91,6 @@ NOT_RUN = {
     "python tests/bench/gpu_inference.py encoder --batch 32 --out inference.json": BENCH,
     "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
-}
-QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
-NOT_RUN |= {
     "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
     "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
     "mobilebert latency mobilebert bert-base --engine onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
@@ -84,6 +100,7 @@ PYTHON_NOT_RUN = {  # the first line of a block of Python
     "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (
         "needs the hub, and 3 GB for two teachers: tests/unit/modeling builds small ones"
     ),
+    "import keras": "needs TensorFlow: tests/tf/test_tensorflow_document.py runs it",
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "to", "remember"]
 
@@ -211,10 +228,11 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 32, "embedding_size": 16}
     sizes |= {"intra_bottleneck_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = tasks.MobileBertForSequenceClassification(MobileBertConfig(**sizes, max_position_embeddings=128))
-    model.save_pretrained(folder / "MODEL")
+    config = MobileBertConfig(**sizes, max_position_embeddings=128)
     vocabulary = {word: place for place, word in enumerate(WORDS)}
-    BertWordPieceTokenizer(vocabulary, lowercase=True).save(str(folder / "MODEL/tokenizer.json"))
+    for name, model in (("MODEL", MobileBertForSequenceClassification), ("HUB", MobileBertForPreTraining)):
+        model(config).save_pretrained(folder / name)
+        BertWordPieceTokenizer(vocabulary, lowercase=True).save(str(folder / name / "tokenizer.json"))
     source = open_source("synthetic")
     for task in ("rte", "squad_v1.1"):
         path = folder / "D" / TASKS[task].folder / "validation.parquet"
@@ -246,11 +264,12 @@ def test_command_runs(command, folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("document", "text"), fences("python"))
-def test_python_runs(document, text, tmp_path):
-    program = compile(text, document, "exec")
+def test_python_runs(document, text, folder, tmp_path, monkeypatch):
+    program = compile(text.replace("google/mobilebert-uncased", str(folder / "HUB")), document, "exec")
     if text.splitlines()[0] in PYTHON_NOT_RUN:
         return
     if "import evaluate" not in text:
+        monkeypatch.chdir(tmp_path)
         exec(program, {})
         return
     # In a new process: `evaluate` reads the place of its cache at import.

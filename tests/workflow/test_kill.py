@@ -1,11 +1,8 @@
 """A workflow killed anywhere resumes with the same command and ends with the same tables."""
 
-import os
 import random
 import shutil
-import signal
 import subprocess
-import time
 
 import pytest
 
@@ -15,44 +12,16 @@ from mobilebert.jobs.record import read_record
 
 @pytest.fixture(scope="module")
 def whole(workflow, tmp_path_factory):
+    """Return the results of a workflow that was killed once and completed by the same command.
+
+    `make test-long` compares its records with those of a workflow that was never killed.
+    """
     results = tmp_path_factory.mktemp("whole")
-    run = workflow.run(workflow.mini, results)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    return results
-
-
-def metrics(results):
-    """Return the records' values that the tables show; times are left out."""
-    found = {}
-    for file in sorted((results / "mini").rglob("result.json")):
-        record = read_record(file)
-        if "mlartifacts" not in file.parts and record.stage not in ("latency", "track", "report", "check"):
-            found[record.id] = (record.fingerprint, record.metrics, record.samples, record.curves)
-    return found
-
-
-def test_a_killed_workflow_resumes_to_the_same_metrics(workflow, whole, tmp_path):
-    """SIGKILL of the whole process group, three times, at moments drawn anew each time."""
-    results = tmp_path / "killed"
     seed = random.randrange(10**6)
-    moments = random.Random(seed)
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            workflow.command(workflow.mini, results),
-            cwd=workflow.root,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(moments.uniform(3, 15))
-        kills += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-        process.wait()
+    assert workflow.kill_after(random.Random(seed).uniform(3, 15), workflow.mini, results), f"seed {seed}: it ended before"
     run = workflow.run(workflow.mini, results)
     assert run.returncode == 0, f"seed {seed}: " + run.stdout[-3000:] + run.stderr[-3000:]
-    assert kills, f"seed {seed}: the run ended before it was killed"
-    assert metrics(results) == metrics(whole), f"seed {seed}"
+    return results
 
 
 @pytest.mark.parametrize("why", ["edited", "forced"])

@@ -41,9 +41,7 @@ def test_plan_prints_every_job(study):
 
 
 def test_lint(workflow):
-    run = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--lint"], cwd=workflow.root, capture_output=True, text=True, check=False
-    )
+    run = workflow.snakemake("--lint")
     assert run.returncode == 0, run.stderr
 
 
@@ -69,8 +67,7 @@ def test_snakemake_refuses_with_exit_code_2(workflow, settings, wanted, tmp_path
         mistyped = workflow.mini.read_text().replace("sst2:accuracy", "sst2:acuracy")
         (tmp_path / "mine.yaml").write_text(mistyped)
         settings = [f"study={tmp_path}/mine.yaml"]
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
-    run = subprocess.run(command, cwd=workflow.root, capture_output=True, text=True, check=False)
+    run = workflow.snakemake("--cores", "1", "--config", *settings)
     assert run.returncode == 2
     assert [line for line in run.stderr.splitlines() if line.startswith("mobilebert: ")] == [run.stderr.splitlines()[-1]]
     assert wanted in run.stderr

@@ -119,12 +119,13 @@ def test_a_teacher_must_be_ahead_of_the_scratch_student(loss, verdict):
     assert only("teacher-pays", Measured(losses=losses(1.0).losses, teachers=teachers)).verdict == verdict
 
 
-def test_without_a_scratch_student_or_a_teacher_a_claim_is_void():
+def test_without_records_of_the_teacher_or_of_a_scratch_student_a_claim_is_not_run():
     given = schedules(0, 0).losses
-    assert only("order-of-schedules", Measured(losses=given)).verdict == "void"
+    finding = only("order-of-schedules", Measured(losses=given))
+    assert (finding.verdict, finding.reason) == ("not run", "no record of ib-bert-large")
     given.pop("scratch")
     finding = only("order-of-schedules", Measured(losses=given, teachers=TEACHER))
-    assert (finding.verdict, finding.reason) == ("void", "no student trained alone to compare the teacher with")
+    assert (finding.verdict, finding.reason) == ("not run", "no record of a student trained alone, to compare the teacher with")
 
 
 @pytest.mark.parametrize("loss", [None, 9.0])
@@ -261,6 +262,14 @@ def test_a_speed_is_judged_on_the_papers_device_alone():
         assert math.exp(finding.effects[0].value) == pytest.approx(ratio * 1.01, rel=0.01)
         assert finding.intervals[0][0] < finding.effects[0].value < finding.intervals[0][1]
     assert only("faster-than-bert-base", timings(5.5, "Pixel 4", count=6)).reason == "6 of 7 timings in fresh processes"
+
+
+def test_timings_of_different_engines_are_not_pooled():
+    setups = ["pytorch, threads 1"] * 4 + ["onnxruntime, threads 1"] * 4
+    times = tuple(Timing({"mobilebert": 1.0, "bert-base": 6.0}, "Pixel 4", setup=setup) for setup in setups)
+    finding = only("faster-than-bert-base", Measured(timings=times))
+    assert finding.verdict == "inconclusive"
+    assert finding.reason == "timings that cannot be pooled: onnxruntime, threads 1; pytorch, threads 1"
 
 
 def test_a_disturbed_timing_is_void_unless_others_are_quiet():

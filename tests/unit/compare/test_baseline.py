@@ -74,6 +74,17 @@ def test_a_baseline_edited_by_hand_is_refused(place, capsys):
     assert main(["baseline", "base.json", "--study", "mine.yaml"]) == 0  # the advice works
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("[]", "a group of keys is allowed, not []"), ("{}", "study: Field required"), ("{", "not JSON: ")],
+)
+def test_a_file_that_is_no_baseline_says_what_it_lacks(place, capsys, content, problem):
+    Path("odd.json").write_text(content)
+    assert main(["compare", "odd.json", "results/mine-seed101"]) == 2
+    start = "not a baseline of schema 1: " if "JSON" not in problem else ""
+    assert capsys.readouterr().err.startswith(f"mobilebert: odd.json: {start}{problem}")
+
+
 def test_an_empty_reason_is_refused(place, capsys):
     assert main(["baseline", "base.json", "--study", "mine.yaml", "--seeds", "1-20", "--accept", " "]) == 2
     assert capsys.readouterr().err == "mobilebert: baseline: --accept needs a reason, which the file keeps\n"

@@ -54,7 +54,7 @@ def test_a_followed_run_ends_in_the_store_when_its_stage_ends(results, end, stat
     thread.join(10)
     (parent,), children = runs_of(results)
     (run,) = children[PRETRAIN.id]
-    assert (run.info.status, parent.info.status) == (status, "FINISHED")
+    assert (run.info.status, parent.info.status) == (status, status)
     assert said[0] == f"{PRETRAIN.id}: under way"
     assert said[1] == f"{PRETRAIN.id}: {'ok' if end == 'record' else 'killed'}, 1 points streamed"
     assert live_steps(results) == ([1, 2] if end == "record" else [1])

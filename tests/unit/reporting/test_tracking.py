@@ -11,7 +11,7 @@ from mobilebert.reporting import experiment, tracking
 from mobilebert.util.errors import UserError
 
 FINETUNE = job("finetune", "student/sst2", "bbbbbbbb", epochs=3)
-REASONS = {"ok": "the reason", "void": "the reason; measure again: snakemake --forcerun latency"}
+REASONS = {"void": "the reason; measure again: snakemake --forcerun latency"}
 
 
 def test_one_store_of_several_studies(results, monkeypatch):
@@ -81,7 +81,7 @@ def lines_of_runs(**changes):
 def below(results, run):
     client = client_of(results)
     return {
-        item.info.run_name: item
+        item.data.tags["run"]: item
         for item in client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     }
 
@@ -140,7 +140,7 @@ def test_small_artefacts_are_stored_and_large_ones_are_not(results):
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [("diverged", "FAILED"), ("refused", "FAILED"), ("void", "FINISHED"), ("ok", "FINISHED")]
+    ("status", "expected"), [("diverged", "FAILED"), ("refused", "FAILED"), ("void", "FAILED"), ("ok", "FINISHED")]
 )
 def test_the_status_of_a_record_sets_that_of_its_mlflow_run(results, status, expected):
     record = write_record(results, LATENCY, status, reason="the reason")
@@ -171,7 +171,8 @@ def test_an_unlearnt_score_is_a_failed_mlflow_run_and_a_headline_fails_the_study
     tracking.ingest(results, STUDY, graph_of(MOBILE, WNLI, BASELINE), found, lambda: {"measured_failed": len(failed)})
     parents, children = runs_of(results)
     assert [run.info.status for run in parents] == [parent]
-    assert parents[0].data.metrics == {"cells/measured_failed": len(failed)}
+    scores = {f"{item.id}:accuracy": 0.5 for item in (MOBILE, WNLI, BASELINE)}
+    assert parents[0].data.metrics == {"cells/measured_failed": len(failed)} | scores
     for item in (MOBILE, WNLI, BASELINE):
         (run,) = children[item.id]
         wanted = ("FAILED", "failed", "1 of 1 runs failed") if item in failed else ("FINISHED", "ok", None)
@@ -203,16 +204,94 @@ def test_a_record_edited_by_hand_is_named_and_left_out(results):
     assert said == [f"{PRETRAIN.id}: edited after it was written; left out of MLflow"]
 
 
-def test_a_record_under_another_configuration_is_tagged_reused(results):
-    found = {PRETRAIN.id: write_record(results, PRETRAIN)}
+def test_an_edit_of_one_key_logs_the_one_job_that_it_changed(results):
+    """The run of the other record serves both parents; both have its headline metric."""
+    found = {
+        PRETRAIN.id: write_record(results, PRETRAIN, metrics={"heldout_mlm_loss": 2.5}),
+        FINETUNE.id: write_record(results, FINETUNE, metrics={"accuracy": 0.75}),
+    }
     tracking.ingest(results, STUDY, graph_of(PRETRAIN, FINETUNE), found)
     other = job("finetune", "student/sst2", "dddddddd", epochs=4)
-    found[other.id] = write_record(results, other)
-    tracking.ingest(results, STUDY, graph_of(PRETRAIN, other), found)
+    found[other.id] = write_record(results, other, metrics={"accuracy": 0.8})
+    graph = graph_of(PRETRAIN, other)
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 1, "completed": 0, "there": 1}
+    assert tracking.ingest(results, STUDY, graph, found) == {"added": 0, "completed": 0, "there": 2}
     parents, children = runs_of(results)
-    assert len(parents) == 2
-    assert sorted(run.data.tags.get("reused", "no") for run in children[PRETRAIN.id]) == ["no", "true"]
-    assert [run.data.tags.get("reused") for run in children[other.id]] == [None]
+    loss = "pretrain/teacher:heldout_mlm_loss"
+    assert sorted((run.data.metrics[f"{FINETUNE.id}:accuracy"], run.data.metrics[loss]) for run in parents) == [
+        (0.75, 2.5), (0.8, 2.5),
+    ]  # fmt: skip
+    assert {run.info.status for run in parents} == {"FINISHED"}
+    (trained,) = children[PRETRAIN.id]
+    assert {trained.data.tags["mlflow.parentRunId"], trained.data.tags["used_by"]} == {run.info.run_id for run in parents}
+    assert len(children[other.id]) == 2
+
+
+def test_a_kill_while_the_parent_is_created_loses_neither_parameters_nor_study(results, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Experiment, "_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+    tracking.ingest(results, STUDY, graph_of(LATENCY), {})
+    ((parent,), _) = runs_of(results)
+    assert (parent.info.status, parent.data.params["description"]) == ("FINISHED", STUDY.description)
+    assert [item.path for item in client_of(results).list_artifacts(parent.info.run_id)] == ["study.json"]
+
+
+def test_a_kill_before_the_parent_ends_loses_nothing(results, monkeypatch):
+    """The first process dies after the last child run, the second between a run and its files."""
+    graph, record = graph_of(LATENCY), write_record(results, LATENCY, metrics={"mobilebert/pytorch:p50_ms": 1.0})
+    tracking.ingest(results, STUDY, graph, {})
+    for name in ("close", "_keep"):
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment.Experiment, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                tracking.ingest(results, STUDY, graph, {LATENCY.id: record})
+        assert [run.info.status for run in runs_of(results)[0]] == ["RUNNING"]
+        again = tracking.ingest(results, STUDY, graph, {LATENCY.id: record})
+        assert again == {"added": 0, "completed": int(name == "_keep"), "there": int(name == "close")}
+        (parent,), children = runs_of(results)
+        value = record.metrics["mobilebert/pytorch:p50_ms"]
+        assert (parent.info.status, parent.data.metrics["latency:mobilebert/pytorch:p50_ms"]) == ("FINISHED", value)
+        last = next(run for run in children[LATENCY.id] if run.data.metrics["mobilebert/pytorch:p50_ms"] == value)
+        assert [item.path for item in client_of(results).list_artifacts(last.info.run_id)] == ["result.json"]
+        record = write_record(results, LATENCY, metrics={"mobilebert/pytorch:p50_ms": 2.0})
+
+
+def test_deleting_the_database_and_tracking_again_gives_the_same_runs(results, empty_database):
+    data = job("data", "", "11111111", source="synthetic")
+    graph = graph_of(data, PRETRAIN, FINETUNE, LATENCY)
+    found = {
+        data.id: write_record(results, data, artefacts={"tasks/sst2/train.parquet": {"sha256": "ab" * 32, "bytes": 3}}),
+        PRETRAIN.id: write_record(results, PRETRAIN, curves={"loss": [[1, 3.5], [2, 2.5]]}, commit="c" * 40 + "-dirty"),
+        FINETUNE.id: write_record(
+            results, job("finetune", "student/sst2", "bbbbbbbb", task="sst2"), metrics={"accuracy": 0.75},
+            inputs={"data": data.fingerprint},
+        ),
+        LATENCY.id: write_record(results, LATENCY, "void", reason="another process"),
+    }  # fmt: skip
+
+    def all_runs():
+        tracking.ingest(results, STUDY, graph, found)
+        parents, children = runs_of(results)
+        runs = [
+            (run.data.tags.get("job", "parent"), run) for run in (*parents, *(one for each in children.values() for one in each))
+        ]
+        contents = {}
+        for name, run in runs:
+            tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"}
+            sets = [(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs]
+            contents[name] = (run.info.status, run.info.run_name, run.data.metrics, run.data.params, tags, sets)
+        assert len(contents) == len(runs) == 5
+        return contents
+
+    first = all_runs()
+    assert first[FINETUNE.id][-1] == first["parent"][-1] == [("synthetic/sst2/train", ("ab" * 32)[:36])]
+    assert first["parent"][4]["mlflow.source.git.commit"] == "c" * 40
+    (results / "study" / "mlflow.db").unlink()
+    shutil.rmtree(results / "study" / "mlartifacts")
+    shutil.copy(empty_database, results / "study" / "mlflow.db")
+    assert all_runs() == first
 
 
 def test_a_repeated_measurement_is_a_second_mlflow_run(results):

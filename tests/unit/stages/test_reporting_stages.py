@@ -98,7 +98,7 @@ def test_a_record_edited_by_hand_is_named_by_every_view(graph, tmp_path, capsys)
     tables, page = ((tmp_path / "study/report" / name).read_text() for name in ("tables.md", "index.html"))
     assert "| edited [1] |" in tables
     assert "(n=1)" not in tables + page
-    assert '<td class="edited">edited: changed after it was written' in page
+    assert '<span class="verdict bad">edited: changed after it was written' in page
     assert execute(track, graph, tmp_path).metrics == {"added": 0, "completed": 0, "there": 0}
     assert "mobilebert: finetune/mobilebert/qnli: edited after it was written; left out of MLflow" in capsys.readouterr().err
 
@@ -137,10 +137,10 @@ def test_an_unlearnt_score_is_counted_and_named(graph, tmp_path):
     reported = execute(report, graph, tmp_path)
     assert reported.metrics["measured_failed"] == reported.metrics["measured"] == 3
     page = (tmp_path / "study/report/index.html").read_text()
-    assert '<span class="verdict failed">failed [1]</span>' in page
-    assert '<td class="failed">failed: 1 of 2 runs failed</td>' in page
-    assert "1 current (1 failed)" in page
-    assert reported.details["summary"] in page
+    assert '<span class="verdict bad">failed [1]</span>' in page
+    assert '<span class="verdict bad">failed: 1 of 2 runs failed</span>' in page
+    assert "<dt>jobs</dt><dd>1 of 1; 1 failed</dd>" in page
+    assert "3 of 3 measured cells are of models that did not learn." in page
     assert reported.details["summary"].startswith("3 measured (3 failed), ")
 
 

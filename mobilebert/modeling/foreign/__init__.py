@@ -1,0 +1,1 @@
+"""Read checkpoints that TensorFlow wrote, without TensorFlow, and convert them."""

@@ -1,0 +1,184 @@
+"""Read the variables of a TensorFlow checkpoint with NumPy.
+
+Such a checkpoint is an index and data files: NAME.index, NAME.data-00000-of-00001. The index is a
+sorted table in LevelDB's format; its values are protocol buffers that say where in the data files
+a variable lies. Source: tensorflow/core/util/tensor_bundle and tensorflow/core/lib/io/table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mobilebert.util.errors import UserError
+
+MAGIC = 0xDB4775248B80FB57
+FOOTER = 48  # bytes: two block handles, padded, and the magic number
+TRAILER = 5  # bytes behind a block: its compression and its checksum
+# Numbers of tensorflow/core/framework/types.proto. bfloat16 has no NumPy type, so its bits are
+# read as integers.
+TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 19: "<f2"}
+BFLOAT16 = 14
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable's place in the data files."""
+
+    name: str
+    type: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+
+
+class Bundle:
+    """A checkpoint whose index has been read; its variables are read one by one."""
+
+    def __init__(self, prefix: Path):
+        """Read the index. prefix: the path without `.index`. Raises UserError if it is damaged."""
+        self.prefix = prefix
+        self.index = prefix.with_name(prefix.name + ".index")
+        try:
+            entries = dict(_entries(self.index.read_bytes()))
+            self.shards = _fields(entries.pop(b"")).get(1, [1])[0]  # the entry without a name is the header
+            self.variables = {key.decode(): _variable(key.decode(), value) for key, value in entries.items()}
+        except _Refused as error:
+            raise UserError(f"{self.index}: {error}") from None
+        except (IndexError, KeyError, ValueError, TypeError):
+            raise UserError(f"{self.index}: damaged, or no index of a TensorFlow checkpoint") from None
+        for variable in self.variables.values():
+            path = self._data_file(variable)
+            if not path.is_file():
+                raise UserError(f"{path}: missing, though the index names it")
+            if path.stat().st_size < (end := variable.offset + variable.size):
+                raise UserError(f"{path}: too short: {variable.name} ends at byte {end:,}, the file at {path.stat().st_size:,}")
+
+    def _data_file(self, variable: Variable) -> Path:
+        return self.prefix.with_name(f"{self.prefix.name}.data-{variable.shard:05d}-of-{self.shards:05d}")
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a variable's values. Raises UserError for a type that is no number."""
+        variable = self.variables[name]
+        kind = np.dtype(TYPES.get(variable.type, "V"))
+        if variable.size != kind.itemsize * int(np.prod(variable.shape, dtype=np.int64)):
+            raise UserError(f"{self.index}: {name} has a type (number {variable.type}) that cannot be read")
+        with self._data_file(variable).open("rb") as stream:
+            stream.seek(variable.offset)
+            content = stream.read(variable.size)
+        values = np.frombuffer(content, kind).reshape(variable.shape)
+        return (values.astype(np.uint32) << 16).view(np.float32) if variable.type == BFLOAT16 else values
+
+
+class _Refused(Exception):
+    """A reason why an index is not read."""
+
+
+def _variable(name: str, value: bytes) -> Variable:
+    fields = _fields(value)
+    if 7 in fields:
+        raise _Refused(f"{name} was saved in slices, by several machines; save the checkpoint from one")
+    shape = _fields(fields[2][0]) if 2 in fields else {}
+    sizes = tuple(_fields(size).get(1, [0])[0] for size in shape.get(2, []))
+    first = {key: numbers[0] for key, numbers in fields.items()}
+    return Variable(name, first.get(1, 0), sizes, first.get(3, 0), first.get(4, 0), first.get(5, 0))
+
+
+def _entries(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of a table, in the order of keys."""
+    if len(content) < FOOTER or int.from_bytes(content[-8:], "little") != MAGIC:
+        raise _Refused("damaged, or no index of a TensorFlow checkpoint")
+    footer, place = content[-FOOTER:], 0
+    for _ in range(2):  # the handle of the table of metadata, which is empty
+        _, place = _varint(footer, place)
+    offset, place = _varint(footer, place)
+    size, _ = _varint(footer, place)
+    for _, handle in _block(content, offset, size):
+        start, place = _varint(handle, 0)
+        length, _ = _varint(handle, place)
+        yield from _block(content, start, length)
+
+
+def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of a block. A key is stored without the start it shares."""
+    block, trailer = content[offset : offset + size], content[offset + size : offset + size + TRAILER]
+    if len(block) < size or len(trailer) < TRAILER or size < 4:
+        raise _Refused("damaged, or no index of a TensorFlow checkpoint")
+    if trailer[0] == 1:
+        raise _Refused("compressed with Snappy, which is not read; load and save it once with a current TensorFlow")
+    if trailer[0] != 0 or _crc32c(block + trailer[:1]) != _unmasked(int.from_bytes(trailer[1:], "little")):
+        raise _Refused("damaged: a checksum does not hold")
+    restarts = int.from_bytes(block[-4:], "little")
+    end, place, key = size - 4 - 4 * restarts, 0, b""
+    while place < end:
+        shared, place = _varint(block, place)
+        unshared, place = _varint(block, place)
+        length, place = _varint(block, place)
+        key = key[:shared] + block[place : place + unshared]
+        yield key, block[place + unshared : place + unshared + length]
+        place += unshared + length
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    """Return the integer at a place, seven bits a byte, and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = content[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+        if shift > 63:
+            raise ValueError("no integer")
+
+
+def _fields(message: bytes) -> dict[int, list]:
+    """Return the fields of a protocol buffer by number: integers, or bytes."""
+    found: dict[int, list] = {}
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        kind = tag & 7
+        if kind == 0:
+            value, place = _varint(message, place)
+        else:
+            if kind == 2:
+                length, place = _varint(message, place)
+            else:
+                length = {1: 8, 5: 4}[kind]
+            value = message[place : place + length]
+            place += length
+            if len(value) < length:
+                raise ValueError("cut off")
+        found.setdefault(tag >> 3, []).append(value)
+    return found
+
+
+def _crc32c(content: bytes) -> int:
+    value = 0xFFFFFFFF
+    for byte in content:
+        value = _TABLE[(value ^ byte) & 255] ^ (value >> 8)
+    return value ^ 0xFFFFFFFF
+
+
+def _unmasked(value: int) -> int:
+    """Return a checksum as it was before LevelDB rotated it and added a constant."""
+    rotated = (value - 0xA282EAD8) & 0xFFFFFFFF
+    return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
+
+
+def _table() -> list[int]:
+    """Return the remainder of each byte for the polynomial of CRC-32C, with its bits reversed."""
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_TABLE = _table()

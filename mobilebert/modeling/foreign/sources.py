@@ -1,0 +1,234 @@
+"""Find out what kind of checkpoint a path holds, and read it into arrays with PyTorch's names."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, PICKLE, WEIGHTS, check_values, name_classes, read_json
+from mobilebert.modeling.foreign import names
+from mobilebert.modeling.foreign.bundle import Bundle
+from mobilebert.modeling.foreign.google_config import from_google, is_google
+from mobilebert.modeling.foreign.hdf5 import H5, H5_INDEX, read_h5
+from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS
+from mobilebert.util.errors import UserError
+
+PICKLE_INDEX = f"{PICKLE}.index.json"
+
+
+@dataclass
+class Foreign:
+    """A checkpoint that was read: arrays with PyTorch's names, and what was found beside them.
+
+    kind: for messages. folder: where its tokenizer may lie. values: the fields of its
+    configuration, or None. notes: what was left out or changed, a line each.
+    """
+
+    source: str
+    kind: str
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    values: dict | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read(source: str) -> Foreign:
+    """Return the checkpoint at a path. Raises UserError, one line, if it cannot be read."""
+    path = Path(source).expanduser()
+    kind = kind_of(path)
+    if kind is None:
+        raise UserError(f"{source}: {_what_is_missing(path)}")
+    found = {"h5": _read_h5, "google": _read_google, "pickle": _read_pickle}[kind](path, source)
+    _unwrap(found)
+    _to_float32(found)
+    return found
+
+
+def _what_is_missing(path: Path) -> str:
+    if not path.exists():
+        return "no such folder or file, and no .index file of a TensorFlow checkpoint with that name"
+    if path.is_dir() and any((path / name).exists() for name in (WEIGHTS, INDEX)):
+        return f"its weights are {WEIGHTS} already; from_pretrained reads them"
+    return f"neither {H5} nor a TensorFlow checkpoint (NAME.index) nor {PICKLE} is there"
+
+
+def kind_of(path: Path) -> str | None:
+    """Return "h5", "google" or "pickle"; None for anything else, and beside safetensors."""
+    try:
+        if path.is_dir():
+            if (path / WEIGHTS).exists() or (path / INDEX).exists():
+                return None
+            if (path / H5).is_file() or (path / H5_INDEX).is_file():
+                return "h5"
+            if any(path.glob("*.index")):
+                return "google"
+            return "pickle" if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file() else None
+        if path.suffix in (".h5", ".hdf5") and path.is_file():
+            return "h5"
+        if path.with_name(path.name + ".index").is_file() or (path.suffix == ".index" and path.is_file()):
+            return "google"
+        return "pickle" if path.suffix in (".bin", ".pt", ".pth") and path.is_file() else None
+    except (OSError, ValueError):  # a name too long for a path, or none at all
+        return None
+
+
+# ---- one reader for each kind
+
+
+def _read_h5(path: Path, source: str) -> Foreign:
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and not (path / H5).is_file():
+        files = _shards(path / H5_INDEX, source, "h5")
+    else:
+        files = [path / H5 if path.is_dir() else path]
+    arrays: dict[str, np.ndarray] = {}
+    unknown = []
+    for file in files:
+        for name, array in read_h5(file).items():
+            renamed = names.from_keras(name)
+            if renamed is None or names.is_of_training(name):
+                unknown.append(name)
+            else:
+                arrays[renamed[0]] = array.T if renamed[1] else array
+    if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
+        raise UserError(f"{files[0]}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
+    return Foreign(source, "transformers' TensorFlow weights", folder, arrays, _config_beside(folder, source), _left_out(unknown))
+
+
+def _read_google(path: Path, source: str) -> Foreign:
+    prefix = _prefix(path, source)
+    bundle = Bundle(prefix)
+    if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in bundle.variables):
+        raise UserError(
+            f"{bundle.index}: a checkpoint of TensorFlow 2's objects, as of the model garden; only Google's TF1 one is read"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    unknown, of_training = [], []
+    for name in bundle.variables:
+        renamed = None if names.is_of_training(name) else names.from_google(name)
+        if renamed is not None:
+            array = bundle.read(name)
+            arrays[renamed[0]] = array.T if renamed[1] else array
+        else:
+            (of_training if names.is_of_training(name) else unknown).append(name)
+    if not any(name.startswith("mobilebert.encoder.") for name in arrays):
+        first = next(iter(bundle.variables), "nothing")
+        raise UserError(f"{bundle.index}: no variables of google-research/mobilebert (bert/encoder/...); its first is {first}")
+    notes = [f"not used: {len(of_training)} variables of the training, as {of_training[0]}"] if of_training else []
+    return Foreign(
+        source,
+        "Google's TensorFlow checkpoint",
+        prefix.parent,
+        arrays,
+        _config_beside(prefix.parent, source),
+        notes + _left_out(unknown),
+    )
+
+
+def _read_pickle(path: Path, source: str) -> Foreign:
+    import torch
+
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and not (path / PICKLE).is_file():
+        files = _shards(path / PICKLE_INDEX, source, "bin")
+    else:
+        files = [path / PICKLE if path.is_dir() else path]
+    arrays: dict[str, np.ndarray] = {}
+    for file in files:
+        try:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+            raise UserError(f"{file}: truncated, or holds more than weights, so it is not read") from None
+        if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
+            raise UserError(f"{file}: holds more than weights, so it is not read")
+        for name, value in weights.items():
+            arrays[str(name)] = value.detach().float().numpy() if value.dtype == torch.bfloat16 else value.detach().numpy()
+    return Foreign(source, "PyTorch's pickle", folder, arrays, _config_beside(folder, source))
+
+
+# ---- what is beside the weights
+
+
+def _prefix(path: Path, source: str) -> Path:
+    """Return the path of a checkpoint without `.index`."""
+    if path.is_dir():
+        found = sorted(path.glob("*.index"))
+        if len(found) > 1:
+            raise UserError(f"{source}: {len(found)} checkpoints, as {found[0].name}; name one of them")
+        path = found[0]
+    return path.with_suffix("") if path.suffix == ".index" else path
+
+
+def _shards(index: Path, source: str, kind: str) -> list[Path]:
+    """Return the files that an index names, each once."""
+    places = read_json(index, source).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{source}: {index.name} has no weight_map of file names")
+    found = [index.with_name(name) for name in sorted(set(places.values()))]
+    for file in found:
+        if not re.fullmatch(rf"[\w-][\w.-]*\.{kind}", file.name) or file.parent != index.parent:
+            raise UserError(f"{source}: {index.name} names {file.name!r:.80}; allowed: .{kind} files in the same folder")
+        if not file.is_file():
+            raise UserError(f"{source}: {file.name}, which {index.name} names, is missing")
+    return found
+
+
+def _config_beside(folder: Path, source: str) -> dict | None:
+    """Return the configuration in a folder, or None if there is none.
+
+    It is config.json, or the only JSON file that is Google's.
+    """
+    if (folder / CONFIG).is_file():
+        return read_configuration(folder / CONFIG)
+    found = [file for file in sorted(folder.glob("*.json")) if is_google(read_json(file, source))]
+    if len(found) > 1:
+        raise UserError(f"{source}: {len(found)} configurations, as {found[0].name}; choose one with --config")
+    return read_configuration(found[0]) if found else None
+
+
+def read_configuration(file: Path) -> dict:
+    """Return the fields of `MobileBertConfig` in a JSON file of transformers or of Google."""
+    values = read_json(file, str(file.parent))
+    if is_google(values):
+        return from_google(values, file)
+    check_values(values, file.name, str(file.parent))
+    if values.get("model_type", "mobilebert") != "mobilebert":
+        raise UserError(f"{file}: model_type is {values['model_type']!r:.60}, not 'mobilebert'")
+    name_classes(values, str(file.parent))
+    return values
+
+
+def _left_out(unknown: list[str]) -> list[str]:
+    return [f"not used, because no class has them: {', '.join(unknown)}"] if unknown else []
+
+
+def _unwrap(found: Foreign) -> None:
+    """Take the prefixes of wrappers off the names (module., _orig_mod.), and say so."""
+    renamed = {name: INNER_WRAPPERS.sub("", LEADING_WRAPPERS.sub("", name)) for name in found.arrays}
+    changed = [name for name, bare in renamed.items() if bare != name]
+    if len(set(renamed.values())) < len(renamed):
+        raise UserError(f"{found.source}: {changed[0]} is there with and without a wrapper's prefix; remove one of the two")
+    if changed:
+        found.arrays = {renamed[name]: array for name, array in found.arrays.items()}
+        found.notes.append(f"a wrapper's prefix was taken off {len(changed)} names, as {changed[0]}")
+
+
+def _to_float32(found: Foreign) -> None:
+    """Convert all arrays to float32, and say so. Raises UserError for integers, NaN, infinity."""
+    types = set()
+    for name, array in found.arrays.items():
+        if name.endswith("position_ids"):
+            continue
+        if array.dtype.kind != "f":
+            raise UserError(f"{found.source}: {name} has type {array.dtype}; only floats can be weights")
+        if array.dtype != np.float32:
+            types.add(str(array.dtype))
+        found.arrays[name] = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(found.arrays[name]).all():
+            raise UserError(f"{found.source}: {name} holds NaN or infinite values; only finite weights can be loaded")
+    if types:
+        found.notes.append(f"{', '.join(sorted(types))} weights were converted to float32")
