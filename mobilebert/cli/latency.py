@@ -51,7 +51,8 @@ def time_models(options: argparse.Namespace) -> int:
             print(f"\n{latency_text.profile(found, specs)}")
     if found["validity"] == "ok":
         return 0
-    print(f"mobilebert: {found['validity']}; {latency_text.QUIET}", file=sys.stderr)
+    hint = f"; {latency_text.QUIET}" if latency.BUSY in found["validity"] else ""
+    print(f"mobilebert: {found['validity']}{hint}", file=sys.stderr)
     return 1
 
 

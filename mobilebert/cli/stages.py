@@ -233,7 +233,9 @@ def time(options: argparse.Namespace) -> int:
         prepare_environment(options.threads)
         return latency.time_models(options)
     if given := [name for name in ("engine", "length", "batch", "rounds", "profile", "json") if getattr(options, name)]:
-        raise UserError(f"latency: --{given[0]} needs a MODEL; the section latency of a study sets it for the study's models")
+        raise UserError(
+            f"latency: --{given[0]} needs a MODEL before it; the section latency of a study sets it for the study's models"
+        )
     return run_stage(options)
 
 

@@ -24,6 +24,7 @@ MODEL_TYPES = ("mobilebert", "bert")
 SOURCES = ("config", "checkpoint", "file")  # keys of a spec: where its model comes from
 # A measurement is void if other processes used more than this many cores on average while timed.
 OTHERS_CORES = 0.10
+BUSY = "other processes used"  # begins the reason of a run that was not alone
 # Seconds between models: threads of OpenMP and ONNX Runtime spin for some milliseconds after their
 # work, which would slow the next model.
 SETTLE_S = 0.01
@@ -163,9 +164,7 @@ def sharing(machine: dict) -> str | None:
     others = machine["busy_s"] - machine["own_s"]
     if others <= OTHERS_CORES * machine["wall_s"] + machine["cores"] * machine["tick_s"]:
         return None
-    return (
-        f"other processes used {others / machine['wall_s']:.2f} of a core during the timed rounds, allowed is {OTHERS_CORES:.2f}"
-    )
+    return f"{BUSY} {others / machine['wall_s']:.2f} of a core during the timed rounds, allowed is {OTHERS_CORES:.2f}"
 
 
 def _crowding(threads: int, cores: int) -> str | None:

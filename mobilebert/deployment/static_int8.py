@@ -20,8 +20,8 @@ def quantize_static(source: Path, target: Path, rows: list[dict[str, np.ndarray]
 
     rows: batches of inputs. The model runs on them, and the least and greatest value of each
     activation are its range from then on. Products with a weight are quantized, and tables that
-    are looked up; products of two activations (the attention scores) stay float32, as in
-    `quantize_int8`, and so do the weights' limits of -64 to 64.
+    are looked up. Products of two activations (the attention scores) stay float32. Weights are
+    from -64 to 64, for the reason that `quantize_int8` gives.
 
     The file appears under its name only when it is complete. Raises UserError without rows, if
     `source` is not an ONNX model, and for a full disk.
@@ -29,7 +29,8 @@ def quantize_static(source: Path, target: Path, rows: list[dict[str, np.ndarray]
     if not rows:
         raise UserError(f"{target}: no rows to calibrate on; the ranges of the activations come from at least one batch")
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
 
     class Rows(CalibrationDataReader):
         def __init__(self, names: set[str]):
@@ -51,7 +52,7 @@ def quantize_static(source: Path, target: Path, rows: list[dict[str, np.ndarray]
                 if (node.op_type == "MatMul" and node.input[1] in constants)
                 or (node.op_type == "Gather" and _is_table(node, model))
             ]
-            quantize_static(
+            quantize(
                 folder / "split.onnx",
                 folder / "int8.onnx",
                 Rows({value.name for value in model.graph.input}),

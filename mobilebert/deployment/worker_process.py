@@ -40,7 +40,7 @@ class Worker:
         except (EOFError, ConnectionResetError):
             raise RuntimeError(f"{self.name}: its process ended without an answer (out of memory?)") from None
         if kind == "user error":
-            raise UserError(f"{self.name}: {value}")
+            raise UserError(value if value.startswith(self.name) else f"{self.name}: {value}")
         if kind == "error":
             raise RuntimeError(f"{self.name}: {value}")
         return value

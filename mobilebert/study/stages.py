@@ -35,7 +35,7 @@ STAGES = {
         Stage("distill", "distil MODEL from its teacher in pre-training", _MODEL, True, True),
         Stage("finetune", "fine-tune and score MODEL/TASK", _TASK, True),
         Stage("quantize", "quantize MODEL/TASK to int8 and score it again", _TASK),
-        Stage("latency", "time the study's models"),
+        Stage("latency", "time models side by side: those that are named, else the study's"),
         Stage("report", "write tables, figures and the page", is_view=True),
         Stage("track", "write every record to MLflow", is_view=True),
         Stage("check", "compare the records with what the study expects; exit 1 if it does not hold", is_view=True),

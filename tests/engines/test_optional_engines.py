@@ -117,7 +117,7 @@ def test_a_file_that_openvino_cannot_read_is_refused_in_one_line(tmp_path):
 
 @pytest.fixture
 def tflite(tmp_path):
-    """Return a .tflite file made by hand, and its table: each token's row of a table is its output."""
+    """Return a .tflite file made by hand, and the table from which it looks up its output."""
     pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed: make test-engines")
     from ai_edge_litert import schema_py_generated as schema
     from flatbuffers import Builder
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_family_is_timed_on_every_engine_here(tmp_path, 
     for engine in engines:
         model = found["models"][f"{tmp_path}/{engine}"]
         assert model["error"] < (0.1 if "int8" in engine else 1e-5)
-        # Of each layer six products with weights, and attention's own two.
+        # A layer has six products with weights, and attention's own two.
         assert model["flops"] == 2 * 2 * 16 * (4 * 32 * 32 + 2 * 32 * 64 + 2 * 16 * 32)
     assert main(["latency", str(tmp_path), "--engine", "litert", "--length", "16"]) == 2
     assert "litert: runs a .tflite file; put model.tflite in the checkpoint's folder" in capsys.readouterr().err

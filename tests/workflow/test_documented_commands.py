@@ -93,8 +93,7 @@ NOT_RUN = {
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
     "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
     "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
-    "mobilebert latency mobilebert bert-base --engine onnxruntime onnxruntime-int8 --threads 1"
-    " --length 128 --batch 1 --profile": QUIET,
+    "mobilebert latency mobilebert bert-base --engine onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
     "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
 }
 PYTHON_NOT_RUN = {  # the first line of a block of Python

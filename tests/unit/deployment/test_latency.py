@@ -8,20 +8,31 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertConfig
 
 from mobilebert.deployment import latency
 from mobilebert.deployment.engines.table import ENGINES
+from mobilebert.modeling import MobileBertConfig
+from mobilebert.modeling.cost import cost
+from mobilebert.stages.latency import RAN
 from mobilebert.util.errors import UserError
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 MOBILEBERT = {"model_type": "mobilebert", "embedding_size": 16, "intra_bottleneck_size": 16, **SIZES}
 BERT = {"model_type": "bert", **SIZES}
+WHOLE = {"mobilebert": MobileBertConfig, "bert": BertConfig}  # with the fields that a configuration does not name
 DEFAULT = ("pytorch", "pytorch-folded", "onnxruntime", "onnxruntime-int8", "onnxruntime-static")  # of a plain installation
 SETTINGS = {"length": 8, "batch": 2, "threads": 1, "rounds": 7, "warmup": 1, "seed": 3}
 
 
 def spec(name="student", config=MOBILEBERT, engine="onnxruntime"):
     return {"name": name, "config": config, "engine": engine}
+
+
+def whole(name):
+    """Return all fields of a model's configuration."""
+    fields = {**(BERT if name == "bert" else MOBILEBERT)}
+    return WHOLE[fields.pop("model_type")](**fields).to_dict()
 
 
 def reasons(result):
@@ -101,6 +112,10 @@ def test_a_run_records_every_sample_of_every_model():
         assert model["p50"] == pytest.approx(statistics.median(model["samples_ms"]))
         assert model["min"] == min(model["samples_ms"]) <= model["p50"] <= model["p90"] <= model["p99"]
         assert (model["bytes"] is None) == model["engine"].startswith("pytorch"), name
+        assert {*RAN} <= set(model)  # what the stage writes into its record
+        assert model["memory_mib"] > 0 < model["cold_start_ms"]
+        assert model["flops"] == 2 * cost(whole(name), SETTINGS["length"]).encoder_flops  # a batch of two
+    assert min(result["peaks"].values()) > 0
     models, machine = result["models"], result["machine"]
     # Same weights, three engines: float32 agrees to rounding, int8 is near but not the same.
     assert models["pytorch"]["error"] < 1e-5

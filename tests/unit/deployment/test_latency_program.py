@@ -89,13 +89,21 @@ def test_a_profile_names_the_owners_of_the_time_the_slowest_first():
     ]
 
 
-def test_the_program_prints_json_with_every_sample_and_exits_with_1_if_void(monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(latency, "measure", lambda specs, **sizes: asked.append((specs, sizes)) or measured("void: load"))
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("other processes used 1.00 of a core during the timed rounds", "; for a quiet run stop other programs"),
+        ("mobilebert/pytorch: its output is 1 away from that of the same weights in PyTorch", ""),
+    ],
+)
+def test_the_program_prints_json_with_every_sample_and_exits_with_1_if_void(reason, hint, monkeypatch, capsys):
+    asked, void = [], measured(f"void: {reason}")
+    monkeypatch.setattr(latency, "measure", lambda specs, **sizes: asked.append((specs, sizes)) or void)
     assert main(["latency", "mobilebert", "--length", "64", "--threads", "2", "--rounds", "9", "--json"]) == 1
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == measured("void: load")
-    assert printed.err.startswith("mobilebert: void: load; for a quiet run ")
+    assert json.loads(printed.out) == void
+    assert printed.err.startswith(f"mobilebert: void: {reason}{hint}")
+    assert ("quiet" in printed.err) == bool(hint)
     ((specs, sizes),) = asked
     assert specs == [{"name": "mobilebert/pytorch", "model": "mobilebert", "engine": "pytorch", "config": preset("mobilebert")}]
     assert sizes == {"length": 64, "batch": 1, "threads": 2, "rounds": 9, "warmup": 5, "seed": 0}
