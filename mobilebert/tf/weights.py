@@ -103,8 +103,8 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
     with converted(path) if is_of_tensorflow(path) else contextlib.nullcontext(source) as place, checked(place) as files:
         with one_refusal(files.source, files.folder):
             values = (configuration(files, _Reader) if config is None else config).to_dict()
-            config = MobileBertConfig.from_dict({**values, **overrides})
-        check_size(getattr(modeling, kind.__name__.removeprefix("TF")), config, files.tensors, files.source)
+            chosen: MobileBertConfig = MobileBertConfig.from_dict({**values, **overrides})
+        check_size(getattr(modeling, kind.__name__.removeprefix("TF")), chosen, files.tensors, files.source)
         for name, tensor in sorted(files.tensors.items()):
             if tensor.type not in FLOATS and not name.endswith(".position_ids"):
                 raise UserError(f"{source}: {name} has type {tensor.type}; allowed: {', '.join(FLOATS.values())}")
@@ -112,7 +112,7 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
         for path in weight_files(files.folder, files.source):
             with safe_open(path, "pt") as stream:
                 arrays |= {name: stream.get_tensor(name).float().numpy() for name in stream.keys()}  # noqa: SIM118
-        model = kind(config)
+        model = kind(chosen)
         load_state_dict(model, arrays, source, may_lack_head=True)
         model.config.name_or_path = str(source)
         for note in files.notes:
