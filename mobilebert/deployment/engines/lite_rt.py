@@ -25,7 +25,7 @@ class LiteRtModel:
     """
 
     def __init__(self, path: Path, threads: int):
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
 
         if not path.is_file():
             raise UserError(f"{path}: no such file; litert runs a .tflite file")
