@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -66,11 +67,15 @@ def from_records(folder: Path, out: Path, study: str | None = None) -> str:
 def from_mlflow(run_id: str, out: Path) -> str:
     """Write tables.md and index.html to `out` from an MLflow run alone; return a line that says so.
 
-    Raises UserError if the store cannot be read or keeps no records.
+    The records that the page links to lie in `out` too, in a folder named by the run. Raises
+    UserError if the store cannot be read or keeps no records.
     """
+    kept = out / f"mlflow-{run_id[:8]}"
     with tempfile.TemporaryDirectory() as folder:
         study = download(run_id, Path(folder))
-        return from_records(Path(folder), out, str(study))
+        shutil.rmtree(kept, ignore_errors=True)  # of the same run, read before
+        shutil.copytree(folder, kept)
+    return from_records(kept, out, str(kept / study.name))
 
 
 def _study_of(folder: Path, sources: Sequence[Source]) -> str:
