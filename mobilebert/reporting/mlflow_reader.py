@@ -106,7 +106,9 @@ def download(run_id: str, folder: Path) -> Path:
             parent.client.download_artifacts(child.info.run_id, "", str(place))
             if not (place / RECORD).is_file():
                 raise UserError(f"runs:/{child.info.run_id}: has no {RECORD}; track the study again")
-        return file.rename(folder / f"{study}.yaml")  # JSON is YAML
+        found = file.rename(folder / f"{study}.yaml")  # JSON is YAML
+        file.parent.rmdir()
+        return found
 
 
 def _download(client, run, name: str, folder: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -52,17 +53,12 @@ def from_records(folder: Path, out: Path, study: str | None = None) -> str:
     the records name. Claims read every timing; the tables show the first, in the order of paths.
     Raises UserError for several records of any other job, or of several studies.
     """
-    return _from_folder(folder, out, study, folder)
-
-
-def _from_folder(folder: Path, out: Path, study: str | None, linked: Path | None) -> str:
-    """Do as `from_records`. linked: the folder to which the page links; None: to none."""
     sources = sources_in(folder)
     records: dict[str, Record] = {}
     for source in sources:
         records.setdefault(source.record.id, source.record)
     opened = load_study(study or _study_of(folder, sources))
-    files, tables = _views(opened, jobs_in_scope(opened, build_graph(opened)), records, sources, (), linked, out)
+    files, tables = _views(opened, jobs_in_scope(opened, build_graph(opened)), records, sources, (), folder, out)
     for name, content in files.items():
         write_atomically(out / name, content.encode())
     return f"{out / TABLES}, {out / PAGE}: {len(records)} records; {in_words(counts(tables))}"
@@ -71,11 +67,15 @@ def _from_folder(folder: Path, out: Path, study: str | None, linked: Path | None
 def from_mlflow(run_id: str, out: Path) -> str:
     """Write tables.md and index.html to `out` from an MLflow run alone; return a line that says so.
 
-    Raises UserError if the store cannot be read or keeps no records.
+    The records that the page links to lie in `out` too, in a folder named by the run. Raises
+    UserError if the store cannot be read or keeps no records.
     """
+    kept = out / f"mlflow-{run_id[:8]}"
     with tempfile.TemporaryDirectory() as folder:
         study = download(run_id, Path(folder))
-        return _from_folder(Path(folder), out, str(study), None)
+        shutil.rmtree(kept, ignore_errors=True)  # of the same run, read before
+        shutil.copytree(folder, kept)
+    return from_records(kept, out, str(kept / study.name))
 
 
 def _study_of(folder: Path, sources: Sequence[Source]) -> str:
@@ -91,14 +91,13 @@ def _views(
     records: Mapping[str, Record],
     sources: Sequence[Source],
     edited: Collection[str],
-    results: Path | None,
+    results: Path,
     out: Path,
 ) -> tuple[dict[str, str], list[FilledTable]]:
     """Return file -> content of the two views, and the filled tables.
 
     jobs: ids of the jobs that the study wants. results: the folder of the records, which may hold
-    their logs; None if it is temporary, so that the page must not link to it. out: the folder of
-    the views.
+    their logs. out: the folder of the views.
     """
     measured = collect(sources)
     findings = judge(claims(), measured)
@@ -107,6 +106,6 @@ def _views(
     folders: dict[str, Path] = {}
     for source in sources:
         folders.setdefault(source.record.id, source.folder)
-    links = places(folders, results / "logs", out) if results else {}
+    links = places(folders, results / "logs", out)
     page = render(study, jobs, records, tables, outcomes, edited, text.section(findings, measured), links)
     return {TABLES: f"{title}{text.markdown(findings, measured)}\n{markdown(tables)}", PAGE: page}, tables

@@ -193,7 +193,9 @@ def check(server: Server, folder: Path, graph, found, kills: int, moments: rando
     (parent,) = client.search_runs([experiment], "tags.configuration LIKE '%'")
     from_mlflow(parent.info.run_id, folder / "from server")
     (folder / "study.yaml").write_text("schema: 1\ndescription: a study of three jobs\n")
-    from_records(results / "study", folder / "from files", str(folder / "study.yaml"))
+    copy = folder / "from files" / f"mlflow-{parent.info.run_id[:8]}"  # at the same place, for the links of the page
+    shutil.copytree(results / "study", copy)
+    from_records(copy, folder / "from files", str(folder / "study.yaml"))
     for name in ("tables.md", "index.html"):
         assert (folder / "from server" / name).read_bytes() == (folder / "from files" / name).read_bytes()
     print("tables and page from the server are those from files", flush=True)
