@@ -12,14 +12,15 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
-LAYER = re.compile(r"/encoder/layer\.(\d+)/")
+LAYER = re.compile(r"/(?:encoder|transformer)/layer\.(\d+)/")  # the second is DistilBERT's
 
 
 def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return |int8 - float32| / |float32| (2-norms) of each layer's output, by the layer's number.
 
     source, target: the float32 file and the int8 file that was made from it. A layer's output is
-    the last float tensor of the layer that both graphs have; a layer without one is left out.
+    the last float tensor of the layer that both graphs have; a layer without one is left out, and
+    so are all layers of an architecture that names them otherwise.
     """
     import onnx
 
@@ -30,6 +31,8 @@ def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> d
         match = LAYER.search(node.name)
         if match and node.op_type in ("Reshape", "Add", "LayerNormalization", "Mul", "Gemm") and node.output[0] in made[1]:
             last[match[1]] = node.output[0]
+    if not last:
+        return {}
     names = list(last.values())
     before, after = (_run(graph, names, row) for graph in graphs)
     return {

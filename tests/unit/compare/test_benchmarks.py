@@ -1,6 +1,7 @@
 """`mobilebert compare` reads files that pytest-benchmark wrote from interleaved rounds."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def written(tmp_path_factory):
     shutil.copy(CONFTEST, folder)
     (folder / "test_toy.py").write_text(TOY)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-json=one.json", "test_toy.py"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}  # xdist disables benchmarks
+    done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "one.json"
 

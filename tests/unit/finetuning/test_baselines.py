@@ -96,6 +96,7 @@ def test_distilbert_from_a_folder_to_its_scores(tmp_path, capsys):
     quantized = json.loads((results / "quantize/distilbert/sst2/result.json").read_text())
     assert quantized["status"] == "ok"
     assert quantized["metrics"]["bytes_after"] < quantized["metrics"]["bytes_before"]
+    assert {*quantized["quantization"]["layer_errors"]} == {"0", "1"}
 
 
 @pytest.mark.parametrize(
