@@ -22,14 +22,14 @@ from mobilebert.study.code_hash import digest
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import json_safe
 
-MOST_DIFFERENCES = 500  # of which MLflow gets a parameter each; comparison.json holds all
+MOST_DIFFERENCES = 500  # differences that become parameters in MLflow; comparison.json holds all
 
 
 def log_comparison(report: Report, new: Sequence[Side], names: Sequence[str]) -> list[str]:
     """Write each comparison of a report as an MLflow run; return a line for each.
 
-    The store is that of MLFLOW_TRACKING_URI, else mlflow.db in the folder that `names` has first. A
-    comparison that the store has already is not written again.
+    The store is that of MLFLOW_TRACKING_URI, else mlflow.db in the first folder among `names`;
+    raises UserError if that is missing. A comparison that the store has already is not written again.
     """
     folder = _folder(names)
     with trouble(folder):
@@ -68,7 +68,7 @@ def _write(report: Report, one: Comparison, side: Side, folder: Path) -> str:
 
 
 def _say(line: str) -> None:
-    if not os.environ.get(VARIABLE):  # else the line is on the files of a results folder, of which none are written
+    if not os.environ.get(VARIABLE):  # a shared store warns about a results folder's files; --log has none
         print(f"mobilebert: {line}", file=sys.stderr)
 
 

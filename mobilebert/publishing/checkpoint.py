@@ -13,7 +13,7 @@ from mobilebert.util.errors import UserError, allowed
 from mobilebert.util.files import file_sha256
 
 TRAINED = ("pretrain", "transfer", "distill", "finetune")  # stages that leave a checkpoint
-FOLDER = "model/"  # of a record's artefacts
+FOLDER = "model/"  # the names of a checkpoint's files among a record's artefacts begin so
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mobilebert.study.tasks import TASKS, Task
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
 
-ALIAS = "current"  # of the version that the study's current record made
+ALIAS = "current"  # names the version made from the study's current record
 PACKAGE = Path(__file__).parents[1]
 CODE = Path(__file__).with_name("served_model.py")
 

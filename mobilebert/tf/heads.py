@@ -17,7 +17,7 @@ from mobilebert.tf.parts import ACTIVATIONS, Dense, Embedding, LayerNorm, Named,
 
 
 class TFMobileBertPredictionHeadTransform(Part):
-    """Linear layer, activation and a LayerNorm, which NoNorm models have too."""
+    """Linear layer, activation and LayerNorm. Models with NoNorm have LayerNorm here too."""
 
     def __init__(self, config: MobileBertConfig):
         super().__init__()

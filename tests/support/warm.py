@@ -1,8 +1,8 @@
 """Run Snakemake and training jobs in forks of one process that has imported all that they need.
 
-Importing torch and transformers takes longer than most jobs of `smoke`. `Warm.interpreter` stands
-in for Python: it sends Snakemake and the stages below to the process, with its standard streams,
-and leaves everything else to Python itself.
+Importing torch and transformers takes longer than most jobs of `smoke`. `Warm.interpreter` is a
+script to call in place of Python: it sends Snakemake and the stages of STAGES to the warm process,
+with its standard streams, and runs every other command in Python itself.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def serve(address: str) -> None:
     for module in ("snakemake.cli", *(f"mobilebert.stages.{stage}" for stage in STAGES)):
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # a child's collector does not write to, and so not copy, what it shares
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
+    gc.freeze()  # so the garbage collector of a fork does not touch, and so copy, shared memory
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes forks that have ended
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -95,7 +95,7 @@ def run(connection: socket.socket) -> None:
         os.environ.update(environment)
         sys.argv = [module, *words]
         if module == "snakemake":
-            sys.executable = interpreter  # of the jobs that it starts
+            sys.executable = interpreter  # Snakemake starts its jobs with it, so they come here too
             code = snakemake.cli.main(words)
         else:
             code = mobilebert.cli.main.main(words)

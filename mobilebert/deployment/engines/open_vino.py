@@ -77,7 +77,7 @@ class OpenVinoModel:
     def kernels(self, batch: Mapping[str, np.ndarray]) -> list[Kernel]:
         """Return the nodes of the compiled graph with their times, from a second compilation."""
         request = self._compile({"PERF_COUNT": True})
-        for _ in range(2):  # the times of the second run stay
+        for _ in range(2):  # OpenVINO keeps the times of the last run; the first warms up
             self._run(request, batch)
         return kernels_of(request.get_compiled_model().get_runtime_model().get_ordered_ops())
 

@@ -146,8 +146,8 @@ def int8_flops(kernels: Iterable[Kernel]) -> tuple[int, int]:
 def int8_share(found: tuple[int, int], flops: int | None) -> float | None:
     """Return the share of the matrix products' FLOPs that ran in 8 bits; None if none are known.
 
-    found: from `int8_flops`. flops: the model's. An engine may hide products in an operator that
-    joins several, and a folded model may have a few more, so the larger number is the whole.
+    found: from `int8_flops`. flops: of the model in PyTorch. The whole is the larger of `flops` and the
+    engine's own sum: an engine hides products in fused operators, and a folded model has a few more.
     """
     whole = max(found[1], flops or 0)
     return found[0] / whole if whole else None

@@ -1,1 +1,1 @@
-"""Read checkpoints that TensorFlow wrote, without TensorFlow, and convert them."""
+"""Convert checkpoints of TensorFlow or PyTorch to our folder layout, without TensorFlow."""

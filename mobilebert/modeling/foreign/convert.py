@@ -1,4 +1,4 @@
-"""Convert a checkpoint of TensorFlow, or a pickle, to the folder that our classes read."""
+"""Convert a checkpoint of TensorFlow or PyTorch to the folder that our classes read."""
 
 from __future__ import annotations
 
