@@ -28,8 +28,8 @@ MOST_DIFFERENCES = 500  # differences that become parameters in MLflow; comparis
 def log_comparison(report: Report, new: Sequence[Side], names: Sequence[str]) -> list[str]:
     """Write each comparison of a report as an MLflow run; return a line for each.
 
-    The store is that of MLFLOW_TRACKING_URI, else mlflow.db in the first folder among `names`;
-    raises UserError if that is missing. A comparison that the store has already is not written again.
+    The store is that of MLFLOW_TRACKING_URI, else mlflow.db in the first folder among `names`. A
+    comparison that the store has already is not written again. Raises UserError without a store.
     """
     folder = _folder(names)
     with trouble(folder):

@@ -146,8 +146,9 @@ def int8_flops(kernels: Iterable[Kernel]) -> tuple[int, int]:
 def int8_share(found: tuple[int, int], flops: int | None) -> float | None:
     """Return the share of the matrix products' FLOPs that ran in 8 bits; None if none are known.
 
-    found: from `int8_flops`. flops: of the model in PyTorch. The whole is the larger of `flops` and the
-    engine's own sum: an engine hides products in fused operators, and a folded model has a few more.
+    found: from `int8_flops`. flops: of the model in PyTorch. The whole is the larger of `flops` and
+    the engine's own sum: an engine hides products in fused operators, and a folded model has a few
+    more.
     """
     whole = max(found[1], flops or 0)
     return found[0] / whole if whole else None
