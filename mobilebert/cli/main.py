@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not _is_out_of_memory(error):
             raise
         return _refuse(f"{str(error).splitlines()[0].rstrip('.')}{_memory_hint(options)}")
+    except MemoryError:
+        return _refuse("out of memory")
     except BrokenPipeError:
         _forget_output()
         return 128 + signal.SIGPIPE  # as a shell shows a program that its reader left

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mobilebert.compare.side import Facts, Side
 from mobilebert.reporting.experiment import flatten
 from mobilebert.study.load import first_problem
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, shown
 
 SPEED = "speed"  # ends the names of all metrics: a higher one is better
 
@@ -58,9 +58,11 @@ def read_benchmarks(path: Path) -> Side:
     environment = _environment(found)
     jobs = {}
     for one in found.benchmarks:
-        ratios = _ratios(one.extra_info)
-        if ratios:
-            name = one.fullname.rpartition("/")[2]
+        file, _, test = one.fullname.partition("::")
+        name = f"{file.rpartition('/')[2]}::{test}"
+        if name in jobs:
+            raise UserError(f"{path}: two benchmarks are {shown(name)}")
+        if ratios := _ratios(one.extra_info):
             jobs[name] = Facts(
                 config={}, environment=environment, status=("ok",), metrics=dict.fromkeys(ratios, (None,)), samples=ratios
             )
@@ -70,11 +72,11 @@ def read_benchmarks(path: Path) -> Side:
 
 
 def _ratios(extra: _Extra) -> dict[str, tuple[float, ...]]:
-    """Return metric -> the ratio of each round."""
+    """Return metric -> the ratio of each round that both versions ended."""
     found = {}
     for peer, ours in extra.peers:
         rounds = zip(extra.samples.get(peer, []), extra.samples.get(ours, []), strict=False)
-        if ratios := tuple(theirs / mine for theirs, mine in rounds if mine > 0):
+        if ratios := tuple(theirs / mine for theirs, mine in rounds if mine > 0 and theirs > 0):
             found[f"{peer} / {ours}:{SPEED}"] = ratios
     return found
 

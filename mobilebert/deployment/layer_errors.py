@@ -19,8 +19,9 @@ def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> d
     """Return |int8 - float32| / |float32| (2-norms) of each layer's output, by the layer's number.
 
     source, target: the float32 file and the int8 file that was made from it. A layer's output is
-    the last float tensor of the layer that both graphs have; a layer without one is left out, and
-    so are all layers of an architecture that names them otherwise.
+    the last float tensor of the layer that both graphs have. A layer without one, or whose output
+    is zero or not finite, is left out, as are all layers of an architecture that names them
+    otherwise.
     """
     import onnx
 
@@ -35,11 +36,12 @@ def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> d
         return {}
     names = list(last.values())
     before, after = (_run(graph, names, row) for graph in graphs)
-    return {
+    errors = {
         layer: float(np.linalg.norm(after[name] - before[name]) / np.linalg.norm(before[name]))
         for layer, name in last.items()
-        if before[name].shape == after[name].shape
+        if before[name].shape == after[name].shape and np.any(before[name])
     }
+    return {layer: error for layer, error in errors.items() if np.isfinite(error)}
 
 
 def _run(model: onnx.ModelProto, names: list[str], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+MEGABYTE = 1_000_000  # bytes, as in MLflow
 INTERVAL_S = 10.0  # between two samples, as in MLflow
 MOST = 400  # samples kept of a value; then every second one goes and the interval doubles
 QUERY = ("index", "utilization.gpu", "memory.used", "power.draw")
@@ -71,10 +72,10 @@ def _memory() -> dict[str, float]:
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         lines = dict(line.split(":", 1) for line in (PROC / "meminfo").read_text().splitlines())
         total, free = (int(lines[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
-        found["system_memory_usage_megabytes"] = (total - free) / 1024
+        found["system_memory_usage_megabytes"] = (total - free) * 1024 / MEGABYTE
         found["system_memory_usage_percentage"] = 100 * (total - free) / total
         pages = int((PROC / "self" / "statm").read_text().split()[1])
-        found["process_memory_usage_megabytes"] = pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+        found["process_memory_usage_megabytes"] = pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
     return found
 
 
@@ -94,5 +95,6 @@ def _gpus() -> dict[str, float]:
                 ("utilization_percentage", "memory_usage_megabytes", "power_usage_watts"), values, strict=False
             ):
                 with contextlib.suppress(ValueError):  # "[N/A]"
-                    found[f"gpu_{index}_{kind}"] = float(text)
+                    unit = (1 << 20) / MEGABYTE if kind.startswith("memory") else 1  # nvidia-smi prints MiB
+                    found[f"gpu_{index}_{kind}"] = float(text) * unit
     return found

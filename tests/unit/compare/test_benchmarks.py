@@ -75,6 +75,19 @@ def test_a_ratio_that_falls_is_worse_whatever_the_machines_speed(written, tmp_pa
     assert compared(base, changed(written, tmp_path, slow), capsys)["verdict"] == verdict
 
 
+def test_times_that_are_none_and_tests_of_one_name_do_not_count(written, tmp_path, capsys):
+    def odd(extra):
+        extra["samples"] = {"theirs": [-4.0, 6.0, 9.0], "ours": [2.0, 2.0, 0.0]}
+
+    path = changed(written, tmp_path, odd)
+    assert compared(written, path, capsys)["new"]["values"] == [3.0]
+    content = json.loads(path.read_text())
+    content["benchmarks"] *= 2
+    path.write_text(json.dumps(content))
+    assert main(["compare", str(written), str(path)]) == 2
+    assert "two benchmarks are 'test_toy.py::test_two_sums'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -35,9 +35,9 @@ def test_a_short_training_has_one_sample_over_all_of_it(machine):
         machine(175, 1025)
     assert {name: value for name, ((_, value),) in found.items()} == {
         "cpu_utilization_percentage": 75.0,
-        "system_memory_usage_megabytes": 3.0,
+        "system_memory_usage_megabytes": 3.1,  # 3,072 KiB
         "system_memory_usage_percentage": 75.0,
-        "process_memory_usage_megabytes": 2.0,
+        "process_memory_usage_megabytes": 2.1,
     }
 
 
@@ -69,7 +69,7 @@ def test_gpus_that_torch_uses_are_asked(tmp_path, monkeypatch):
     assert found_with_torch(monkeypatch, initialized=False) == {}
     assert found_with_torch(monkeypatch, initialized=True) == {
         "gpu_3_utilization_percentage": 40.0,
-        "gpu_3_memory_usage_megabytes": 1024.0,
+        "gpu_3_memory_usage_megabytes": 1073.741824,  # nvidia-smi prints MiB
     }
 
 
