@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, shown
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: two block handles, padded, and the magic number
@@ -44,7 +44,11 @@ class Bundle:
         self.prefix = prefix
         self.index = prefix.with_name(prefix.name + ".index")
         try:
-            entries = dict(_entries(self.index.read_bytes()))
+            entries: dict[bytes, bytes] = {}
+            for key, value in _entries(self.index.read_bytes()):
+                if key in entries:
+                    raise _Refused(f"damaged: it names {shown(key)} twice")
+                entries[key] = value
             self.shards = _fields(entries.pop(b"")).get(1, [1])[0]  # the entry without a name is the header
             self.variables = {key.decode(): _variable(key.decode(), value) for key, value in entries.items()}
         except _Refused as error:

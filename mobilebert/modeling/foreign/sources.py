@@ -101,10 +101,17 @@ def _of_keras(found: Mapping[str, np.ndarray], folder: Path, source: str) -> For
         if renamed is None or names.is_of_training(name):
             unknown.append(name)
         else:
-            arrays[renamed[0]] = array.T if renamed[1] else array
+            _put(arrays, renamed[0], array.T if renamed[1] else array, source)
     if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
         raise UserError(f"{source}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
     return Foreign(source, "transformers' TensorFlow weights", folder, arrays, _config_beside(folder, source), _left_out(unknown))
+
+
+def _put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray, source: str) -> None:
+    """Add an array. Raises UserError if another variable already has its name."""
+    if name in arrays:
+        raise UserError(f"{source}: two of its variables are {name}; only one can be read")
+    arrays[name] = array
 
 
 def _read_safetensors(path: Path, source: str) -> Foreign:
@@ -145,7 +152,7 @@ def _read_google(path: Path, source: str) -> Foreign:
         if renamed is not None:
             array = bundle.read(name)
             types |= {"bfloat16"} if bundle.variables[name].type == BFLOAT16 else set()
-            arrays[renamed[0]] = array.T if renamed[1] else array
+            _put(arrays, renamed[0], array.T if renamed[1] else array, source)
         else:
             (of_training if names.is_of_training(name) else unknown).append(name)
     if not any(name.startswith("mobilebert.encoder.") for name in arrays):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobilebert.modeling.foreign import bundle
+from mobilebert.modeling.foreign.bundle import Bundle
 from mobilebert.modeling.foreign.convert import convert
 from mobilebert.util.errors import UserError
 
@@ -52,3 +54,91 @@ def test_an_h5_file_gives_only_what_lies_inside_it(kind, tmp_path):
             group.create_dataset(name, (10**7, 10**7), "f4", chunks=(1000, 1000), compression="gzip")
     wanted = "larger than the file" if kind == "bomb" else "lies in another file; only weights inside the file are read"
     assert wanted in refused(folder)
+
+
+def test_two_weights_of_keras_with_one_name_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    folder = copy("encoder", tmp_path)
+    with h5py.File(folder / "tf_model.h5", "r+") as file:
+        group = file["mobilebert"]
+        names = list(group.attrs["weight_names"])
+        second = names[0].replace(":0", ":1")
+        group[second] = np.zeros(group[names[0]].shape, np.float32)
+        group.attrs["weight_names"] = [*names, second]
+    assert "two of its variables are " in refused(folder)
+
+
+# ---- the index of Google's checkpoint
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """Return a field of a protocol buffer."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def block(entries: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """Return a block of LevelDB's table, and the trailer with its checksum."""
+    content = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in entries)
+    content += (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    crc = bundle._crc32c(content + b"\0")
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    return content, b"\0" + masked.to_bytes(4, "little")
+
+
+def entry(variable, shape: bytes | None = None, **changed: int | bytes) -> bytes:
+    """Return the entry of a variable, some fields of which are changed."""
+    sizes = b"".join(field(2, field(1, size)) for size in variable.shape)
+    values = {name: changed.get(name, getattr(variable, name)) for name in ("type", "shard", "offset", "size")}
+    return (
+        field(1, values["type"])
+        + field(2, sizes if shape is None else shape)
+        + field(3, values["shard"])
+        + field(4, values["offset"])
+        + field(5, values["size"])
+    )
+
+
+WORDS = "bert/embeddings/word_embeddings"
+
+
+def google(tmp_path: Path, header=None, words=None, more=()) -> Path:
+    """Return a copy of Google's checkpoint with another index.
+
+    words: changes to the entry of the word embeddings. more: names, and the variable that each is.
+    """
+    folder = copy("google-student", tmp_path)
+    prefix = folder / "mobilebert_variables.ckpt"
+    variables = Bundle(prefix).variables
+    entries = [(b"", field(1, 1) if header is None else header)]
+    entries += [(name.encode(), entry(value, **(words or {} if name == WORDS else {}))) for name, value in variables.items()]
+    entries += [(name.encode(), entry(variables[like])) for name, like in more]
+    content, trailer = block(entries)
+    handles, end = block([(b"\xff", varint(0) + varint(len(content)))])
+    footer = varint(0) + varint(0) + varint(len(content) + len(trailer)) + varint(len(handles))
+    prefix.with_name(prefix.name + ".index").write_bytes(
+        content + trailer + handles + end + footer.ljust(40, b"\0") + bundle.MAGIC.to_bytes(8, "little")
+    )
+    return folder
+
+
+def test_the_index_that_these_tests_write_is_read(tmp_path):
+    convert(str(google(tmp_path)), tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()
+
+
+def test_two_variables_of_google_with_one_name_are_refused(tmp_path):
+    folder = google(tmp_path, more=[(WORDS, WORDS)])
+    assert "word_embeddings' twice" in refused(folder)
+    shutil.rmtree(folder)
+    name = "bert/encoder/layer_0/attention/output/FakeLayerNorm/beta"
+    folder = google(tmp_path, more=[(name.replace("Fake", ""), name)])
+    assert "attention.output.LayerNorm.bias; only one can be read" in refused(folder)
