@@ -210,10 +210,12 @@ def _shards(index: Path, source: str, kind: str) -> list[Path]:
     places = read_json(index, source).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{source}: {index.name} has no weight_map of file names")
-    found = [index.with_name(name) for name in sorted(set(places.values()))]
+    found = []
+    for name in sorted(set(places.values())):
+        if not re.fullmatch(rf"[\w-][\w.-]{{,200}}\.{kind}", name, re.ASCII):
+            raise UserError(f"{source}: {index.name} names {name!r:.80}; allowed: .{kind} files in the same folder")
+        found.append(index.with_name(name))
     for file in found:
-        if not re.fullmatch(rf"[\w-][\w.-]*\.{kind}", file.name) or file.parent != index.parent:
-            raise UserError(f"{source}: {index.name} names {file.name!r:.80}; allowed: .{kind} files in the same folder")
         if not file.is_file():
             raise UserError(f"{source}: {file.name}, which {index.name} names, is missing")
     return found

@@ -1,5 +1,6 @@
 """`mobilebert convert` refuses a checkpoint that was made to do harm, in one line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -142,3 +143,16 @@ def test_two_variables_of_google_with_one_name_are_refused(tmp_path):
     name = "bert/encoder/layer_0/attention/output/FakeLayerNorm/beta"
     folder = google(tmp_path, more=[(name.replace("Fake", ""), name)])
     assert "attention.output.LayerNorm.bias; only one can be read" in refused(folder)
+
+
+# ---- pickles and shards
+
+
+@pytest.mark.parametrize("kind", ["h5", "bin"])
+@pytest.mark.parametrize("name", ["../x.{}", "a/b.{}", "", ".", "..", "a\0.{}", "x" * 300 + ".{}", "x.{}\n"])
+def test_an_index_names_only_files_beside_it(name, kind, tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    index = folder / {"h5": "tf_model.h5.index.json", "bin": "pytorch_model.bin.index.json"}[kind]
+    index.write_text(json.dumps({"weight_map": {"a": name.format(kind)}}))
+    assert f"allowed: .{kind} files in the same folder" in refused(folder)
