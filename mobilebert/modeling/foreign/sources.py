@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,18 +122,27 @@ def _read_safetensors(path: Path, source: str) -> Foreign:
     for file in files:
         with safe_open(file, "pt") as stream:
             is_of_keras |= (stream.metadata() or {}).get("format") == "tf"
-            arrays |= {name: _numpy(stream.get_tensor(name), types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+            arrays |= {name: _numpy(stream.get_tensor(name), name, source, types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     if is_of_keras:
         return _of_keras(arrays, path, source)
     return Foreign(source, "safetensors", path, arrays, _config_beside(path, source), types=types)
 
 
-def _numpy(tensor: Any, types: set[str]) -> np.ndarray:
-    """Return a tensor as an array. NumPy has no bfloat16: it becomes float32, and joins `types`."""
-    if str(tensor.dtype) != "torch.bfloat16":
-        return tensor.detach().numpy()
-    types.add("bfloat16")
-    return tensor.detach().float().numpy()
+def _numpy(tensor: Any, name: str, source: object, types: set[str]) -> np.ndarray:
+    """Return a tensor as an array. NumPy has no bfloat16: it becomes float32, and joins `types`.
+
+    Raises UserError for a tensor that NumPy lacks, or that repeats a few values up to any size.
+    """
+    try:
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{source}: {name} claims more values than the file holds")
+        if str(tensor.dtype) != "torch.bfloat16":
+            return tensor.detach().numpy()
+        types.add("bfloat16")
+        return tensor.detach().float().numpy()
+    except (TypeError, RuntimeError):
+        kind = f"{str(tensor.layout).removeprefix('torch.')} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}"
+        raise UserError(f"{source}: {name} is a tensor ({kind}) that cannot be read; only dense floats can be weights") from None
 
 
 def _read_google(path: Path, source: str) -> Foreign:
@@ -183,12 +191,12 @@ def _read_pickle(path: Path, source: str) -> Foreign:
     for file in files:
         try:
             weights = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+        except Exception:  # a damaged pickle raises errors of any type
             raise UserError(f"{file}: truncated, or holds more than weights, so it is not read") from None
         if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
             raise UserError(f"{file}: holds more than weights, so it is not read")
         for name, value in weights.items():
-            arrays[str(name)] = _numpy(value, types)
+            arrays[str(name)] = _numpy(value, str(name), file, types)
     return Foreign(source, "PyTorch's pickle", folder, arrays, _config_beside(folder, source), types=types)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mobilebert.modeling.foreign import bundle
 from mobilebert.modeling.foreign.bundle import Bundle
 from mobilebert.modeling.foreign.convert import convert
+from mobilebert.modeling.weight_files import convert_pickle
 from mobilebert.util.errors import UserError
 
 GOLDEN = Path(__file__).with_name("from_tensorflow")
@@ -156,3 +158,38 @@ def test_an_index_names_only_files_beside_it(name, kind, tmp_path):
     index = folder / {"h5": "tf_model.h5.index.json", "bin": "pytorch_model.bin.index.json"}[kind]
     index.write_text(json.dumps({"weight_map": {"a": name.format(kind)}}))
     assert f"allowed: .{kind} files in the same folder" in refused(folder)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02}q", b"", b"PK\3\4aaaa", b"\x80\x02Na."])
+def test_a_damaged_pickle_is_refused(content, tmp_path):
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert "truncated, or holds more than weights" in refused(folder)
+    with pytest.raises(UserError, match="not a pickle of weights alone"):
+        convert_pickle(folder / "pytorch_model.bin", tmp_path / "x.safetensors", "x")
+
+
+TENSORS = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "float8": lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+    "conjugate": lambda: torch.zeros(3, dtype=torch.complex64).conj(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8),
+    "meta": lambda: torch.zeros(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, that it will drop quantized tensors
+def test_a_tensor_that_numpy_lacks_is_refused(kind, tmp_path):
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    torch.save({"mobilebert.a": TENSORS[kind]()}, folder / "pytorch_model.bin")
+    assert "mobilebert.a is a tensor (" in refused(folder)
+
+
+def test_an_expanded_tensor_is_refused(tmp_path):
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    torch.save({"mobilebert.a": torch.zeros(1).expand(10**7, 10**7)}, folder / "pytorch_model.bin")
+    assert "mobilebert.a claims more values than the file holds" in refused(folder)
