@@ -147,6 +147,48 @@ def test_two_variables_of_google_with_one_name_are_refused(tmp_path):
     assert "attention.output.LayerNorm.bias; only one can be read" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ({"shape": field(2, field(1, 2**63))}, "bytes, which are not those of its shape"),
+        ({"shape": field(2, field(1, 2**64 - 1)) * 2}, "bytes, which are not those of its shape"),
+        ({"shape": field(2, field(1, 2**32)) * 2, "size": 0}, "bytes, which are not those of its shape"),
+        ({"shape": field(2, field(1, b"a"))}, "damaged, or no index"),
+        ({"shape": field(2, field(1, 1)) * 99}, "has 99 dimensions"),
+        ({"shape": field(2, field(1, 0)) + field(2, field(1, 2**64 - 1)), "size": 0}, "holds no values"),
+        ({"type": 7, "size": 0}, "(number 7) that cannot be read"),
+        ({"type": b"ab"}, "damaged, or no index"),
+        ({"offset": b"abc"}, "damaged, or no index"),
+        ({"offset": 2**64 - 8}, "too short"),
+        ({"shard": b"abc"}, "damaged, or no index"),
+        ({"shard": 2**64 - 1}, "missing, though the index names it"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_an_odd_index_is_refused(words, wanted, tmp_path):
+    assert wanted in refused(google(tmp_path, words=words))
+
+
+def test_an_index_with_an_odd_header_is_refused(tmp_path):
+    assert "damaged, or no index" in refused(google(tmp_path, header=field(1, b"ab")))
+
+
+def test_a_changed_byte_of_the_data_is_found(tmp_path):
+    folder = copy("google-student", tmp_path)
+    data = folder / "mobilebert_variables.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[Bundle(folder / "mobilebert_variables.ckpt").variables[WORDS].offset + 3] ^= 1
+    data.write_bytes(content)
+    assert f"damaged: the checksum of {WORDS} does not hold" in refused(folder)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 50001])
+def test_the_checksum_of_many_bytes_is_that_of_each_in_turn(size):
+    content = np.random.default_rng(size).bytes(size)
+    assert bundle.crc32c(content) == bundle._crc32c(content)
+    assert bundle.crc32c(b"123456789") == 0xE3069283
+
+
 # ---- pickles and shards
 
 
