@@ -235,3 +235,38 @@ def test_an_expanded_tensor_is_refused(tmp_path):
     folder.mkdir()
     torch.save({"mobilebert.a": torch.zeros(1).expand(10**7, 10**7)}, folder / "pytorch_model.bin")
     assert "mobilebert.a claims more values than the file holds" in refused(folder)
+
+
+# ---- configurations and names
+
+
+@pytest.mark.parametrize(
+    ("base", "changed", "wanted"),
+    [
+        ("google-student", {"hidden_act": []}, "hidden_act: [] is unknown"),
+        ("google-student", {"vocab_size": 2**62}, "the configuration makes no model"),
+        ("encoder-safetensors", {"architectures": 5}, "architectures in the configuration is 5; allowed: a list of names"),
+        ("encoder-safetensors", {"architectures": [[1]]}, "allowed: a list of names"),
+        ("encoder-safetensors", {"hidden_size": 2**40}, "the configuration makes no model"),
+    ],
+)
+def test_an_odd_configuration_is_refused(base, changed, wanted, tmp_path):
+    folder = copy(base, tmp_path)
+    file = folder / ("bert_config.json" if base.startswith("google") else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert wanted in refused(folder)
+
+
+def test_a_null_num_labels_is_none_at_all(tmp_path):
+    folder = copy("encoder-safetensors", tmp_path)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_labels": None}))
+    convert(str(folder), tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()
+
+
+def test_names_of_a_checkpoint_are_printed_on_one_line_and_cut(tmp_path):
+    more = [("zz\x1b[31mRED\nmobilebert: all is well", WORDS), *((f"zz{place:03d}", WORDS) for place in range(200))]
+    lines = convert(str(google(tmp_path, more=more)), tmp_path / "out")
+    assert all(line.isprintable() and len(line) < 600 + 200 + len(str(tmp_path)) for line in lines)
+    assert "zz [31mRED mobilebert: all is well" in "".join(lines)
