@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mobilebert.modeling.checkpoint_config import MOST_BYTES
 from mobilebert.util.errors import UserError, shown
 
 MAGIC = 0xDB4775248B80FB57
@@ -48,6 +49,8 @@ class Bundle:
         self.prefix = prefix
         self.index = prefix.with_name(prefix.name + ".index")
         try:
+            if (size := self.index.stat().st_size) > MOST_BYTES:
+                raise _Refused(f"has {size:,} bytes; at most {MOST_BYTES:,} are read")
             entries: dict[bytes, bytes] = {}
             for key, value in _entries(self.index.read_bytes()):
                 if key in entries:

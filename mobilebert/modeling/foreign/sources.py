@@ -18,7 +18,7 @@ from mobilebert.modeling.foreign.hdf5 import H5, H5_INDEX, read_h5
 from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS, read_tensors, weight_files
 from mobilebert.util.errors import UserError
 
-PICKLE_INDEX = f"{PICKLE}.index.json"
+PICKLE_INDEX, GOOGLE_CONFIG = f"{PICKLE}.index.json", "bert_config.json"
 
 
 @dataclass
@@ -66,9 +66,11 @@ def kind_of(path: Path) -> str | None:
                 return "safetensors"
             if (path / H5).is_file() or (path / H5_INDEX).is_file():
                 return "h5"
-            if any(path.glob("*.index")):
+            if any(_has_data(index) for index in path.glob("*.index")):
                 return "google"
-            return "pickle" if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file() else None
+            if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file():
+                return "pickle"
+            return "google" if any(path.glob("*.index")) else None
         if path.suffix in (".h5", ".hdf5") and path.is_file():
             return "h5"
         if path.with_name(path.name + ".index").is_file() or (path.suffix == ".index" and path.is_file()):
@@ -76,6 +78,11 @@ def kind_of(path: Path) -> str | None:
         return "pickle" if path.suffix in (".bin", ".pt", ".pth") and path.is_file() else None
     except (OSError, ValueError):  # a name too long for a path, or none at all
         return None
+
+
+def _has_data(index: Path) -> bool:
+    """Return whether a data file lies beside an index; other programs' indexes have none."""
+    return any(file.name.startswith(f"{index.stem}.data-") for file in index.parent.glob("*.data-*"))
 
 
 # ---- one reader for each kind
@@ -206,7 +213,8 @@ def _read_pickle(path: Path, source: str) -> Foreign:
 def _prefix(path: Path, source: str) -> Path:
     """Return the path of a checkpoint without `.index`."""
     if path.is_dir():
-        found = sorted(path.glob("*.index"))
+        indexes = sorted(path.glob("*.index"))
+        found = [index for index in indexes if _has_data(index)] or indexes
         if len(found) > 1:
             raise UserError(f"{source}: {len(found)} checkpoints, as {found[0].name}; name one of them")
         path = found[0]
@@ -236,7 +244,14 @@ def _config_beside(folder: Path, source: str) -> dict | None:
     """
     if (folder / CONFIG).is_file():
         return read_configuration(folder / CONFIG)
-    found = [file for file in sorted(folder.glob("*.json")) if is_google(read_json(file, source))]
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            if is_google(read_json(file, source)):
+                found.append(file)
+        except UserError:  # of a file for something else, unless it has Google's name
+            if file.name == GOOGLE_CONFIG:
+                raise
     if len(found) > 1:
         raise UserError(f"{source}: {len(found)} configurations, as {found[0].name}; choose one with --config")
     return read_configuration(found[0]) if found else None

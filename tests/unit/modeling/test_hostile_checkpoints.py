@@ -11,6 +11,7 @@ import torch
 from mobilebert.modeling.foreign import bundle
 from mobilebert.modeling.foreign.bundle import Bundle
 from mobilebert.modeling.foreign.convert import convert
+from mobilebert.modeling.foreign.sources import kind_of
 from mobilebert.modeling.weight_files import convert_pickle
 from mobilebert.util.errors import UserError
 
@@ -270,3 +271,34 @@ def test_names_of_a_checkpoint_are_printed_on_one_line_and_cut(tmp_path):
     lines = convert(str(google(tmp_path, more=more)), tmp_path / "out")
     assert all(line.isprintable() and len(line) < 600 + 200 + len(str(tmp_path)) for line in lines)
     assert "zz [31mRED mobilebert: all is well" in "".join(lines)
+
+
+@pytest.mark.parametrize("name", ["bert_config.json", "mobilebert_variables.ckpt.index"])
+def test_a_huge_configuration_or_index_is_not_read(name, tmp_path):
+    folder = copy("google-student", tmp_path)
+    with (folder / name).open("r+b") as stream:
+        stream.truncate((64 << 20) + 1)
+    assert "at most 67,108,864 are read" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"loss": NaN}', "{", "\udcff"])
+def test_an_odd_json_file_for_something_else_is_passed_over(text, tmp_path):
+    folder = copy("google-student", tmp_path)
+    (folder / "all_results.json").write_text(text, errors="surrogateescape")
+    convert(str(folder), tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()
+    (folder / "bert_config.json").write_text(text, errors="surrogateescape")
+    shutil.rmtree(tmp_path / "out")
+    assert "bert_config.json" in refused(folder)
+
+
+def test_an_index_of_another_program_is_no_checkpoint(tmp_path):
+    folder = copy("google-student", tmp_path)
+    (folder / "faiss.index").write_text("x")
+    assert kind_of(folder) == "google"
+    convert(str(folder), tmp_path / "out")
+    other = tmp_path / "pickle"
+    other.mkdir()
+    (other / "faiss.index").write_text("x")
+    torch.save({}, other / "pytorch_model.bin")
+    assert kind_of(other) == "pickle"
