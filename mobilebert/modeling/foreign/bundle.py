@@ -24,6 +24,7 @@ TRAILER = 5  # bytes behind a block: its compression and its checksum
 # read as integers.
 TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 19: "<f2"}
 BFLOAT16 = 14
+MOST_NAMES, LONGEST_NAME = 100_000, 1000  # a name is stored without the start it shares, so a small file holds many
 MOST_SIZES = 32  # NumPy takes no more dimensions, or few more
 _LANES = 4096  # that `crc32c` computes at once
 
@@ -56,6 +57,8 @@ class Bundle:
                 if key in entries:
                     raise _Refused(f"damaged: it names {shown(key)} twice")
                 entries[key] = value
+                if len(entries) > MOST_NAMES or len(key) > LONGEST_NAME:
+                    raise _Refused(f"more than {MOST_NAMES:,} names, or one of more than {LONGEST_NAME:,} characters")
             header = _fields(entries.pop(b""))  # the entry without a name
             self.shards = _number(header, 1, default=1)
             self.variables = {key.decode(): _variable(key.decode(), value) for key, value in entries.items()}
@@ -127,9 +130,13 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         _, place = _varint(footer, place)
     offset, place = _varint(footer, place)
     size, _ = _varint(footer, place)
+    end = 0
     for _, handle in _block(content, offset, size):
         start, place = _varint(handle, 0)
         length, _ = _varint(handle, place)
+        if start < end:  # a block that is read again and again would take hours
+            raise _Refused("damaged: its blocks overlap")
+        end = start + length + TRAILER
         yield from _block(content, start, length)
 
 
@@ -140,7 +147,7 @@ def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
         raise _Refused("damaged, or no index of a TensorFlow checkpoint")
     if trailer[0] == 1:
         raise _Refused("compressed with Snappy, which is not read; load and save it once with a current TensorFlow")
-    if trailer[0] != 0 or _crc32c(block + trailer[:1]) != _unmasked(int.from_bytes(trailer[1:], "little")):
+    if trailer[0] != 0 or crc32c(block + trailer[:1]) != _unmasked(int.from_bytes(trailer[1:], "little")):
         raise _Refused("damaged: a checksum does not hold")
     restarts = int.from_bytes(block[-4:], "little")
     end, place, key = size - 4 - 4 * restarts, 0, b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +198,9 @@ def _read_pickle(path: Path, source: str) -> Foreign:
     types: set[str] = set()
     for file in files:
         try:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's, of kinds of tensors that are refused below
+                weights = torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # a damaged pickle raises errors of any type
             raise UserError(f"{file}: truncated, or holds more than weights, so it is not read") from None
         if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):

@@ -170,6 +170,19 @@ def test_an_odd_index_is_refused(words, wanted, tmp_path):
     assert wanted in refused(google(tmp_path, words=words))
 
 
+def test_names_and_blocks_that_take_hours_are_refused(tmp_path, monkeypatch):
+    folder = google(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "MOST_NAMES", 3)
+        assert "more than 3 names" in refused(folder)
+    empty, trailer = block([])
+    handles, end = block([(b"a", varint(0) + varint(len(empty))), (b"b", varint(0) + varint(len(empty)))])
+    footer = varint(0) + varint(0) + varint(len(empty + trailer)) + varint(len(handles))
+    content = empty + trailer + handles + end + footer.ljust(40, b"\0") + bundle.MAGIC.to_bytes(8, "little")
+    (folder / "mobilebert_variables.ckpt.index").write_bytes(content)
+    assert "its blocks overlap" in refused(folder)
+
+
 def test_an_index_with_an_odd_header_is_refused(tmp_path):
     assert "damaged, or no index" in refused(google(tmp_path, header=field(1, b"ab")))
 
