@@ -10,6 +10,7 @@ from mobilebert.util.errors import UserError
 
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 MOST_CLASSES = 100_000  # transformers names each of them
+MOST_BYTES = 64 << 20  # of a JSON file, or of another index
 _CODE = "names Python code of its own, and mobilebert runs no code of a checkpoint"
 REFUSED_KEYS = {
     "auto_map": _CODE,
@@ -28,8 +29,10 @@ _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_impl
 
 
 def read_json(path: Path, source: str) -> dict:
-    """Return the JSON object in a file. Raises UserError if the file holds anything else."""
+    """Return the JSON object in a file. Raises UserError if it holds anything else, or is huge."""
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{source}: {path.name} has {size:,} bytes; at most {MOST_BYTES:,} are read")
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise UserError(f"{source}: {path.name} cannot be read ({error.strerror})") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,7 +135,7 @@ def convert_pickle(path: Path, out: Path, source: str) -> None:
 
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+    except Exception:  # a damaged pickle raises errors of any type
         raise UserError(f"{source}: {path.name} is not a pickle of weights alone, so it is not read") from None
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise UserError(f"{source}: {path.name} holds more than weights, so it is not read")

@@ -18,7 +18,8 @@ from mobilebert.modeling.foreign import sources
 from mobilebert.modeling.foreign.sources import Foreign
 from mobilebert.modeling.presets import preset as preset_fields
 from mobilebert.modeling.weight_files import check_counts
-from mobilebert.util.errors import UserError, naming
+from mobilebert.util.errors import LONGEST, UserError, naming, shown
+from mobilebert.util.text import cut
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def convert(source: str, out: Path, preset: str | None = None, config_file: Path
     arrays = _checked(found, kind, config)
     _write(found, arrays, config, out)
     total = sum(array.size for array in arrays.values())
-    return [f"{out}: {kind}, {total:,} weights, from {found.kind} {source}", *(f"{source}: {note}" for note in found.notes)]
+    notes = [f"{source}: {cut(note, LONGEST)}" for note in found.notes]  # they quote names of the checkpoint
+    return [f"{out}: {kind}, {total:,} weights, from {found.kind} {source}", *notes]
 
 
 def is_of_tensorflow(path: Path) -> bool:
@@ -84,10 +86,15 @@ def _architecture(found: Foreign, values: dict) -> tuple[str, Any]:
     from mobilebert.modeling.configuration import MobileBertConfig
 
     values = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "torch_dtype")}
-    declared = [str(name).removeprefix("TF") for name in values.pop("architectures", None) or ()]
+    if values.get("num_labels", 0) is None:  # transformers takes it for no count at all
+        del values["num_labels"]
+    architectures = values.pop("architectures", None) or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UserError(f"{found.source}: architectures in the configuration is {shown(architectures)}; allowed: a list of names")
+    declared = [name.removeprefix("TF") for name in architectures]
     kind = declared[0] if declared and declared[0] in CLASSES else _class_of(found.arrays)
     if "classifier.bias" in found.arrays and not values.keys() & {"id2label", "num_labels"}:
-        values["num_labels"] = len(found.arrays["classifier.bias"])
+        values["num_labels"] = found.arrays["classifier.bias"].size
     words, decoder = found.arrays.get(WORDS), found.arrays.get(DECODER)
     if words is not None and decoder is not None and not np.array_equal(words, decoder):
         values["tie_word_embeddings"] = False  # transformers' TF classes train the two apart
@@ -125,8 +132,11 @@ def _checked(found: Foreign, kind: str, config: Any) -> dict[str, Any]:
     from mobilebert import modeling
 
     check_counts(config.to_dict(), found.arrays, found.source)  # a million layers would take hours to build
-    with torch.device("meta"):
-        model = getattr(modeling, kind)(config)
+    try:
+        with torch.device("meta"):
+            model = getattr(modeling, kind)(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{found.source}: the configuration makes no model ({cut(str(error), 120)})") from None
     wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     tied = dict(model._tied_weights_keys or {}) if config.tie_word_embeddings else {}
     if not config.tie_word_embeddings and "cls.predictions.bias" in found.arrays:

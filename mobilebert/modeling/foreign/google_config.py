@@ -48,7 +48,8 @@ def from_google(values: Mapping, source: object) -> dict:
     found = {**DEFAULTS, **values}
     for key in ("embedding_size", "intra_bottleneck_size"):
         found[key] = found["hidden_size"] if found[key] is None else found[key]
-    found["hidden_act"] = _ACTIVATIONS.get(found["hidden_act"], found["hidden_act"])
+    if isinstance(found["hidden_act"], str):  # other types are refused with the configuration
+        found["hidden_act"] = _ACTIVATIONS.get(found["hidden_act"], found["hidden_act"])
     if found["normalization_type"] == "manual_layer_norm":
         found |= {"normalization_type": "layer_norm", "layer_norm_eps": _MANUAL_EPS}
     if found["use_bottleneck_attention"]:  # Google's code then reads no shared bottleneck, and makes none

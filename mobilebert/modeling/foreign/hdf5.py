@@ -15,7 +15,8 @@ H5, H5_INDEX = "tf_model.h5", "tf_model.h5.index.json"
 def read_h5(path: Path) -> dict[str, np.ndarray]:
     """Return all weights of a file by their names in Keras.
 
-    Raises UserError if it is no HDF5 file, is cut off, or holds no weights of Keras.
+    Raises UserError if it is no HDF5 file, is cut off, or holds no weights of Keras; also if a
+    weight lies in another file, or is larger than this one.
     """
     import h5py  # pyright: ignore[reportMissingImports]
 
@@ -25,9 +26,9 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
             for layer in _names(file, "layer_names"):
                 part: Any = file[layer]
                 if isinstance(part, h5py.Dataset):  # a shard has no layers
-                    found[layer] = np.asarray(part)
+                    found[layer] = _array(part, file, path)
                     continue
-                found |= {name: np.asarray(part[name]) for name in _names(part, "weight_names")}
+                found |= {name: _array(part[name], file, path) for name in _names(part, "weight_names")}
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: truncated, or no HDF5 file ({' '.join(str(error).split())[:120]})") from None
     except (KeyError, AttributeError, TypeError, ValueError):
@@ -35,6 +36,15 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     if not found:
         raise UserError(f"{path}: an HDF5 file, but it holds no weights that Keras wrote")
     return found
+
+
+def _array(part: Any, file: Any, path: Path) -> np.ndarray:
+    """Return the values of a data set, which must lie inside the file."""
+    if part.file.filename != file.filename or part.external or part.is_virtual:
+        raise UserError(f"{path}: {part.name} lies in another file; only weights inside the file are read")
+    if part.nbytes > path.stat().st_size:
+        raise UserError(f"{path}: {part.name} has {part.nbytes:,} bytes, so it is larger than the file")
+    return np.asarray(part)
 
 
 def _names(group: Any, attribute: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from mobilebert.modeling.foreign.hdf5 import H5, H5_INDEX, read_h5
 from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS, read_tensors, weight_files
 from mobilebert.util.errors import UserError
 
-PICKLE_INDEX = f"{PICKLE}.index.json"
+PICKLE_INDEX, GOOGLE_CONFIG = f"{PICKLE}.index.json", "bert_config.json"
 
 
 @dataclass
@@ -67,9 +67,11 @@ def kind_of(path: Path) -> str | None:
                 return "safetensors"
             if (path / H5).is_file() or (path / H5_INDEX).is_file():
                 return "h5"
-            if any(path.glob("*.index")):
+            if any(_has_data(index) for index in path.glob("*.index")):
                 return "google"
-            return "pickle" if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file() else None
+            if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file():
+                return "pickle"
+            return "google" if any(path.glob("*.index")) else None
         if path.suffix in (".h5", ".hdf5") and path.is_file():
             return "h5"
         if path.with_name(path.name + ".index").is_file() or (path.suffix == ".index" and path.is_file()):
@@ -77,6 +79,11 @@ def kind_of(path: Path) -> str | None:
         return "pickle" if path.suffix in (".bin", ".pt", ".pth") and path.is_file() else None
     except (OSError, ValueError):  # a name too long for a path, or none at all
         return None
+
+
+def _has_data(index: Path) -> bool:
+    """Return whether a data file lies beside an index; other programs' indexes have none."""
+    return any(file.name.startswith(f"{index.stem}.data-") for file in index.parent.glob("*.data-*"))
 
 
 # ---- one reader for each kind
@@ -101,10 +108,17 @@ def _of_keras(found: Mapping[str, np.ndarray], folder: Path, source: str) -> For
         if renamed is None or names.is_of_training(name):
             unknown.append(name)
         else:
-            arrays[renamed[0]] = array.T if renamed[1] else array
+            _put(arrays, renamed[0], array.T if renamed[1] else array, source)
     if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
         raise UserError(f"{source}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
     return Foreign(source, "transformers' TensorFlow weights", folder, arrays, _config_beside(folder, source), _left_out(unknown))
+
+
+def _put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray, source: str) -> None:
+    """Add an array. Raises UserError if another variable already has its name."""
+    if name in arrays:
+        raise UserError(f"{source}: two of its variables are {name}; only one can be read")
+    arrays[name] = array
 
 
 def _read_safetensors(path: Path, source: str) -> Foreign:
@@ -116,18 +130,27 @@ def _read_safetensors(path: Path, source: str) -> Foreign:
     for file in files:
         with safe_open(file, "pt") as stream:
             is_of_keras |= (stream.metadata() or {}).get("format") == "tf"
-            arrays |= {name: _numpy(stream.get_tensor(name), types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+            arrays |= {name: _numpy(stream.get_tensor(name), name, source, types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     if is_of_keras:
         return _of_keras(arrays, path, source)
     return Foreign(source, "safetensors", path, arrays, _config_beside(path, source), types=types)
 
 
-def _numpy(tensor: Any, types: set[str]) -> np.ndarray:
-    """Return a tensor as an array. NumPy has no bfloat16: it becomes float32, and joins `types`."""
-    if str(tensor.dtype) != "torch.bfloat16":
-        return tensor.detach().numpy()
-    types.add("bfloat16")
-    return tensor.detach().float().numpy()
+def _numpy(tensor: Any, name: str, source: object, types: set[str]) -> np.ndarray:
+    """Return a tensor as an array. NumPy has no bfloat16: it becomes float32, and joins `types`.
+
+    Raises UserError for a tensor that NumPy lacks, or that repeats a few values up to any size.
+    """
+    try:
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{source}: {name} claims more values than the file holds")
+        if str(tensor.dtype) != "torch.bfloat16":
+            return tensor.detach().numpy()
+        types.add("bfloat16")
+        return tensor.detach().float().numpy()
+    except (TypeError, RuntimeError):
+        kind = f"{str(tensor.layout).removeprefix('torch.')} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}"
+        raise UserError(f"{source}: {name} is a tensor ({kind}) that cannot be read; only dense floats can be weights") from None
 
 
 def _read_google(path: Path, source: str) -> Foreign:
@@ -145,7 +168,7 @@ def _read_google(path: Path, source: str) -> Foreign:
         if renamed is not None:
             array = bundle.read(name)
             types |= {"bfloat16"} if bundle.variables[name].type == BFLOAT16 else set()
-            arrays[renamed[0]] = array.T if renamed[1] else array
+            _put(arrays, renamed[0], array.T if renamed[1] else array, source)
         else:
             (of_training if names.is_of_training(name) else unknown).append(name)
     if not any(name.startswith("mobilebert.encoder.") for name in arrays):
@@ -175,13 +198,15 @@ def _read_pickle(path: Path, source: str) -> Foreign:
     types: set[str] = set()
     for file in files:
         try:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's, of kinds of tensors that are refused below
+                weights = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged pickle raises errors of any type
             raise UserError(f"{file}: truncated, or holds more than weights, so it is not read") from None
         if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
             raise UserError(f"{file}: holds more than weights, so it is not read")
         for name, value in weights.items():
-            arrays[str(name)] = _numpy(value, types)
+            arrays[str(name)] = _numpy(value, str(name), file, types)
     return Foreign(source, "PyTorch's pickle", folder, arrays, _config_beside(folder, source), types=types)
 
 
@@ -191,7 +216,8 @@ def _read_pickle(path: Path, source: str) -> Foreign:
 def _prefix(path: Path, source: str) -> Path:
     """Return the path of a checkpoint without `.index`."""
     if path.is_dir():
-        found = sorted(path.glob("*.index"))
+        indexes = sorted(path.glob("*.index"))
+        found = [index for index in indexes if _has_data(index)] or indexes
         if len(found) > 1:
             raise UserError(f"{source}: {len(found)} checkpoints, as {found[0].name}; name one of them")
         path = found[0]
@@ -203,10 +229,12 @@ def _shards(index: Path, source: str, kind: str) -> list[Path]:
     places = read_json(index, source).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{source}: {index.name} has no weight_map of file names")
-    found = [index.with_name(name) for name in sorted(set(places.values()))]
+    found = []
+    for name in sorted(set(places.values())):
+        if not re.fullmatch(rf"[\w-][\w.-]{{,200}}\.{kind}", name, re.ASCII):
+            raise UserError(f"{source}: {index.name} names {name!r:.80}; allowed: .{kind} files in the same folder")
+        found.append(index.with_name(name))
     for file in found:
-        if not re.fullmatch(rf"[\w-][\w.-]*\.{kind}", file.name) or file.parent != index.parent:
-            raise UserError(f"{source}: {index.name} names {file.name!r:.80}; allowed: .{kind} files in the same folder")
         if not file.is_file():
             raise UserError(f"{source}: {file.name}, which {index.name} names, is missing")
     return found
@@ -219,7 +247,14 @@ def _config_beside(folder: Path, source: str) -> dict | None:
     """
     if (folder / CONFIG).is_file():
         return read_configuration(folder / CONFIG)
-    found = [file for file in sorted(folder.glob("*.json")) if is_google(read_json(file, source))]
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            if is_google(read_json(file, source)):
+                found.append(file)
+        except UserError:  # of a file for something else, unless it has Google's name
+            if file.name == GOOGLE_CONFIG:
+                raise
     if len(found) > 1:
         raise UserError(f"{source}: {len(found)} configurations, as {found[0].name}; choose one with --config")
     return read_configuration(found[0]) if found else None

@@ -1,199 +1,317 @@
-"""Hostile checkpoints: none runs code, reads files elsewhere or ends in a traceback."""
+"""`mobilebert convert` refuses a checkpoint that was made to do harm, in one line."""
 
 import json
-import pickle
 import shutil
+from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 import torch
-import yaml
-from checkpoint_folders import LOADERS, WORDS, change, refusal
-from safetensors.torch import load_file
 
-from mobilebert.cli.main import main
-from mobilebert.evaluation import submission
-from mobilebert.evaluation.checkpoints import load_checkpoint
-from mobilebert.stages.checkpoint import load_baseline
-from mobilebert.study.tasks import TASKS
-from mobilebert.util.files import file_sha256
+from mobilebert.modeling.foreign import bundle
+from mobilebert.modeling.foreign.bundle import Bundle
+from mobilebert.modeling.foreign.convert import convert
+from mobilebert.modeling.foreign.sources import kind_of
+from mobilebert.modeling.weight_files import convert_pickle
+from mobilebert.util.errors import UserError
 
-
-class Evil:
-    """A pickle that writes a file when it is read."""
-
-    def __init__(self, canary):
-        self.canary = str(canary)
-
-    def __reduce__(self):
-        return open, (self.canary, "w")
+GOLDEN = Path(__file__).with_name("from_tensorflow")
 
 
-def code_in_config(folder, canary):
-    for auto in ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification"):
-        change(folder / "config.json", auto_map={auto: "evil.Evil"})
+def copy(name: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN / name, tmp_path / name))
 
 
-def code_of_an_unknown_model(folder, canary):
-    change(folder / "config.json", auto_map={"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}, model_type="evil")
+def refused(folder: Path) -> str:
+    """Return the error of a conversion, which must write nothing."""
+    out = folder.parent / "out"
+    with pytest.raises(UserError) as error:
+        convert(str(folder), out)
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+    return str(error.value)
 
 
-def code_deep_in_config(folder, canary):
-    change(folder / "config.json", text_config={"more": [{"auto_map": {"AutoConfig": "evil.Evil"}}]})
+# ---- tf_model.h5
 
 
-def code_in_another_configuration(folder, canary):
-    shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
-    change(folder / "config.4.0.0.json", auto_map={"AutoModel": "evil.Evil"})
-    change(folder / "config.json", configuration_files=["config.4.0.0.json"])
+@pytest.mark.parametrize("kind", ["external", "link", "virtual", "bomb"])
+def test_an_h5_file_gives_only_what_lies_inside_it(kind, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    folder, other = copy("encoder", tmp_path), tmp_path / "other.h5"
+    with h5py.File(folder / "tf_model.h5", "r+") as file:
+        group = file["mobilebert"]
+        name = next(name for name in group.attrs["weight_names"])
+        shape = group[name].shape
+        del group[name]
+        with h5py.File(other, "w") as secret:
+            secret["x"] = np.full(shape, 9, np.float32)
+        if kind == "external":
+            group.create_dataset(name, shape, "f4", external=[(str(other), 0, h5py.h5f.UNLIMITED)])
+        elif kind == "link":
+            group[name] = h5py.ExternalLink(str(other), "x")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape, "f4")
+            layout[...] = h5py.VirtualSource(str(other), "x", shape)
+            group.create_virtual_dataset(name, layout)
+        else:
+            group.create_dataset(name, (10**7, 10**7), "f4", chunks=(1000, 1000), compression="gzip")
+    wanted = "larger than the file" if kind == "bomb" else "lies in another file; only weights inside the file are read"
+    assert wanted in refused(folder)
 
 
-def code_of_a_pipeline(folder, canary):
-    change(folder / "config.json", custom_pipelines={"text-classification": {"impl": "evil.Evil", "pt": ["AutoModel"]}})
+def test_two_weights_of_keras_with_one_name_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    folder = copy("encoder", tmp_path)
+    with h5py.File(folder / "tf_model.h5", "r+") as file:
+        group = file["mobilebert"]
+        names = list(group.attrs["weight_names"])
+        second = names[0].replace(":0", ":1")
+        group[second] = np.zeros(group[names[0]].shape, np.float32)
+        group.attrs["weight_names"] = [*names, second]
+    assert "two of its variables are " in refused(folder)
 
 
-def kernel_of_the_hub(folder, canary):
-    change(folder / "config.json", attn_implementation="somebody/evil")
+# ---- the index of Google's checkpoint
 
 
-def kernel_under_its_private_name(folder, canary):
-    change(folder / "config.json", _attn_implementation="somebody/evil")
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
 
 
-def weights_of_another_name(folder, canary):
-    change(folder / "config.json", transformers_weights="../other.safetensors")
+def field(number: int, value: int | bytes) -> bytes:
+    """Return a field of a protocol buffer."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def quantizer(folder, canary):
-    change(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+def block(entries: list[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    """Return a block of LevelDB's table, and the trailer with its checksum."""
+    content = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in entries)
+    content += (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    crc = bundle._crc32c(content + b"\0")
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    return content, b"\0" + masked.to_bytes(4, "little")
 
 
-def adapter(folder, canary):
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere", "peft_type": "LORA"}))
+def entry(variable, shape: bytes | None = None, **changed: int | bytes) -> bytes:
+    """Return the entry of a variable, some fields of which are changed."""
+    sizes = b"".join(field(2, field(1, size)) for size in variable.shape)
+    values = {name: changed.get(name, getattr(variable, name)) for name in ("type", "shard", "offset", "size")}
+    return (
+        field(1, values["type"])
+        + field(2, sizes if shape is None else shape)
+        + field(3, values["shard"])
+        + field(4, values["offset"])
+        + field(5, values["size"])
+    )
 
 
-def pickle_as_safetensors(folder, canary):
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil(canary)))
+WORDS = "bert/embeddings/word_embeddings"
 
 
-def pickle_as_bin(folder, canary):
-    (folder / "model.safetensors").unlink()
-    torch.save({"bert.weight": Evil(canary)}, folder / "pytorch_model.bin")
+def google(tmp_path: Path, header=None, words=None, more=()) -> Path:
+    """Return a copy of Google's checkpoint with another index.
+
+    words: changes to the entry of the word embeddings. more: names, and the variable that each is.
+    """
+    folder = copy("google-student", tmp_path)
+    prefix = folder / "mobilebert_variables.ckpt"
+    variables = Bundle(prefix).variables
+    entries = [(b"", field(1, 1) if header is None else header)]
+    entries += [(name.encode(), entry(value, **(words or {} if name == WORDS else {}))) for name, value in variables.items()]
+    entries += [(name.encode(), entry(variables[like])) for name, like in more]
+    content, trailer = block(entries)
+    handles, end = block([(b"\xff", varint(0) + varint(len(content)))])
+    footer = varint(0) + varint(0) + varint(len(content) + len(trailer)) + varint(len(handles))
+    prefix.with_name(prefix.name + ".index").write_bytes(
+        content + trailer + handles + end + footer.ljust(40, b"\0") + bundle.MAGIC.to_bytes(8, "little")
+    )
+    return folder
 
 
-def shards_outside(folder, canary):
-    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
-    names = dict.fromkeys(load_file(folder.parent / "model.safetensors"), "../model.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+def test_the_index_that_these_tests_write_is_read(tmp_path):
+    convert(str(google(tmp_path)), tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()
 
 
-REFUSED = {
-    code_in_config: "auto_map in config.json",
-    code_of_an_unknown_model: "auto_map in config.json",
-    code_deep_in_config: "auto_map in config.json",
-    code_in_another_configuration: "configuration_files in config.json",
-    code_of_a_pipeline: "custom_pipelines in config.json",
-    kernel_of_the_hub: "attn_implementation in config.json is 'somebody/evil'",
-    kernel_under_its_private_name: "_attn_implementation in config.json is 'somebody/evil'",
-    weights_of_another_name: "transformers_weights in config.json",
-    quantizer: "quantization_config (gptq) in config.json",
-    adapter: "adapter_config.json: an adapter",
-    pickle_as_safetensors: "no safetensors file that can be read",
-    pickle_as_bin: "pickle",
-    shards_outside: "names '../model.safetensors'",
+def test_two_variables_of_google_with_one_name_are_refused(tmp_path):
+    folder = google(tmp_path, more=[(WORDS, WORDS)])
+    assert "word_embeddings' twice" in refused(folder)
+    shutil.rmtree(folder)
+    name = "bert/encoder/layer_0/attention/output/FakeLayerNorm/beta"
+    folder = google(tmp_path, more=[(name.replace("Fake", ""), name)])
+    assert "attention.output.LayerNorm.bias; only one can be read" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ({"shape": field(2, field(1, 2**63))}, "bytes, which are not those of its shape"),
+        ({"shape": field(2, field(1, 2**64 - 1)) * 2}, "bytes, which are not those of its shape"),
+        ({"shape": field(2, field(1, 2**32)) * 2, "size": 0}, "bytes, which are not those of its shape"),
+        ({"shape": field(2, field(1, b"a"))}, "damaged, or no index"),
+        ({"shape": field(2, field(1, 1)) * 99}, "has 99 dimensions"),
+        ({"shape": field(2, field(1, 0)) + field(2, field(1, 2**64 - 1)), "size": 0}, "holds no values"),
+        ({"type": 7, "size": 0}, "(number 7) that cannot be read"),
+        ({"type": b"ab"}, "damaged, or no index"),
+        ({"offset": b"abc"}, "damaged, or no index"),
+        ({"offset": 2**64 - 8}, "too short"),
+        ({"shard": b"abc"}, "damaged, or no index"),
+        ({"shard": 2**64 - 1}, "missing, though the index names it"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_an_odd_index_is_refused(words, wanted, tmp_path):
+    assert wanted in refused(google(tmp_path, words=words))
+
+
+def test_names_and_blocks_that_take_hours_are_refused(tmp_path, monkeypatch):
+    folder = google(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "MOST_NAMES", 3)
+        assert "more than 3 names" in refused(folder)
+    empty, trailer = block([])
+    handles, end = block([(b"a", varint(0) + varint(len(empty))), (b"b", varint(0) + varint(len(empty)))])
+    footer = varint(0) + varint(0) + varint(len(empty + trailer)) + varint(len(handles))
+    content = empty + trailer + handles + end + footer.ljust(40, b"\0") + bundle.MAGIC.to_bytes(8, "little")
+    (folder / "mobilebert_variables.ckpt.index").write_bytes(content)
+    assert "its blocks overlap" in refused(folder)
+
+
+def test_an_index_with_an_odd_header_is_refused(tmp_path):
+    assert "damaged, or no index" in refused(google(tmp_path, header=field(1, b"ab")))
+
+
+def test_a_changed_byte_of_the_data_is_found(tmp_path):
+    folder = copy("google-student", tmp_path)
+    data = folder / "mobilebert_variables.ckpt.data-00000-of-00001"
+    content = bytearray(data.read_bytes())
+    content[Bundle(folder / "mobilebert_variables.ckpt").variables[WORDS].offset + 3] ^= 1
+    data.write_bytes(content)
+    assert f"damaged: the checksum of {WORDS} does not hold" in refused(folder)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 50001])
+def test_the_checksum_of_many_bytes_is_that_of_each_in_turn(size):
+    content = np.random.default_rng(size).bytes(size)
+    assert bundle.crc32c(content) == bundle._crc32c(content)
+    assert bundle.crc32c(b"123456789") == 0xE3069283
+
+
+# ---- pickles and shards
+
+
+@pytest.mark.parametrize("kind", ["h5", "bin"])
+@pytest.mark.parametrize("name", ["../x.{}", "a/b.{}", "", ".", "..", "a\0.{}", "x" * 300 + ".{}", "x.{}\n"])
+def test_an_index_names_only_files_beside_it(name, kind, tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    index = folder / {"h5": "tf_model.h5.index.json", "bin": "pytorch_model.bin.index.json"}[kind]
+    index.write_text(json.dumps({"weight_map": {"a": name.format(kind)}}))
+    assert f"allowed: .{kind} files in the same folder" in refused(folder)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02}q", b"", b"PK\3\4aaaa", b"\x80\x02Na."])
+def test_a_damaged_pickle_is_refused(content, tmp_path):
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert "truncated, or holds more than weights" in refused(folder)
+    with pytest.raises(UserError, match="not a pickle of weights alone"):
+        convert_pickle(folder / "pytorch_model.bin", tmp_path / "x.safetensors", "x")
+
+
+TENSORS = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "float8": lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+    "conjugate": lambda: torch.zeros(3, dtype=torch.complex64).conj(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8),
+    "meta": lambda: torch.zeros(3, device="meta"),
 }
 
 
-@pytest.mark.parametrize("plant", REFUSED, ids=lambda plant: plant.__name__)
-@pytest.mark.parametrize("loader", LOADERS)
-def test_a_checkpoints_own_code_is_refused_and_never_asked_about(plant, loader, folder, tmp_path, monkeypatch):
-    canary = tmp_path / "canary"
-    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass Evil: pass\n")
-    monkeypatch.setattr("builtins.input", lambda *_: (canary.write_text("asked"), "y")[1])
-    plant(folder, canary)
-    assert REFUSED[plant] in refusal(lambda: LOADERS[loader](folder))
-    assert not canary.exists()
+@pytest.mark.parametrize("kind", TENSORS)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, that it will drop quantized tensors
+def test_a_tensor_that_numpy_lacks_is_refused(kind, tmp_path):
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    torch.save({"mobilebert.a": TENSORS[kind]()}, folder / "pytorch_model.bin")
+    assert "mobilebert.a is a tensor (" in refused(folder)
 
 
-def test_a_tokenizers_code_is_refused(folder, tmp_path, monkeypatch):
-    canary = tmp_path / "canary"
-    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    for values in ({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, {"auto_map": ["evil.Evil", None]}):
-        (folder / "tokenizer_config.json").write_text(json.dumps(values | {"tokenizer_class": "Evil"}))
-        assert "auto_map in tokenizer_config.json" in refusal(lambda: load_checkpoint(str(folder), TASKS["sst2"]))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "evil.Evil"}))
-    load_checkpoint(str(folder), TASKS["sst2"])  # a class unknown to transformers is not looked up in the folder
-    assert not canary.exists()
+def test_an_expanded_tensor_is_refused(tmp_path):
+    folder = tmp_path / "pickle"
+    folder.mkdir()
+    torch.save({"mobilebert.a": torch.zeros(1).expand(10**7, 10**7)}, folder / "pytorch_model.bin")
+    assert "mobilebert.a claims more values than the file holds" in refused(folder)
 
 
-def test_other_files_of_a_folder_are_never_opened(folder, tmp_path):
-    canary = tmp_path / "canary"
-    for name in ("training_args.bin", "optimizer.pt", "pytorch_model.bin", "rng_state.pth", ".metadata"):
-        (folder / name).write_bytes(pickle.dumps(Evil(canary)))
-    for loader in LOADERS.values():
-        loader(folder)
-    assert not canary.exists()
+# ---- configurations and names
 
 
-def test_a_linked_file_is_read_as_data(folder, tmp_path):
-    canary = tmp_path / "canary"
-    (tmp_path / "elsewhere").write_bytes(pickle.dumps(Evil(canary)))
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    for loader in LOADERS.values():
-        assert "no safetensors file that can be read" in refusal(lambda loader=loader: loader(folder))
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")
-    for loader in LOADERS.values():
-        assert refusal(lambda loader=loader: loader(folder))
-    assert not canary.exists()
+@pytest.mark.parametrize(
+    ("base", "changed", "wanted"),
+    [
+        ("google-student", {"hidden_act": []}, "hidden_act: [] is unknown"),
+        ("google-student", {"vocab_size": 2**62}, "the configuration makes no model"),
+        ("encoder-safetensors", {"architectures": 5}, "architectures in the configuration is 5; allowed: a list of names"),
+        ("encoder-safetensors", {"architectures": [[1]]}, "allowed: a list of names"),
+        ("encoder-safetensors", {"hidden_size": 2**40}, "the configuration makes no model"),
+    ],
+)
+def test_an_odd_configuration_is_refused(base, changed, wanted, tmp_path):
+    folder = copy(base, tmp_path)
+    file = folder / ("bert_config.json" if base.startswith("google") else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert wanted in refused(folder)
 
 
-def test_a_hubs_pickle_is_read_for_its_weights_alone(made, tmp_path, monkeypatch):
-    hub, canary = tmp_path / "hub", tmp_path / "canary"
-    shutil.copytree(made["distilbert"], hub)
-    weights = load_file(hub / "model.safetensors")
-    (hub / "model.safetensors").unlink()
-
-    def cached_file(source, name, revision):
-        if not (hub / name).exists():
-            raise OSError(f"{source} has no {name}")
-        return str(hub / name)
-
-    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
-    torch.save(weights, hub / "pytorch_model.bin")
-    found = load_baseline("some/body", "main").state_dict()
-    assert all(torch.equal(value, weights[f"distilbert.{name}"]) for name, value in found.items())
-    for content in ({"distilbert.weight": Evil(canary)}, [1], {"a": 1}):
-        torch.save(content, hub / "pytorch_model.bin")
-        assert refusal(lambda: load_baseline("some/body", "main")).startswith("some/body: pytorch_model.bin ")
-    assert not canary.exists()
+def test_a_null_num_labels_is_none_at_all(tmp_path):
+    folder = copy("encoder-safetensors", tmp_path)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_labels": None}))
+    convert(str(folder), tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()
 
 
-def test_the_commands_and_the_stage_refuse_in_one_line(folder, tmp_path, capsys, monkeypatch):
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    code_in_config(folder, None)
-    sha256 = file_sha256(folder / "model.safetensors")
-    study = {"schema": 1, "description": "x", "device": "cpu", "data": {"source": "synthetic", "vocab_size": 600}}
-    study |= {"checkpoints": {"mine": {"source": str(folder), "sha256": sha256}}, "run": {"mine": ["sst2"]}}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(study))
-    rows = pd.DataFrame({"sentence": ["red cat"], "label": [1], "idx": [0]})
-    rows.to_parquet(tmp_path / "rows.parquet")
-    monkeypatch.setattr(submission, "is_whole", lambda *_: True)
-    monkeypatch.setattr(submission.input_rows, "read_table", lambda *_: rows)
-    nine = [f"{task}={folder}" for task in submission.LEADERBOARD]
-    for command in (
-        ["predict", folder, "--task", "sst2", "--text", "red"],
-        ["evaluate", folder, "--task", "sst2", "--data", tmp_path / "rows.parquet"],
-        ["submission", *nine, "--data", tmp_path, "--out", tmp_path / "z.zip"],
-        ["checkpoint", "mine", "--study", tmp_path / "mine.yaml", "--results", tmp_path / "results"],
-    ):
-        assert main([*map(str, command), "--threads", "1"]) == 2
-        (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("mobilebert:")]
-        assert "auto_map in config.json: names Python code" in line
-    assert not (tmp_path / "canary").exists()
-    assert not (tmp_path / "z.zip").exists()
-    assert not (tmp_path / "results/mine/checkpoint/mine/model").exists()
+def test_names_of_a_checkpoint_are_printed_on_one_line_and_cut(tmp_path):
+    more = [("zz\x1b[31mRED\nmobilebert: all is well", WORDS), *((f"zz{place:03d}", WORDS) for place in range(200))]
+    lines = convert(str(google(tmp_path, more=more)), tmp_path / "out")
+    assert all(line.isprintable() and len(line) < 600 + 200 + len(str(tmp_path)) for line in lines)
+    assert "zz [31mRED mobilebert: all is well" in "".join(lines)
+
+
+@pytest.mark.parametrize("name", ["bert_config.json", "mobilebert_variables.ckpt.index"])
+def test_a_huge_configuration_or_index_is_not_read(name, tmp_path):
+    folder = copy("google-student", tmp_path)
+    with (folder / name).open("r+b") as stream:
+        stream.truncate((64 << 20) + 1)
+    assert "at most 67,108,864 are read" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '{"loss": NaN}', "{", "\udcff"])
+def test_an_odd_json_file_for_something_else_is_passed_over(text, tmp_path):
+    folder = copy("google-student", tmp_path)
+    (folder / "all_results.json").write_text(text, errors="surrogateescape")
+    convert(str(folder), tmp_path / "out")
+    assert (tmp_path / "out/config.json").is_file()
+    (folder / "bert_config.json").write_text(text, errors="surrogateescape")
+    shutil.rmtree(tmp_path / "out")
+    assert "bert_config.json" in refused(folder)
+
+
+def test_an_index_of_another_program_is_no_checkpoint(tmp_path):
+    folder = copy("google-student", tmp_path)
+    (folder / "faiss.index").write_text("x")
+    assert kind_of(folder) == "google"
+    convert(str(folder), tmp_path / "out")
+    other = tmp_path / "pickle"
+    other.mkdir()
+    (other / "faiss.index").write_text("x")
+    torch.save({}, other / "pytorch_model.bin")
+    assert kind_of(other) == "pickle"
