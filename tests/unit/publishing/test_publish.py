@@ -54,6 +54,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def rewrite(path, **fields):
+    content = json.loads(path.read_text()) | fields
+    content.pop("checksum")
+    path.write_text(json.dumps(sealed(content)))
+
+
 def published(*words) -> int:
     return main(["publish", *words, "--study", "mine.yaml"])
 
@@ -162,3 +168,22 @@ def test_an_offline_environment_refuses_to_push(place, capsys, monkeypatch):
     assert published(SCORE, "--owner", "me", "--push") == 2
     assert capsys.readouterr().err.startswith("mobilebert: publish: HF_HUB_OFFLINE is set, so nothing is uploaded")
     assert published(SCORE) == 0
+
+
+@pytest.mark.parametrize(
+    ("artefacts", "problem"),
+    [
+        ({"model/../../../evil": {"sha256": "a"}}, "'model/../../../evil', which lies outside its folder"),
+        ({"model/link": {"sha256": "a"}}, "'model/link', which lies outside its folder"),
+        ({"model/config.json": {}}, "has no sha256 of it"),
+    ],
+)
+def test_a_record_names_only_files_of_its_folder_with_their_hash(place, capsys, monkeypatch, artefacts, problem):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    folder = place / "results/mine" / SCORE
+    (folder / "model/link").symlink_to(place / "mine.yaml")
+    rewrite(folder / "result.json", artefacts=artefacts)
+    assert published(SCORE, "--owner", "me", "--push") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem in line
