@@ -21,7 +21,8 @@ from mobilebert.reporting import reading
 from mobilebert.reporting.architecture_columns import facts
 from mobilebert.reporting.verdicts import NAMED
 from mobilebert.study.pretraining_seeds import row_of
-from mobilebert.study.stages import VIEWS
+from mobilebert.study.schema import NAME
+from mobilebert.study.stages import STAGES, VIEWS
 from mobilebert.util.errors import UserError, shown
 
 SETUP = {"threads": "threads", "batch": "batch_size", "length": "length"}  # word -> key of a timing's record
@@ -45,8 +46,9 @@ def sources_in(folder: Path) -> list[Source]:
     """Return every record below a folder, without the views, in the order of their paths.
 
     Hidden folders and MLflow's copies do not count. Raises UserError if the folder is missing, if
-    it holds no record, for a damaged or an edited record, for two records of one job except
-    different timings, and for records of several studies except timings.
+    it holds no record, for a damaged or an edited record, for one that no job can have written, for
+    two records of one job except different timings, and for records of several studies except
+    timings.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds records (result.json)")
@@ -57,6 +59,8 @@ def sources_in(folder: Path) -> list[Source]:
         record = read_record(path)
         if record.seal == "edited":
             raise UserError(f"{path}: edited after it was written; restore it")
+        if record.stage not in STAGES or not all(NAME.fullmatch(part) for part in record.name.split("/") if record.name):
+            raise UserError(f"{path}: {shown(record.id)} is no job's id")  # it is shown in paths and commands
         if record.stage not in VIEWS:
             found.append(Source(record, path.parent))
     if not found:

@@ -37,9 +37,9 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
     model's configuration, model_type among them; the weights are drawn from `seed`, because latency
     does not depend on the values. "checkpoint": a folder or hub name. "file": a .tflite file.
     Embeddings and encoder are timed, up to last_hidden_state, for `batch` unpadded sequences of
-    `length` tokens, on `threads` threads. Every model has a new process. All models load, then
-    wait. The parent asks one at a time, in a new random order each round, so that a slow minute of
-    the machine affects all of them. The first `warmup` rounds are not recorded.
+    `length` tokens, on `threads` threads. Every model has a new process. The models load one after
+    the other, then wait. The parent asks one at a time, in a new random order each round, so that a
+    slow minute of the machine affects all of them. The first `warmup` rounds are not recorded.
 
     Returns the settings and "models", "machine", "peaks", "processor", "validity":
 
@@ -60,7 +60,7 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
       timed rounds, nothing is timed. A "file" has no such weights and error None.
 
     Raises UserError for bad settings and specs, an engine that is not installed or cannot run a
-    model, RuntimeError if a process fails. Linux only.
+    model, or a process that fails. Linux only.
     """
     _check(specs, length=length, batch=batch, threads=threads, rounds=rounds, warmup=warmup)
     processes = multiprocessing.get_context("forkserver")
@@ -75,11 +75,12 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
                 home = folder / str(len(prepared))
                 prepared[key] = _prepare(processes, source_of(spec), engines, home, length, batch, seed)
         workers: dict[str, Any] = {}
+        loaded = {}
         for spec in specs:
             source = prepared[_key(spec)]
             task = (spec["engine"], source_of(spec), source["files"].get(spec["engine"]), source["inputs"], threads, seed)
-            workers[spec["name"]] = stack.enter_context(Worker(processes, spec["name"], "serve", task))
-        loaded = {name: worker.answer() for name, worker in workers.items()}
+            workers[spec["name"]] = worker = stack.enter_context(Worker(processes, spec["name"], "serve", task))
+            loaded[spec["name"]] = worker.answer()  # before the next one starts, whose load would slow this start
         reasons = [_crowding(threads, cores())]
         before = [_difference(spec, workers, prepared[_key(spec)]) for spec in specs]
         samples: dict[str, list[float]] = {spec["name"]: [] for spec in specs}

@@ -31,6 +31,7 @@ with contextlib.suppress(ModuleNotFoundError):
     import onnxruntime  # noqa: F401  (here so that the processes share one import)
 
 CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
+OUTPUT = "last_hidden_state"
 CALIBRATION = 8  # batches from which an int8 engine takes the ranges of activations
 IDS_OF_FILE = 100  # ids drawn for a .tflite file, whose vocabulary is not known
 TRIES = 10  # of each peak; the best one counts
@@ -87,7 +88,7 @@ def prepare(connection: Connection, source: dict, engines: list[str], folder: Pa
         raise UserError(f"length: {length} is not from 2 to {longest}, the model's max_position_embeddings")
     rows = [inputs(model.config.vocab_size) for _ in range(CALIBRATION)]
     with _refusing(source, "pytorch"):
-        reference = programs.load(ENGINES["pytorch"], model, 1)(rows[0])["last_hidden_state"]
+        reference = programs.load(ENGINES["pytorch"], model, 1)(rows[0])[OUTPUT]
         flops = _flops(model, rows[0])
     found = {"inputs": rows[0], "reference": reference, "files": _files(source, model, engines, folder, rows)}
     connection.send(("prepared", found | {"flops": flops, "parameters": model.num_parameters()}))
@@ -156,6 +157,8 @@ def serve(
     with _refusing(source, engine):
         loaded = programs.load(ENGINES[engine], model, threads)
         output = loaded(inputs)
+    if OUTPUT not in output:
+        raise UserError(f"no output {OUTPUT}; its outputs: {', '.join(map(str, output)) or 'none'}")
     facts = {"cold_start_ms": (time.perf_counter() - start) * 1e3, "bytes": loaded.bytes, "ran_with": loaded.ran_with}
     facts["memory_mib"] = None if before is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     connection.send(("ready", facts))
@@ -168,7 +171,7 @@ def serve(
         elif question == "cpu":
             connection.send(("seconds", time.process_time()))
         elif question == "output":
-            connection.send(("array", np.asarray(output["last_hidden_state"])))
+            connection.send(("array", np.asarray(output[OUTPUT])))
         elif question == "kernels":
             connection.send(("kernels", _kernels(loaded, inputs)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, one_line
 from mobilebert.util.packages import not_installed
 
 
@@ -35,14 +35,13 @@ class Worker:
         return self.answer()
 
     def answer(self):
+        """Return the next answer. Raises UserError if the process failed or is dead."""
         try:
             kind, value = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"{self.name}: its process ended without an answer (out of memory?)") from None
-        if kind == "user error":
-            raise UserError(value if value.startswith(self.name) else f"{self.name}: {value}")
+            raise UserError(f"{self.name}: its process ended without an answer (out of memory?)") from None
         if kind == "error":
-            raise RuntimeError(f"{self.name}: {value}")
+            raise UserError(value if value.startswith(self.name) else f"{self.name}: {value}")
         return value
 
 
@@ -58,8 +57,8 @@ def work(connection: Connection, task: str, arguments: tuple) -> None:
     except EOFError:
         pass  # the parent is done, or gone
     except ModuleNotFoundError as error:
-        connection.send(("user error", str(not_installed(error))))
+        connection.send(("error", str(not_installed(error))))
     except UserError as error:
-        connection.send(("user error", str(error)))
+        connection.send(("error", str(error)))
     except Exception as error:
-        connection.send(("error", f"{type(error).__name__}: {error}"))
+        connection.send(("error", one_line(error)))

@@ -6,6 +6,8 @@ over the seeds, with every seed beside it.
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping
 
@@ -93,8 +95,8 @@ def _head(checkpoint: Checkpoint, task: Task | None) -> str:
         if task
         else {"transfer": "after knowledge transfer, before distillation"}.get(record.stage)
     )
-    lines = [f"# {checkpoint.name}", ""]
-    lines.append(f"`{model}`, {what or 'pre-trained'}: a checkpoint of a reproduction of [MobileBERT]({PAPER}).")
+    lines = [f"# {markdown(checkpoint.name)}", ""]
+    lines.append(f"{_code(model)}, {what or 'pre-trained'}: a checkpoint of a reproduction of [MobileBERT]({PAPER}).")
     if reading.status(record) == "failed":
         lines += ["", f"**This model has not learnt its task**: {markdown(reading.reason(record))}."]
     if any(not label.startswith(NAMED) for label in reading.labels(record)):
@@ -110,15 +112,26 @@ def _scores(record: Record, metrics: Mapping[str, float]) -> str:
     rows = []
     for name, value in metrics.items():
         each = [reading.number(item) for item in record.samples.get(name, [])]
-        own = f"{each[chosen]:.4f}" if chosen is not None and chosen < len(each) else "–"
-        finite = [item for item in each if reading.is_number(item)]
-        spread = f"{statistics.stdev(finite):.4f}" if len(finite) > 1 else "–"
-        rows.append((name, f"{value:.4f}", spread, str(max(len(each), 1)), own))
+        own = _value(each[chosen]) if chosen is not None and chosen < len(each) else "–"
+        rows.append((markdown(name), _value(value), _spread(each), str(max(len(each), 1)), own))
     lines = ["## Scores", "", *_table(("metric", "value", "standard deviation", "seeds", "this checkpoint"), rows)]
     if isinstance(seeds, list) and len(seeds) > 1:
-        lines += ["", f"A value is the median over seeds {', '.join(map(str, seeds))}. This checkpoint is that of seed {best}:"]
+        every = markdown(", ".join(map(str, seeds)))
+        lines += ["", f"A value is the median over seeds {every}. This checkpoint is that of seed {markdown(best)}:"]
         lines.append("the best on the same rows, so its own value is too high by the choice.")
     return "\n".join(lines)
+
+
+def _value(value: float) -> str:
+    return f"{value:.4f}" if reading.is_number(value) else "–"
+
+
+def _spread(values: Iterable[float]) -> str:
+    finite = [item for item in values if reading.is_number(item)]
+    if len(finite) > 1:
+        with contextlib.suppress(OverflowError):  # no float holds it
+            return _value(statistics.stdev(finite))
+    return "–"
 
 
 def _deviations(record: Record) -> str:
@@ -138,25 +151,29 @@ def _data(data: Record | None, task: Task | None) -> str:
     }
     places = [f"tasks/{task.name}/{split}.parquet" for split in task.splits] if task else []
     places += ["corpus/train.tokens.npy", "corpus/heldout.tokens.npy"]
-    rows = [(place, f"`{data.artefacts[place].get('sha256', '')}`") for place in places if place in data.artefacts]
-    return "\n".join(("## Data", "", words.get(source, source), "", *_table(("file", "sha256"), rows)))
+    rows = [(place, _code(data.artefacts[place].get("sha256", ""))) for place in places if place in data.artefacts]
+    return "\n".join(("## Data", "", words.get(source, markdown(source)), "", *_table(("file", "sha256"), rows)))
 
 
 def _training(record: Record) -> str:
     config = {key: value for key, value in flatten(record.config).items() if not key.startswith(NOT_RECIPE) and value != "None"}
-    seeds = ", ".join(reading.seeds(record)) or "–"
-    rows = [("seeds", seeds), *((key, _code(value)) for key, value in config.items())]
+    seeds = markdown(", ".join(reading.seeds(record))) or "–"
+    rows = [("seeds", seeds), *((markdown(key), _code("" if value == "nan" else value)) for key, value in config.items())]
     return "\n".join(("## Training", "", *_table(("key", "value"), rows)))
 
 
 def _lineage(record: Record, found: Mapping[str, Record], graph: Graph) -> str:
     keys = [key for key in with_upstream(graph, [record.id]) if key in found]
-    rows = [(key, f"`{found[key].fingerprint[:16]}`", found[key].started[:10], reading.status(found[key])) for key in keys]
+    rows = [
+        (markdown(key), _code(found[key].fingerprint[:16]), markdown(found[key].started[:10]), reading.status(found[key]))
+        for key in keys
+    ]
     return "\n".join(("## Jobs behind it", "", *_table(("job", "fingerprint", "made", "status"), rows)))
 
 
 def _use(record: Record, task: Task | None) -> str:
-    kind = str(record.config.get("architecture", {}).get("model_type", "mobilebert"))
+    architecture = record.config.get("architecture")
+    kind = str(architecture.get("model_type", "mobilebert")) if isinstance(architecture, Mapping) else "mobilebert"
     head = "QuestionAnswering" if task and task.is_squad else "SequenceClassification" if task else "PreTraining"
     name = f"{'Bert' if kind == 'bert' else 'MobileBert'}For{head}"
     lines = ["## Use", "", "```python", f"from {CLASSES.get(kind, 'mobilebert')} import {name}", ""]
@@ -171,19 +188,19 @@ def _use(record: Record, task: Task | None) -> str:
 def _origin(checkpoint: Checkpoint) -> str:
     record = checkpoint.record
     rows = [
-        ("made", record.started),
+        ("made", markdown(record.started)),
         ("seconds", f"{reading.seconds(record):.0f}"),
         ("machine", _code(", ".join(f"{key} {value}" for key, value in record.machine.items() if key != "load"))),
         ("packages", _code(", ".join(f"{key} {value}" for key, value in record.versions.items()))),
-        ("commit", record.commit or "not recorded"),
-        ("weights", f"`{record.artefacts.get(f'{FOLDER}model.safetensors', {}).get('sha256', '')}`"),
+        ("commit", markdown(record.commit or "not recorded")),
+        ("weights", _code(record.artefacts.get(f"{FOLDER}model.safetensors", {}).get("sha256", ""))),
         ("record", "`result.json`, with every metric, seed and hash"),
     ]
-    command = f"mobilebert {record.stage} {record.name} --study {record.study}"
+    command = one_line(shlex.join(("mobilebert", record.stage, record.name, "--study", record.study)))
     return "\n".join(("## Origin", "", *_table(("what", "value"), rows), "", "```sh", command, "```"))
 
 
-def _code(text: str) -> str:
+def _code(text: object) -> str:
     """Return a text as code in a cell of a table."""
     return f"`{one_line(text).translate({ord('|'): '/', ord('`'): ' '})}`" if text else "–"
 

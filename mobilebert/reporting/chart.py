@@ -14,7 +14,8 @@ WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
 ROW = 34  # height of a row of intervals
 LETTER = 6  # about the width of a letter
-LARGEST = 1e30  # drawn values are below
+LARGEST = 1e140  # drawn values are below
+LEAST_RANGE = 1e-300  # a smaller range counts as none
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Interval:
 
 def can_be_drawn(*values: float | None) -> bool:
     """Return whether all values are finite and of a size that can be drawn."""
-    return all(value is not None and math.isfinite(value) and abs(value) < LARGEST for value in values)
+    return all(value is not None and abs(value) < LARGEST for value in values)
 
 
 class _Axis:
@@ -59,7 +60,8 @@ class _Axis:
     def __init__(self, values: Iterable[float], start: float, end: float, margin: float = 0.0):
         known = list(values)
         low, high = min(known), max(known)
-        reach = (high - low) * margin if high > low else abs(low) * 0.1 or 1.0
+        around = abs(low) * 0.1 if abs(low) > LEAST_RANGE else 1.0
+        reach = (high - low) * margin if high - low > LEAST_RANGE else around
         self.low, self.high = low - reach, high + reach
         self.start, self.end = start, end
 

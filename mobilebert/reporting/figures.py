@@ -11,9 +11,11 @@ from mobilebert import paper
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading
 from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
+from mobilebert.reporting.run_params import flatten
 from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.tasks import TASKS
 
+SIZE = ("hidden_size", "num_hidden_layers", "intermediate_size")  # models that agree in these are of one size
 MOST = 120  # points of a curve; a longer one is averaged over equal numbers of steps
 # Curves of one kind share an axis: (stages, name of the curve) -> title. Other curves have the
 # title "<stage>: <name>".
@@ -70,14 +72,18 @@ def _model(record: Record) -> str:
 
 
 def _tradeoff(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figure:
-    latency, panels = records.get("latency"), []
+    latency, panels, others = records.get("latency"), [], False  # others: a score is of another size than its time
     times = _milliseconds(latency) if latency and latency.status == "ok" else {}
     for task in TASKS:
         points = []
         for model, time in times.items():
             record, metric = records.get(f"finetune/{model}/{task}"), TASKS[task].metrics[0]
             score = reading.fraction_in_percent(record.metrics.get(metric)) if record and record.status == "ok" else math.nan
-            if record and can_be_drawn(score, time):
+            if not record or not latency or not can_be_drawn(score, time):
+                continue
+            if _size(latency, f"architectures.{model}") != _size(record, "architecture"):
+                others = True
+            else:
                 points.append(Dot(model, styles.get(model, 0), time, score, reading.status(record) != "ok"))
         if len(points) > 1:
             title = f"{TASKS[task].column}: {TASKS[task].metrics[0].replace('_', ' ')} (%), measured here"
@@ -89,13 +95,22 @@ def _tradeoff(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figur
             "Up and to the left is better. A hollow point has not learnt its task. The paper's points are of a Pixel 4 and of "
             "GLUE's test server: compare the order, not the values."
         )
+        text += " A model that was timed at another size than it was scored at is left out." if others else ""
         return Figure("tradeoff", "Accuracy over latency", text, [*panels, published])
     text = "Not drawn: no two models were both timed and scored on one task."
     if latency and latency.status != "ok":
         text = f"Not drawn: the timing is {latency.status} ({reading.reason(latency)})."
+    elif others:
+        text = "Not drawn: the times are of other sizes than the scores: of the paper's widths, the scores of scaled models."
     elif latency is None:
         text = "Not drawn: no timing among the records."
     return Figure("tradeoff", "Accuracy over latency", text, ())
+
+
+def _size(record: Record, place: str) -> tuple[str | None, ...]:
+    """Return the values of SIZE of the architecture at `place` in a record's configuration."""
+    config = flatten(record.config)  # as MLflow gives it back
+    return tuple(config.get(f"{place}.{name}") for name in SIZE)
 
 
 def _milliseconds(record: Record) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 from mobilebert.jobs.record import Record, read_record
 from mobilebert.reporting.experiment import STUDY_FILE
 from mobilebert.reporting.run_params import SHARED
-from mobilebert.reporting.store import SETTINGS, VARIABLE, in_one_line
+from mobilebert.reporting.store import SETTINGS, VARIABLE, database_of, in_one_line
 from mobilebert.study.schema import NAME
 from mobilebert.study.stages import STAGES
 from mobilebert.util.errors import UserError, shown
@@ -46,6 +46,8 @@ def opened(run_id: str) -> Iterator[Parent]:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     with in_one_line(name, ""):
+        if (file := database_of(os.environ[VARIABLE])) and not file.is_file():  # MLflow would create it
+            raise UserError(f"{VARIABLE}: {file}: no such database")
         from mlflow import MlflowClient
 
         client = MlflowClient()
@@ -121,7 +123,17 @@ def _download(client, run, name: str, folder: Path) -> Path | None:
 
 
 def _logged(client, child) -> Record:
-    """Return a record with only what the store logged of it."""
+    """Return a record with only what the store logged of it.
+
+    Raises UserError if that is no record.
+    """
+    try:
+        return _from_logged(client, child)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"runs:/{child.info.run_id}: not a run that `mobilebert track` wrote") from None
+
+
+def _from_logged(client, child) -> Record:
     tags, metrics = child.data.tags, child.data.metrics
     params = dict(child.data.params)
     if left_out := tags.get("shared_params", "").split():

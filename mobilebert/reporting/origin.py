@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,17 +37,18 @@ def origin(row: FilledRow, column: Column, cell: Cell, table: int, study: str) -
     if row.row.model is None or cell.verdict is None:
         return Origin()
     if column.source in ("architecture", "cost"):
-        return Origin(command=f"mobilebert describe {row.row.model}")
+        return Origin(command=f"mobilebert describe {shlex.quote(row.row.model)}")
     if column.source == "glue":
         records = tuple(f"finetune/{row.row.model}/{task}" for task in LEADERBOARD)
-        return Origin(records, f"snakemake --cores 1 table_{table} --config study={study}")
+        return Origin(records, f"snakemake --cores 1 table_{table} --config {shlex.quote(f'study={study}')}")
     record = cell_job(row.row, column)
     return Origin((record,), command_of(record, study)) if record else Origin()
 
 
 def command_of(record: str, study: str) -> str:
     """Return the command that makes a record."""
-    return f"snakemake --cores 1 results/{study}/{record}/result.json --config study={study}"
+    words = ("snakemake", "--cores", "1", f"results/{study}/{record}/result.json", "--config", f"study={study}")
+    return shlex.join(words)
 
 
 def places(folders: Mapping[str, Path], logs: Path, page: Path) -> dict[str, Place]:

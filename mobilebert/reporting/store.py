@@ -57,6 +57,18 @@ def uri_of(database: Path) -> str:
     return f"sqlite+pysqlite:///file:{quote(str(database))}?uri=true"
 
 
+def database_of(uri: str) -> Path | None:
+    """Return the SQLite file that a URI names; None if it names none."""
+    from sqlalchemy.engine import make_url
+
+    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
+        return None
+    name = make_url(uri).database or ":memory:"
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:").partition("?")[0])
+    return None if name == ":memory:" else Path(name)
+
+
 @contextlib.contextmanager
 def in_one_line(what: str, hint: str) -> Iterator[None]:
     """Turn every error of the store in this block into a UserError of one line."""
@@ -134,10 +146,8 @@ def _check_given(uri: str) -> None:
     if kind in ("http", "https"):
         _check_server(uri)
     elif kind == "sqlite":
-        from sqlalchemy.engine import make_url
-
-        if (name := make_url(uri).database) and name != ":memory:" and not name.startswith("file:"):
-            _check_database(Path(name), f"{VARIABLE}: {name}", "; name another store, or unset the variable")
+        if file := database_of(uri):
+            _check_database(file, f"{VARIABLE}: {file}", "; name another store, or unset the variable")
     elif parts.hostname and (port := parts.port or PORTS.get(kind)):
         try:
             socket.create_connection((parts.hostname, port), timeout=ANSWER_S).close()

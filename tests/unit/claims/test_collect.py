@@ -253,3 +253,20 @@ def test_glue_needs_all_nine_tasks():
     assert not math.isnan(found.row_variance)
     del records["rte"]
     assert score("glue", records) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["finetune/../../../leak", "finetune/mobilebert/$(touch pwned);x", "finetune/mobilebert/", "nowhere"]
+)
+def test_a_record_that_no_job_can_have_written_is_refused(tmp_path, key):
+    stage, _, name = key.partition("/")
+    write(tmp_path, "finetune/any", stage=stage, name=name)
+    with pytest.raises(UserError, match=r"result\.json: '.+' is no job's id"):
+        sources_in(tmp_path)
+
+
+def test_every_name_of_a_job_is_allowed(tmp_path):
+    keys = ["data", "finetune/mobilebert/squad_v1.1", "latency", "pretrain/My_own.model-2", "pretrain/scratch-seed-1"]
+    for key in keys:
+        write(tmp_path, key)
+    assert [source.record.id for source in sources_in(tmp_path)] == keys

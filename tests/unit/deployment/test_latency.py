@@ -1,8 +1,10 @@
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig
 
-from mobilebert.deployment import latency
+from mobilebert.deployment import latency, latency_worker
 from mobilebert.deployment.engines.table import ENGINES
+from mobilebert.deployment.worker_process import Worker
 from mobilebert.modeling import MobileBertConfig
 from mobilebert.modeling.cost import cost
 from mobilebert.stages.latency import RAN
@@ -210,8 +213,36 @@ def test_settings_that_cannot_be_measured_are_refused(specs, changes, message):
 
 
 def test_a_failing_process_is_an_error_not_a_number():
-    with pytest.raises(RuntimeError, match=r"reference of mobilebert: AttributeError: .+"):
+    with pytest.raises(UserError, match=r"reference of mobilebert: AttributeError: .+"):
         latency.measure([spec(config=MOBILEBERT | {"id2label": 5})], **SETTINGS)
+
+
+class Processes:
+    """A context whose processes run at once in this one, or die without an answer."""
+
+    Pipe = staticmethod(multiprocessing.Pipe)
+
+    def __init__(self, dies=False):
+        self.dies = dies
+
+    def Process(self, target, args, daemon):
+        start = (lambda: None) if self.dies else (lambda: target(*args))
+        return SimpleNamespace(start=start, join=lambda *_: None, is_alive=lambda: False)
+
+
+def test_a_dead_process_is_one_line():
+    with Worker(Processes(dies=True), "mine", "serve", ()) as worker:
+        for ask in (worker.answer, lambda: worker.ask("forward")):
+            with pytest.raises(UserError, match=r"^mine: its process ended without an answer"):
+                ask()
+
+
+def test_a_model_without_the_timed_output_is_refused_with_the_names_of_its_outputs(monkeypatch):
+    monkeypatch.setattr(latency_worker.programs, "load", lambda *_: lambda inputs: {"logits": 1, "scores": 2})
+    arguments = ("litert", {"file": "a.tflite"}, "a.tflite", {}, 1, 0)
+    problem = r"^mine: no output last_hidden_state; its outputs: logits, scores$"
+    with Worker(Processes(), "mine", "serve", arguments) as worker, pytest.raises(UserError, match=problem):
+        worker.answer()
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "litert"])

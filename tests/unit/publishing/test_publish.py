@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 
 import huggingface_hub
 import pytest
@@ -10,7 +12,9 @@ from huggingface_hub import ModelCard, constants
 
 from mobilebert.cli.main import main
 from mobilebert.jobs.freshness import record_folder
-from mobilebert.jobs.record import sealed
+from mobilebert.jobs.record import read_record, sealed
+from mobilebert.publishing.card import card
+from mobilebert.publishing.checkpoint import Checkpoint
 from mobilebert.study.graph import build_graph
 from mobilebert.study.load import load_study
 
@@ -54,6 +58,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def rewrite(path, **fields):
+    content = json.loads(path.read_text()) | fields
+    content.pop("checksum")
+    path.write_text(json.dumps(sealed(content)))
+
+
 def published(*words) -> int:
     return main(["publish", *words, "--study", "mine.yaml"])
 
@@ -62,13 +72,13 @@ def test_a_card_is_one_that_the_hub_reads_and_says_what_was_measured(place, caps
     assert published(SCORE, "--cards", "cards") == 0
     printed, text = capsys.readouterr().out, (place / "cards/mine-mobilebert-sst2.md").read_text()
     assert text in printed
-    card = ModelCard(text)
-    (result,) = card.data.eval_results
+    read = ModelCard(text)
+    (result,) = read.data.eval_results
     assert (result.metric_type, result.metric_value, result.metric_name) == ("accuracy", 0.8, "accuracy, median of 3 seeds")
     assert (result.dataset_type, result.dataset_split, result.verified) == ("generated", "validation", False)
-    assert card.data.tags == ["mobilebert", "synthetic", "scaled", "corpus"]
-    assert card.data.to_dict()["pipeline_tag"] == "text-classification"
-    assert card.data.datasets is None
+    assert read.data.tags == ["mobilebert", "synthetic", "scaled", "corpus"]
+    assert read.data.to_dict()["pipeline_tag"] == "text-classification"
+    assert read.data.datasets is None
     assert "| accuracy | 0.8000 | 0.1000 | 3 | 0.9000 |" in text
     assert "that of seed 2:\nthe best on the same rows" in text
     for words in (*LABELS, "not comparable with the paper's", "a" * 64, "c" * 40, f"| {TEACHER} |", "`cpu a / b`"):
@@ -162,3 +172,50 @@ def test_an_offline_environment_refuses_to_push(place, capsys, monkeypatch):
     assert published(SCORE, "--owner", "me", "--push") == 2
     assert capsys.readouterr().err.startswith("mobilebert: publish: HF_HUB_OFFLINE is set, so nothing is uploaded")
     assert published(SCORE) == 0
+
+
+@pytest.mark.parametrize(
+    ("artefacts", "problem"),
+    [
+        ({"model/../../../evil": {"sha256": "a"}}, "'model/../../../evil', which lies outside its folder"),
+        ({"model/link": {"sha256": "a"}}, "'model/link', which lies outside its folder"),
+        ({"model/config.json": {}}, "has no sha256 of it"),
+    ],
+)
+def test_a_record_names_only_files_of_its_folder_with_their_hash(place, capsys, monkeypatch, artefacts, problem):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    folder = place / "results/mine" / SCORE
+    (folder / "model/link").symlink_to(place / "mine.yaml")
+    rewrite(folder / "result.json", artefacts=artefacts)
+    assert published(SCORE, "--owner", "me", "--push") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem in line
+
+
+def test_a_card_escapes_what_records_say_and_prints_no_nan(place, capsys):
+    evil = "<img src=x>|[a](http://b)"
+    path = place / "results/mine" / SCORE / "result.json"
+    details = {"seeds": [0, 1, evil], "best_seed": evil, "statuses": ["ok"] * 3}
+    rewrite(path, commit=evil, started=evil, details=details, samples={"accuracy": [0.7, 1e308, None]}, machine={evil: "`"})
+    rewrite(place / "results/mine/data/result.json", artefacts={"tasks/sst2/train.parquet": {"sha256": f"`{evil}"}})
+    rewrite(place / "results/mine" / TEACHER / "result.json", started=evil, metrics={f"heldout_{evil}": 1.0})
+    assert published() == 0
+    assert published(SCORE) == 0
+    assert published(TEACHER) == 0
+    text = capsys.readouterr().out
+    cards = re.sub(r"(?s)^---\n.*?\n---\n", "", text, flags=re.MULTILINE)  # the head is YAML, which quotes
+    shown = re.sub(r"`[^`\n]*`", "", cards)
+    assert not re.search(r"(?<!\\)<img|(?<!\\)\[a\]\(", shown)
+    assert r"\<img" in shown
+    assert "nan" not in shown.split()
+    assert "| accuracy | 0.8000 | " in text
+
+
+def test_a_card_needs_no_architecture(place):
+    found = {record.id: record for record in map(read_record, (place / "results/mine").rglob("result.json"))}
+    odd = found[SCORE].model_copy(update={"config": found[SCORE].config | {"architecture": "none", "lr": math.nan}})
+    checkpoint = Checkpoint(odd, place, {})
+    text = card(checkpoint, found, build_graph(load_study("mine.yaml")))
+    assert "MobileBertForSequenceClassification" in text
+    assert "nan" not in text

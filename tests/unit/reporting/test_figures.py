@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mobilebert.jobs.record import Record
-from mobilebert.reporting.chart import Curve, Dot, Interval, curves, dots, intervals
+from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
 from mobilebert.reporting.figures import MOST, figures
 
 
@@ -38,13 +38,17 @@ def line(svg):
     return [tuple(map(float, point.split(","))) for point in points.split()]
 
 
+SIZE = {"hidden_size": 512, "num_hidden_layers": 24, "intermediate_size": 512}
 LATENCY = record(
-    "latency", config={"engines": ["pytorch"]}, metrics={"bert-base/pytorch:p50_ms": 30.0, "mobilebert/pytorch:p50_ms": 10.0}
+    "latency",
+    config={"engines": ["pytorch"], "architectures": {"bert-base": SIZE, "mobilebert": SIZE}},
+    metrics={"bert-base/pytorch:p50_ms": 30.0, "mobilebert/pytorch:p50_ms": 10.0},
 )
 SCORES = (
-    record("finetune/bert-base/sst2", metrics={"accuracy": 0.9}),
-    record("finetune/mobilebert/sst2", metrics={"accuracy": 0.8, "failed_share": 1.0}),
+    record("finetune/bert-base/sst2", config={"architecture": SIZE}, metrics={"accuracy": 0.9}),
+    record("finetune/mobilebert/sst2", config={"architecture": SIZE}, metrics={"accuracy": 0.8, "failed_share": 1.0}),
 )
+SMALL = record("finetune/bert-base/sst2", config={"architecture": SIZE | {"num_hidden_layers": 4}}, metrics={"accuracy": 0.9})
 
 
 def test_losses_of_one_kind_share_an_axis_and_others_do_not():
@@ -103,6 +107,7 @@ def test_accuracy_over_latency_marks_models_that_did_not_learn():
     [
         (of(*SCORES), "no timing among the records"),
         (of(LATENCY), "no two models"),
+        (of(LATENCY, SMALL, SCORES[1]), "the times are of other sizes than the scores"),
         (of(record("latency", "void", reason="other programs ran"), *SCORES), "the timing is void (other programs ran"),
     ],
 )
@@ -154,7 +159,7 @@ def test_a_curve_spans_its_axes():
     assert right <= 380
 
 
-@pytest.mark.parametrize("value", [0.0, -1e29, 1e29, 1e-29, 5.0])
+@pytest.mark.parametrize("value", [0.0, -1e139, 1e139, 1e-29, 5e-324, -1e-310, 5.0])
 def test_a_constant_of_any_size_can_be_drawn(value):
     for svg in (
         curves("c", [Curve(0, [(0.0, value), (1.0, value)])], "step"),
@@ -174,3 +179,19 @@ def test_names_of_close_points_do_not_cover_one_another():
 def test_words_in_a_chart_are_escaped():
     svg = intervals("<a>", [Interval("<b>", "<c>", (1.0,))], "<d>")
     assert not re.search("<[abcd]>", svg)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, math.nan, 1e140, None])
+def test_a_value_that_no_picture_holds_is_not_drawn(value):
+    assert not can_be_drawn(1.0, value)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 5e-324), (-5e-324, 0.0), (0.0, 1e-299), (-1e139, 1e139), (1.0, 1 + 2e-16)])
+def test_a_range_of_any_size_can_be_drawn(low, high):
+    for svg in (
+        curves("c", [Curve(0, [(0.0, low), (1.0, high)])], "step"),
+        dots("d", [Dot("a", 0, abs(low), low), Dot("b", 0, abs(high), high)], "ms"),
+        intervals("i", [Interval("a", "", (low, high), low, high)], "nats"),
+    ):
+        assert "nan" not in svg
+        assert "inf" not in svg

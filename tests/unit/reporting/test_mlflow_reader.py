@@ -1,5 +1,7 @@
 """The MLflow store gives back the files that it was made from."""
 
+from types import SimpleNamespace
+
 import pytest
 from mlflow_runs import LATENCY, PRETRAIN, STUDY, client_of, graph_of, job, runs_of, write_record
 
@@ -82,3 +84,30 @@ def test_a_store_cannot_write_outside_the_folder(tracked, results, tmp_path):
         client.set_tag(run, tag, before)
     assert {path.name for path in tmp_path.iterdir()} == {"results", "deep"}
     assert [path.name for path in folder.parent.iterdir()] == ["copy"]
+
+
+def test_a_database_that_is_missing_is_not_created(tmp_path, monkeypatch, capsys):
+    for uri in (f"sqlite:///{tmp_path}/typo.db", f"sqlite+pysqlite:///file:{tmp_path}/typo%3F.db?uri=true"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert main(["report", "--from-mlflow", "runs:/any", "--out", str(tmp_path / "page")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith(".db: no such database")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tags", "params"),
+    [
+        ({}, {"seeds": "[0,"}),
+        ({"status": "odd"}, {}),
+        ({"status": None}, {}),
+        ({"shared_params": "steps"}, {}),
+        ({"study": None}, {}),
+    ],
+)
+def test_a_run_that_the_package_did_not_write_is_one_line(tags, params):
+    known = {"job": SCORE.id, "status": "ok", "fingerprint": "0" * 64, "study": "study"} | tags
+    data = SimpleNamespace(tags={key: value for key, value in known.items() if value}, metrics={}, params=params)
+    child = SimpleNamespace(info=SimpleNamespace(run_id="abc"), data=data)
+    with pytest.raises(mlflow_reader.UserError, match=r"^runs:/abc: not a run that `mobilebert track` wrote$"):
+        mlflow_reader._logged(SimpleNamespace(get_run=lambda _: child), child)
