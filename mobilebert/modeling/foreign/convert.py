@@ -46,7 +46,7 @@ def convert(source: str, out: Path, preset: str | None = None, config_file: Path
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; name a new folder")
-    found = sources.read(source)
+    found = sources.read(source, preset is not None or config_file is not None)
     values = found.values
     if preset is not None:
         values = preset_fields(preset)

@@ -40,14 +40,18 @@ class Foreign:
     types: set[str] = field(default_factory=set)
 
 
-def read(source: str) -> Foreign:
-    """Return the checkpoint at a path. Raises UserError, one line, if it cannot be read."""
+def read(source: str, is_configured: bool = False) -> Foreign:
+    """Return the checkpoint at a path. Raises UserError, one line, if it cannot be read.
+
+    is_configured: its configuration is given elsewhere, so none is looked for beside the weights.
+    """
     path = Path(source).expanduser()
     kind = kind_of(path)
     if kind is None:
         raise UserError(f"{source}: {_what_is_missing(path)}")
     readers = {"safetensors": _read_safetensors, "h5": _read_h5, "google": _read_google, "pickle": _read_pickle}
     found = readers[kind](path, source)
+    found.values = None if is_configured else _config_beside(found.folder, source)
     _unwrap(found)
     _to_float32(found)
     return found
@@ -111,7 +115,7 @@ def _of_keras(found: Mapping[str, np.ndarray], folder: Path, source: str) -> For
             _put(arrays, renamed[0], array.T if renamed[1] else array, source)
     if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
         raise UserError(f"{source}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
-    return Foreign(source, "transformers' TensorFlow weights", folder, arrays, _config_beside(folder, source), _left_out(unknown))
+    return Foreign(source, "transformers' TensorFlow weights", folder, arrays, notes=_left_out(unknown))
 
 
 def _put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray, source: str) -> None:
@@ -133,7 +137,7 @@ def _read_safetensors(path: Path, source: str) -> Foreign:
             arrays |= {name: _numpy(stream.get_tensor(name), name, source, types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
     if is_of_keras:
         return _of_keras(arrays, path, source)
-    return Foreign(source, "safetensors", path, arrays, _config_beside(path, source), types=types)
+    return Foreign(source, "safetensors", path, arrays, types=types)
 
 
 def _numpy(tensor: Any, name: str, source: object, types: set[str]) -> np.ndarray:
@@ -180,9 +184,8 @@ def _read_google(path: Path, source: str) -> Foreign:
         "Google's TensorFlow checkpoint",
         prefix.parent,
         arrays,
-        _config_beside(prefix.parent, source),
-        notes + _left_out(unknown),
-        types,
+        notes=notes + _left_out(unknown),
+        types=types,
     )
 
 
@@ -207,7 +210,7 @@ def _read_pickle(path: Path, source: str) -> Foreign:
             raise UserError(f"{file}: holds more than weights, so it is not read")
         for name, value in weights.items():
             arrays[str(name)] = _numpy(value, str(name), file, types)
-    return Foreign(source, "PyTorch's pickle", folder, arrays, _config_beside(folder, source), types=types)
+    return Foreign(source, "PyTorch's pickle", folder, arrays, types=types)
 
 
 # ---- what is beside the weights

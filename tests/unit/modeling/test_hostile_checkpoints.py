@@ -305,6 +305,13 @@ def test_an_odd_json_file_for_something_else_is_passed_over(text, tmp_path):
     assert "bert_config.json" in refused(folder)
 
 
+def test_config_chooses_between_two_configurations(tmp_path):
+    folder = copy("google-student", tmp_path)
+    shutil.copy(folder / "bert_config.json", folder / "second.json")
+    assert "2 configurations, as bert_config.json; choose one with --config" in refused(folder)
+    convert(str(folder), tmp_path / "out", None, folder / "second.json")
+
+
 def test_an_index_of_another_program_is_no_checkpoint(tmp_path):
     folder = copy("google-student", tmp_path)
     (folder / "faiss.index").write_text("x")
