@@ -117,7 +117,7 @@ def _scores(record: Record, metrics: Mapping[str, float]) -> str:
     lines = ["## Scores", "", *_table(("metric", "value", "standard deviation", "seeds", "this checkpoint"), rows)]
     if isinstance(seeds, list) and len(seeds) > 1:
         every = markdown(", ".join(map(str, seeds)))
-        lines += ["", f"A value is the median over seeds {every}. This checkpoint is that of seed {markdown(best)}:"]
+        lines += ["", f"A value is the median over seeds {every}. This checkpoint is that of seed {markdown(str(best))}:"]
         lines.append("the best on the same rows, so its own value is too high by the choice.")
     return "\n".join(lines)
 
@@ -202,7 +202,7 @@ def _origin(checkpoint: Checkpoint) -> str:
 
 def _code(text: object) -> str:
     """Return a text as code in a cell of a table."""
-    return f"`{one_line(text).translate({ord('|'): '/', ord('`'): ' '})}`" if text else "–"
+    return f"`{one_line(str(text)).translate({ord('|'): '/', ord('`'): ' '})}`" if text else "–"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
