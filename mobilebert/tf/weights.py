@@ -111,7 +111,7 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
         arrays = {}
         for path in weight_files(files.folder, files.source):
             with safe_open(path, "pt") as stream:
-                arrays |= {name: stream.get_tensor(name).float().numpy() for name in stream.keys()}  # noqa: SIM118
+                arrays |= {name: stream.get_tensor(name).float().numpy() for name in stream.keys()}  # noqa: SIM118 - not a mapping
         model = kind(chosen)
         load_state_dict(model, arrays, source, may_lack_head=True)
         model.config.name_or_path = str(source)

@@ -10,13 +10,10 @@ from itertools import chain, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mobilebert.data import corpus
 from mobilebert.data.corpus import is_heldout, prepare_corpus, unigram_entropy
 from mobilebert.data.decontamination import Paragraphs
-from mobilebert.data.sentences import sentences
 from mobilebert.data.sources import open_source
 from mobilebert.data.tokenizer import build_tokenizer
 from mobilebert.study.code_hash import PACKAGE, _read
@@ -268,44 +265,6 @@ def test_the_synthetic_corpus_repeats_some_development_paragraphs(synthetic, tmp
     assert 0.01 <= len(leaking) / len(paragraphs) <= 0.02
     counts = prepare(documents, tokenizer, tmp_path, paragraphs)
     assert counts["documents_dropped"] == len(leaking)
-
-
-WORDS = st.lists(st.sampled_from(["a", "b", "cc", "Dd", "eee", "Ffff"]), min_size=1, max_size=9)
-
-
-@given(st.lists(WORDS, max_size=5), st.lists(WORDS, min_size=1, max_size=4), st.sampled_from([" ", "\n", ", ", " – "]))
-def test_paragraphs_are_found_as_runs_of_words(paragraphs, document, space):
-    words = [word.lower() for words in document for word in words]
-    runs = [[word.lower() for word in paragraph] for paragraph in paragraphs]
-    expected = any(run == words[start : start + len(run)] for run in runs for start in range(len(words)))
-    text = space.join(space.join(words) for words in document)
-    assert Paragraphs(" ".join(words) for words in paragraphs).in_document(text) == expected
-
-
-def test_an_edited_paragraph_is_found_by_a_long_sentence():
-    sentence = "The quick brown fox jumps over the lazy dog near the old stone bridge every morning."
-    paragraphs = Paragraphs([f"It was so. {sentence} Nobody saw it."])
-    assert paragraphs.in_document(f"Some article.\nIt was not so. {sentence.replace(' ', '  ')} Someone saw it.")
-    assert not paragraphs.in_document("Some article. It was so. The quick brown fox sleeps. Nobody saw it.")
-
-
-@given(st.text(alphabet="aB .!?\n\"'", max_size=60))
-def test_sentences_keep_every_word(text):
-    found = list(sentences(text))
-    assert "".join("".join(found).split()) == "".join(text.split())
-    assert all(sentence and sentence == sentence.strip() for sentence in found)
-
-
-def test_sentences():
-    text = 'He met J. Smith. "Why?" she asked! It cost 3.5 dollars.\nA title\nThe end.'
-    assert list(sentences(text)) == [
-        "He met J. Smith.",
-        '"Why?"',
-        "she asked!",
-        "It cost 3.5 dollars.",
-        "A title",
-        "The end.",
-    ]
 
 
 def test_unigram_entropy_of_a_uniform_distribution():

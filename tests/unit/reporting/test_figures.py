@@ -4,20 +4,10 @@ import math
 import re
 
 import pytest
+from short_records import of, record
 
-from mobilebert.jobs.record import Record
 from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
 from mobilebert.reporting.figures import MOST, figures
-
-
-def record(key, status="ok", **fields):
-    stage, _, name = key.partition("/")
-    content = {"metrics": {}, "config": {}, **fields}
-    return Record(schema=1, study="study", stage=stage, name=name, status=status, fingerprint="0" * 64, inputs={}, **content)
-
-
-def of(*records):
-    return {item.id: item for item in records}
 
 
 def figure(records, name, claims=None):

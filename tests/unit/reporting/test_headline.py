@@ -1,24 +1,14 @@
 """The first screen of the page: what was run, what held, what did not."""
 
 import pytest
+from short_records import of, record
 
-from mobilebert.jobs.record import Record
 from mobilebert.reporting.headline import answer, cards, headlines
 from mobilebert.reporting.tables import fill
 from mobilebert.reporting.verdicts import Outcome
 from mobilebert.study.schema import Study
 
 STUDY = Study(schema=1, description="d")
-
-
-def record(key, status="ok", **fields):
-    stage, _, name = key.partition("/")
-    content = {"metrics": {}, "config": {}, **fields}
-    return Record(schema=1, study="study", stage=stage, name=name, status=status, fingerprint="0" * 64, inputs={}, **content)
-
-
-def of(*records):
-    return {item.id: item for item in records}
 
 
 def outcome(name, result):

@@ -1,6 +1,5 @@
 """Filled tables: their text for records written by hand, with lines worked out by hand."""
 
-import math
 from html.parser import HTMLParser
 
 import pytest
@@ -8,7 +7,6 @@ from markdown_it import MarkdownIt as Markdown
 
 from mobilebert import paper
 from mobilebert.jobs.record import Record
-from mobilebert.reporting.architecture_columns import facts
 from mobilebert.reporting.formats import markdown
 from mobilebert.reporting.tables import counts, fill, fill_table
 from mobilebert.study.schema import Study
@@ -313,26 +311,6 @@ def test_architecture_columns_do_not_depend_on_the_studys_scale():
     assert lines(1, {}, scaled) == lines(1, {})
     assert line(1, "IB-BERT\\_LARGE", {}, scaled)[4] == "512/4/1024, match"
     assert line(1, "IB-BERT\\_LARGE", {}, scaled)[9] == "294.2, match |"
-
-
-def test_architecture_columns_of_bert_base():
-    """Shapes of Devlin et al. 2019: 12 layers of width 768 with 12 heads and an FFN of 3,072."""
-    found = facts(STUDY_BERT)
-    assert found["mha_shape"] == [768, 12, 768]
-    assert found["ffn_shape"] == [768, 3072, 768]
-    assert math.isclose(found["mha"], 12 * 4 * 768 * 768 / 1e6)
-    assert (found["linear_in"], found["embedding_op"], found["norm"], found["activation"]) == (
-        None,
-        "none",
-        "LayerNorm",
-        "gelu",
-    )
-
-
-STUDY_BERT = {
-    "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2,
-}  # fmt: skip
 
 
 def test_no_cell_is_measured_without_records():
