@@ -18,7 +18,7 @@ def whole(workflow, tmp_path_factory):
     """
     results = tmp_path_factory.mktemp("whole")
     seed = random.randrange(10**6)
-    assert workflow.kill_after(random.Random(seed).uniform(3, 15), workflow.mini, results), f"seed {seed}: it ended before"
+    assert workflow.kill_after(random.Random(seed).uniform(2, 8), workflow.mini, results), f"seed {seed}: it ended before"
     run = workflow.run(workflow.mini, results)
     assert run.returncode == 0, f"seed {seed}: " + run.stdout[-3000:] + run.stderr[-3000:]
     return results

@@ -134,7 +134,8 @@ def _read_safetensors(path: Path, source: str) -> Foreign:
     for file in files:
         with safe_open(file, "pt") as stream:
             is_of_keras |= (stream.metadata() or {}).get("format") == "tf"
-            arrays |= {name: _numpy(stream.get_tensor(name), name, source, types) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+            for name in stream.keys():  # noqa: SIM118 - not a mapping
+                _put(arrays, name, _numpy(stream.get_tensor(name), name, source, types), source)
     if is_of_keras:
         return _of_keras(arrays, path, source)
     return Foreign(source, "safetensors", path, arrays, types=types)
