@@ -210,7 +210,7 @@ def _read_pickle(path: Path, source: str) -> Foreign:
         if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
             raise UserError(f"{file}: holds more than weights, so it is not read")
         for name, value in weights.items():
-            arrays[str(name)] = _numpy(value, str(name), file, types)
+            _put(arrays, str(name), _numpy(value, str(name), file, types), source)
     return Foreign(source, "PyTorch's pickle", folder, arrays, types=types)
 
 

@@ -322,3 +322,14 @@ def test_an_index_of_another_program_is_no_checkpoint(tmp_path):
     (other / "faiss.index").write_text("x")
     torch.save({}, other / "pytorch_model.bin")
     assert kind_of(other) == "pickle"
+
+
+def test_a_weight_that_stands_in_two_shards_is_refused(tmp_path):
+    name = "embeddings.LayerNorm.bias"
+    shards = [f"pytorch_model-{number}.bin" for number in (1, 2)]
+    for value, shard in enumerate(shards):
+        torch.save({name: torch.full((2,), float(value))}, tmp_path / shard)
+    index = {"weight_map": {name: shards[0], "other": shards[1]}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text('{"model_type": "mobilebert"}')
+    assert f"two of its variables are {name}" in refused(tmp_path)
