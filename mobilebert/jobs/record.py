@@ -40,6 +40,28 @@ class Quantization(BaseModel):
     calibration_rows: int = 0  # rows of the training split that fixed the ranges of activations; 0: none did
 
 
+class AttentionMaps(BaseModel):
+    """The attention of one model: layer, from 1 -> head -> looking token -> share of each token.
+
+    weights: the stage that left the weights; "initial": those before the first step.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: str
+    weights: str
+    layers: dict[int, tuple[tuple[tuple[float, ...], ...], ...]]
+
+
+class Attention(BaseModel):
+    """The attention of several models, the teacher first, on one text of `tokens`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tokens: tuple[str, ...]
+    maps: tuple[AttentionMaps, ...]
+
+
 class Record(BaseModel):
     """One result.json. A metric is a fraction (accuracy 0.91), nats, milliseconds or a count."""
 
@@ -72,6 +94,7 @@ class Record(BaseModel):
     row: str | None = None  # the paper's model row that this record belongs to
     pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
     usage: dict[str, list[tuple[float, float]]] = {}  # of the machine while it trained: name -> (seconds, value)
+    attention: Attention | None = None
     commit: str | None = None  # git commit of the code, with "-dirty" if tracked files differed from it
     checksum: str | None = None  # sha256 of this record's content without this key
 

@@ -58,6 +58,7 @@ NOT_RUN = {
     "mobilebert report --from-mlflow runs:/ID --out page": f"{STORE} tests/unit/reporting/test_mlflow_reader.py does",
     "mobilebert compare runs:/BASE runs:/NEW --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
     "mobilebert compare results/before results/after --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "mobilebert attention mobilebert-jkt --study cpu": "needs trained models: tests/unit/stages/test_attention.py has small ones",
     "mobilebert publish --study cpu": TRAINED,
     "mobilebert publish finetune/mobilebert/sst2 --study cpu --cards cards": TRAINED,
     "mobilebert publish finetune/mobilebert/sst2 --study cpu --owner me --push": TRAINED,

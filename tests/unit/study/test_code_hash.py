@@ -51,6 +51,7 @@ def test_a_statement_changes_the_stages_that_use_it(package):
         "pretrain",
         "transfer",
         "distill",
+        "attention",
         "finetune",
         "quantize",
     }
