@@ -46,7 +46,7 @@ def publish(options: argparse.Namespace) -> int:
         if options.cards:
             write_atomically((options.cards / f"{item.name}.md").resolve(), text.encode())
         print(f"{options.owner}/{item.name}: {item.record.id}")
-        sizes = {hub.CARD: len(text.encode())} | {name: path.stat().st_size for name, path in item.files.items()}
+        sizes = {hub.CARD: len(text.encode())} | {name: path.stat().st_size for name, path in (item.files | item.int8).items()}
         for name, size in sizes.items():
             print(f"  {size:>13,} bytes  {name}")
         if options.push:

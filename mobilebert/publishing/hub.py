@@ -28,7 +28,7 @@ def push(checkpoint: Checkpoint, repo: str, card: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     refusals = (*HfHubHTTPError.__bases__, HFValidationError)  # its bases: all errors of the transport, and OSError
-    files = {CARD: card.encode()} | {name: str(path) for name, path in checkpoint.files.items()}
+    files = {CARD: card.encode()} | {name: str(path) for name, path in (checkpoint.files | checkpoint.int8).items()}
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     message = f"{checkpoint.record.id} of study {checkpoint.record.study}, {checkpoint.record.fingerprint[:16]}"
     try:

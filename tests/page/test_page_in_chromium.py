@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
 
@@ -210,6 +211,25 @@ def test_the_log_of_a_cell_opens(committed):
     committed.js("document.querySelector(\"[popovertarget='cell-8-3-4-facts']\").click()")
     link = committed.driver.find_element("link text", "log").get_attribute("href")
     assert link.endswith("cpu/logs/finetune/mobilebert/sst2.log")
+
+
+@pytest.mark.parametrize("kind", ["data", "file"])
+def test_a_frame_has_no_dead_link(committed, tmp_path, kind):
+    """Snakemake's report.html holds the page as a data URI, its report.zip as a file; both without
+    the records."""
+    copy = tmp_path / "copy.html"
+    shutil.copy(committed.page, copy)
+    uri = copy.as_uri() if kind == "file" else f"data:text/html;base64,{b64encode(copy.read_bytes()).decode()}"
+    count = "return document.querySelectorAll(arguments[0]).length"
+    files, places = "a:not([href^='#'])", "a[href^='#']"
+    assert committed.js(count, files) > 50
+    known = committed.js(count, places)
+    committed.page = tmp_path / "report.html"
+    committed.page.write_text(f"<iframe width=1000 height=800 src='{uri}'></iframe>")
+    committed.open().driver.switch_to.frame(0)
+    assert committed.js(count, files) == 0
+    assert committed.js(count, places) == known
+    assert "result.json, no log kept" in committed.js("return document.querySelector('#records ~ .wide').textContent")
 
 
 @pytest.mark.parametrize("section", ["headline", "table-4", "records"])
