@@ -40,6 +40,7 @@ def publish(options: argparse.Namespace) -> int:
     chosen = checkpoints(options.results, found, options.jobs)
     cards = {item.name: card(item, found, graph) for item in chosen}
     for item in chosen:
+        hub.check_name(f"{options.owner}/{item.name}")
         item.check()  # all of them, before the first upload
     for item in chosen:
         text = cards[item.name]

@@ -78,6 +78,8 @@ def checkpoints(results: Path, found: Mapping[str, Record], wanted: Iterable[str
             known[key] = Checkpoint(record, folder, files, quantized, int8)
     if not known:
         raise UserError("publish: no current record has a trained checkpoint; run the study first")
+    if int8 := [key for key in wanted if known.get(_tuned(key)) and known[_tuned(key)].int8]:
+        raise UserError(f"publish: {int8[0]}: its files go with the checkpoint; name {_tuned(int8[0])}")
     if unknown := [key for key in wanted if key not in known]:
         raise UserError(f"publish: {unknown[0]}: no trained checkpoint with a current record; {allowed(known, unknown[0])}")
     return [known[key] for key in dict.fromkeys(wanted) or known]
@@ -88,6 +90,11 @@ def _quantized(record: Record, found: Mapping[str, Record]) -> Record | None:
     quantized = found.get(f"quantize/{record.name}") if record.stage == "finetune" else None
     is_its_own = quantized is not None and quantized.inputs.get(record.id) == record.fingerprint
     return quantized if is_its_own and quantized.status == "ok" else None
+
+
+def _tuned(key: str) -> str:
+    """Return the id of the fine-tuning whose model the job `key` quantized; "" for other jobs."""
+    return key.replace("quantize/", "finetune/", 1) if key.startswith("quantize/") else ""
 
 
 def hub_name(file: str) -> str:

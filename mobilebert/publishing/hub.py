@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilebert.publishing.checkpoint import Checkpoint
-from mobilebert.util.errors import UserError, one_line
+from mobilebert.util.errors import UserError, one_line, shown
 
 CARD = "README.md"
 
@@ -16,6 +16,17 @@ def check_access() -> None:
         raise UserError("publish: HF_HUB_OFFLINE is set, so nothing is uploaded; unset it, or leave out --push")
     if not get_token():
         raise UserError("publish: no token for the hub; set HF_TOKEN, or run: hf auth login")
+
+
+def check_name(repo: str) -> None:
+    """Raise UserError if the hub takes no repository of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise UserError(f"publish: --owner: the hub takes no repository {shown(repo)}; use letters, digits, - and _") from None
 
 
 def push(checkpoint: Checkpoint, repo: str, card: str) -> str:

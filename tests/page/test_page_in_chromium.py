@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilebert.jobs.record import sealed
 from mobilebert.reporting.page import render
 from mobilebert.reporting.tables import fill
 from mobilebert.stages.report import from_records
@@ -27,6 +28,15 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+EVEN = {"1": [[[1 / 16] * 16] * 16] * 4}
+ATTENTION = {
+    **{"schema": 1, "study": "cpu", "stage": "attention", "name": "mobilebert", "status": "ok", "fingerprint": "0" * 64},
+    **{"config": {}, "inputs": {}},
+    "attention": {
+        "tokens": ["[MASK]"] * 16,
+        "maps": [{"model": "control-shuffled-teacher", "weights": "initial", "layers": EVEN}] * 2,
+    },
+}
 LONG = "an_expectation_without_a_single_space_" * 12
 
 selenium = pytest.importorskip("selenium", reason="Selenium is not installed; run: tests/page/install.sh")
@@ -86,6 +96,9 @@ def pages(tmp_path_factory):
     log = folder / "cpu/logs/finetune/mobilebert/sst2.log"
     log.parent.mkdir(parents=True)
     log.write_text("epoch 1\n")
+    maps = folder / "cpu/attention/mobilebert/result.json"
+    maps.parent.mkdir(parents=True)
+    maps.write_text(json.dumps(sealed(ATTENTION)))
     from_records(folder / "cpu", folder / "committed")
     study = Study(schema=1, description=LONG)
     empty = folder / "empty.html"
@@ -247,6 +260,21 @@ def test_heads_and_names_stay_in_sight(committed, section, width):
     assert abs(head["top"] - frame["top"]) <= 2
     assert abs(name["left"] - frame["left"]) <= 2
     assert width == 1440 or moved[1] > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_attention_maps_show_in_both_schemes_and_have_a_text(committed, scheme):
+    committed.open(390, scheme=scheme)
+    drawing = "#attention ~ .panels svg"
+    label = committed.js("return document.querySelector(arguments[0]).getAttribute('aria-label')", drawing)
+    assert label.endswith("control-shuffled-teacher, the teacher; control-shuffled-teacher, before its first step 0.00 off")
+    colour = committed.js("return getComputedStyle(document.querySelector(arguments[0])).fill", f"{drawing} .cell")
+    paper = committed.js("return getComputedStyle(document.body).backgroundColor")
+    ink, ground = (sum(map(int, text[4:-1].split(","))) for text in (colour, paper))
+    assert abs(ink - ground) > 400
+    names = f"return [...document.querySelectorAll('{drawing} text.name')].map((one) => one.getBoundingClientRect().toJSON())"
+    boxes = committed.js(names)
+    assert all(box["left"] >= 0 and box["right"] <= 390 for box in boxes)
 
 
 def test_without_scripts_the_facts_open_too(committed):

@@ -160,7 +160,8 @@ def test_the_int8_files_stand_beside_the_checkpoint_with_their_own_scores(quanti
 
 def test_int8_files_are_uploaded_and_checked_like_all_others(quantized, capsys, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "refuses", None)
+    monkeypatch.setattr(Hub, "made", [])
+    monkeypatch.setattr(Hub, "commits", {})
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     assert published(SCORE, "--owner", "me", "--push") == 0
     files = Hub.commits["me/mine-mobilebert-sst2"]
@@ -180,6 +181,11 @@ def test_int8_files_of_no_use_are_left_out(quantized, capsys, fields):
     printed = capsys.readouterr().out
     assert "onnx" not in printed
     assert "int8" not in printed
+
+
+def test_int8_files_are_no_checkpoint_of_their_own(quantized, capsys):
+    assert published(QUANTIZED) == 2
+    assert capsys.readouterr().err == f"mobilebert: publish: {QUANTIZED}: its files go with the checkpoint; name {SCORE}\n"
 
 
 def test_an_int8_model_that_has_not_learnt_says_so(quantized, capsys):
@@ -231,6 +237,10 @@ def test_push_uploads_card_record_and_checked_files_in_one_commit(place, capsys,
     [
         ((SCORE, "--push"), "--push needs the checkpoints by name, and --owner"),
         (("--push", "--owner", "me"), "--push needs the checkpoints by name, and --owner"),
+        (
+            (SCORE, "--owner", "../a b"),
+            "publish: --owner: the hub takes no repository '../a b/mine-mobilebert-sst2'; use letters, digits, - and _",
+        ),
         ((SCORE, "--push", "--owner", "me"), "no token for the hub; set HF_TOKEN"),
         (("finetune/mobilebert/rte",), "no trained checkpoint with a current record; allowed: "),
     ],
