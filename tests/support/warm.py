@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STAGES = ("pretrain", "transfer", "distill", "finetune", "quantize")
+STAGES = ("pretrain", "transfer", "distill", "attention", "finetune", "quantize")
 INTERPRETER = """#!{python} -IS
 import os, sys
 words = sys.argv[1:]
