@@ -58,6 +58,8 @@ def test_a_changed_learning_rate_is_named_first(two, capsys):
     assert heads == ["Configuration:", "Code:", "Environment:"]
     (score,) = [line.split() for line in lines if line.startswith("  accuracy")]
     assert score == ["accuracy", "↑", "0.9000", "0.8000", "-0.1000", "1/1", "differs"]
+    jobs = [line for line in lines if line in ("data", "finetune/mobilebert/sst2", "latency")]
+    assert jobs == ["finetune/mobilebert/sst2", "data", "latency"]  # the record that changed comes first
 
 
 def test_one_key_of_many_records_is_one_line(two, capsys):
