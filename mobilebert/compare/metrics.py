@@ -75,18 +75,20 @@ def better(metric: str) -> Better | None:
 
 
 def metric_rows(base: Side, new: Side) -> list[MetricRow]:
-    """Return a row for every metric of both sides.
-
-    Records with a metric that is not the same come first; else the order is the base's.
-    """
+    """Return a row for every metric of both sides, in the order of the base."""
     found = []
     for job in dict.fromkeys([*base.jobs, *new.jobs]):
         mine, theirs = base.jobs.get(job), new.jobs.get(job)
         names = [*(mine.metrics if mine else ()), *(theirs.metrics if theirs else ())]
         for metric in dict.fromkeys(names):
             found.append(_row(job, metric, mine, theirs, job in (*base.edited, *new.edited)))
-    changed = {row.job for row in found if row.verdict != "same" and not row.is_timing}
-    return sorted(found, key=lambda row: row.job not in changed)
+    return found
+
+
+def changed_first(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """Return the rows, those of records with a metric that is not the same before the others."""
+    changed = {row.job for row in rows if row.verdict != "same" and not row.is_timing}
+    return sorted(rows, key=lambda row: row.job not in changed)
 
 
 def _row(job: str, metric: str, base: Facts | None, new: Facts | None, edited: bool) -> MetricRow:
