@@ -83,7 +83,7 @@ def text(context: JobContext) -> tuple[dict[str, torch.Tensor], list[str]]:
     real = int(batch["attention_mask"].sum()) if "attention_mask" in batch else len(ids)
     tokenizer = load_tokenizer(corpus.parent / "tokenizer")
     inputs = {"input_ids": ids[None, :real], "token_type_ids": batch["token_type_ids"][:, :real]}
-    return inputs, [tokenizer.id_to_token(token) for token in inputs["input_ids"][0].tolist()]
+    return inputs, [tokenizer.id_to_token(token) or "" for token in inputs["input_ids"][0].tolist()]
 
 
 @torch.no_grad()
