@@ -54,8 +54,11 @@ def test_a_model_that_has_learnt_is_registered_once_and_the_newest_has_the_alias
 
 
 def test_two_programs_at_once_register_a_record_once(results, monkeypatch):
-    """The second program of this machine waits for the store's lock. One of another machine does not:
-    it registers the record between this program's search and its own version."""
+    """The second program of this machine waits for the store's lock.
+
+    One of another machine does not: it registers the record between this program's search and its
+    own version.
+    """
     found, folder = {LEARNT.id: write_checkpoint(results, LEARNT)}, results / "study"
     tracking.ingest(results, STUDY, graph_of(LEARNT), found)
     client, name, log_model = client_of(results), "study-mobilebert-sst2", registry._logged

@@ -22,7 +22,10 @@ MINI = ROOT / "tests/workflow/mini.yaml"
 
 
 def test_every_metric_of_a_real_record_is_known_and_within_its_range():
-    """The study `cpu` has committed records of all stages but `checkpoint` and `attention`, and all tasks."""
+    """The study `cpu` has committed records of all tasks and of all stages but two.
+
+    These are `checkpoint` and `attention`.
+    """
     graph, seen = build_graph(load_study("cpu")), set()
     for path in RECORDS:
         record = json.loads(path.read_text())
