@@ -1,0 +1,98 @@
+"""Every way to int8 writes a file near the float model, and describes it in one shape."""
+
+import numpy as np
+import pytest
+import torch
+
+from mobilebert.deployment import ways
+from mobilebert.deployment.export import export_onnx
+from mobilebert.deployment.fake_quantization import aware
+from mobilebert.finetuning.task import forward_of
+from mobilebert.modeling import MobileBertConfig, MobileBertForQuestionAnswering, MobileBertForSequenceClassification
+from mobilebert.util.errors import UserError
+
+LENGTH = 16
+SIZES = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {**SIZES, "embedding_size": 32, "intra_bottleneck_size": 32, "initializer_range": 0.1}
+KINDS = {"classes": MobileBertForSequenceClassification, "answers": MobileBertForQuestionAnswering}
+NEEDED = {"openvino-int8": ["nncf"], "quanto": ["optimum.quanto"], "litert": ["tensorflow", "ai_edge_litert"]}
+
+
+def needs(way):
+    for package in NEEDED.get("litert" if way.startswith("litert") else way, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed: make test-engines")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def source(request, tmp_path_factory):
+    """Return a model in every form, with rows of 5 to 16 tokens."""
+    folder = tmp_path_factory.mktemp("source")
+    torch.manual_seed(0)
+    model = KINDS[request.param](MobileBertConfig(**SMALL)).eval()
+    model.save_pretrained(folder / "model")
+    export_onnx(model, folder / "model.onnx", length=LENGTH)
+    draw, rows = np.random.default_rng(0), []
+    for tokens in (9, 5, 16, 12):
+        ones = np.ones((1, tokens), np.int64)
+        rows.append({"input_ids": draw.integers(1, 99, (1, tokens)), "attention_mask": ones, "token_type_ids": 0 * ones})
+    learner = aware(model).train()
+    with torch.no_grad():
+        for row in rows:
+            learner(**{name: torch.from_numpy(array) for name, array in row.items()})
+    forms = {"aware": learner.eval(), "aware_file": folder / "aware.onnx", "aware_rows": 4}
+    return ways.Source(model, folder / "model", folder / "model.onnx", rows, LENGTH, **forms)
+
+
+@pytest.mark.parametrize("way", ways.FILES)
+def test_a_way_writes_a_file_near_the_model_and_a_whole_record(way, source, tmp_path):
+    needs(way)
+    loaded, names = ways.quantize(way, source, tmp_path)
+    record = ways.describe(way, source, tmp_path, loaded)
+    reference = forward_of(source.aware if way == ways.AWARE else source.model, "cpu")
+    # In the full-integer file padded keys keep some weight, so it is compared with rows of its length.
+    rows = [source.rows[2]] if way == "litert-int8" else source.rows
+    assert ways.check_file(loaded, reference, rows, tmp_path, 0.2) > 1e-6
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert record.bytes_after == sum((tmp_path / name).stat().st_size for name in names if name != "model.quanto.json")
+    assert record.bytes_after < record.bytes_before
+    assert record.method == ways.METHODS[way]
+    assert not record.saturates
+    assert record.scored_on["isa"]
+    least, most = record.weight_range
+    if way.startswith(("onnxruntime", "openvino")):  # half the range: see `saturates`
+        assert -64 <= least < -32
+        assert 32 < most <= 64
+    else:
+        assert (least, most) == (-127, 127)
+    assert record.calibration_rows == (4 if way in ("onnxruntime-static", ways.AWARE, "openvino-int8", "litert-int8") else 0)
+    share = record.ran_int8_flops_share
+    assert share == 0 if way == "quanto" else share == pytest.approx(record.int8_flops_share) and share > 0.9
+    if not way.startswith("litert"):
+        assert set(record.layer_errors) == {"0", "1"}
+        assert all(1e-4 < error < 0.2 for error in record.layer_errors.values())
+
+
+def test_a_planted_outlier_breaks_the_layer_in_openvino(source, tmp_path):
+    """A channel 1,000 times as large as the others leaves them none of the 256 steps."""
+    needs("openvino-int8")
+    torch.manual_seed(0)
+    model = type(source.model)(MobileBertConfig(**SMALL)).eval()
+    with torch.no_grad():
+        model.mobilebert.encoder.layer[1].bottleneck.input.LayerNorm.bias[0] = 1e3
+    export_onnx(model, tmp_path / "model.onnx", length=LENGTH)
+    planted = ways.Source(model, tmp_path, tmp_path / "model.onnx", source.rows, LENGTH)
+    broken = {}
+    for name, one in (("planted", planted), ("clean", source)):
+        loaded, _ = ways.quantize("openvino-int8", one, tmp_path)
+        broken[name] = ways.describe("openvino-int8", one, tmp_path, loaded).broken_layers
+    assert broken == {"planted": ("1",), "clean": ()}
+
+
+def test_a_tflite_file_takes_shorter_rows_as_padded_ones(source, tmp_path):
+    needs("litert-dynamic")
+    loaded, _ = ways.quantize("litert-dynamic", source, tmp_path)
+    for row in source.rows:
+        for array in loaded(row).values():
+            assert array.shape[1] in (2, row["input_ids"].shape[1])
+    with pytest.raises(UserError, match=r"model\.dynamic\.tflite"):
+        loaded({name: np.ones((2, LENGTH), np.int64) for name in source.rows[0]})
