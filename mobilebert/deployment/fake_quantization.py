@@ -65,6 +65,7 @@ class Grid(nn.Module):
 
     In training both ends follow those of the batches, as a moving average without a bias to its
     start. Zero is always a step. least: fixes the lowest value. most: the highest that is allowed.
+    Both are limits of the model, with or without a grid.
     """
 
     low: torch.Tensor
@@ -85,7 +86,9 @@ class Grid(nn.Module):
         """Return x on the grid. In training the grid takes account of x first."""
         if self.training:
             self._follow(x.detach())
-        return quantized(x, self.scale, self.zero_point) if self.is_on else x
+        if self.is_on:
+            return quantized(x, self.scale, self.zero_point)
+        return x if self.least is None else x.clamp(self.least, self.most)
 
     def _follow(self, x: torch.Tensor) -> None:
         low, high = x.aminmax()
@@ -128,9 +131,9 @@ class QuantizedLinear(nn.Linear):
         weight = self.weight.t()
         if self.is_on:
             weight = quantized(weight, self.weight_scale, self.weight_zero)
-        x = self.grid(input)
-        product = torch.matmul(x[None], weight)[0] if x.dim() == 2 else torch.matmul(x, weight)
-        return product + self.bias
+        is_flat = input.dim() == 2
+        product = torch.matmul(self.grid(input[None] if is_flat else input), weight)
+        return (product[0] if is_flat else product) + self.bias
 
 
 class QuantizedEmbedding(nn.Embedding):

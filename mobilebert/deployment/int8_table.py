@@ -108,13 +108,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """Return one line for each model and task: which ways keep the score, or what each lacks."""
+    """Return a line for each model and task: which ways keep the score. If none does, a line for
+    each way follows, with what it lacks."""
     found = []
     for name in dict.fromkeys((row["model"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["task"]) == name]
         if kept := [row["way"] for row in mine if not row["against"]]:
             found.append(f"{name[0]}/{name[1]}: int8 keeps the score within {POINTS:g} point in {', '.join(kept)}")
         else:
-            reasons = "; ".join(f"{row['way']}: {', '.join(row['against'])}" for row in mine)
-            found.append(f"{name[0]}/{name[1]}: not shown that int8 keeps the score ({reasons})")
+            found.append(f"{name[0]}/{name[1]}: not shown that int8 keeps the score")
+            found += [f"  {row['way']}: {'; '.join(row['against'])}" for row in mine]
     return found

@@ -18,7 +18,7 @@ from mobilebert.claims.effects import paired
 from mobilebert.compare.interval import quantile
 from mobilebert.data.tokenizer import load_tokenizer
 from mobilebert.deployment import ways
-from mobilebert.deployment.engines.table import ENGINES
+from mobilebert.deployment.engines.table import ENGINES, Loaded
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.layer_errors import BROKEN
 from mobilebert.deployment.quantize import OnnxModel
@@ -68,16 +68,12 @@ def main(context: JobContext, study: Study) -> None:
         prefix = "" if way == ways.FIRST else f"{way}:"
         context.quantization = context.quantizations[way] = found
         context.metrics |= {f"{prefix}{key}": float(getattr(found, key)) for key in ("bytes_before", "bytes_after")}
+        trained = score_trained(context, source, loaded, tokenizer, data) if way == ways.AWARE else {}
         metrics, details = evaluate(loaded, tokenizer, data, setting, context.folder, OnnxModel.ROWS)
         details["statuses"] = [status(setting.task, record, metrics, details)]
         details["change"] = change(setting.task, context.folder / "predictions.parquet", folder.parent / "predictions.parquet")
-        if way == ways.AWARE:
-            reference = forward_of(source.aware, "cpu")
-            details["export_error"] = ways.check_file(
-                loaded, reference, source.rows, context.folder / files[0], ENGINES[ways.FIRST].tolerance
-            )
-            details["fake_quantized"] = evaluate(reference, tokenizer, data, setting, context.state)[0]
-            details["fake_quantized_agreement"] = agreement(context.folder, context.state)
+        if trained:
+            details |= trained | {"fake_quantized_agreement": agreement(context.folder, context.state)}
         context.details |= details if way == ways.FIRST else {way: details}
         context.artefacts += files
         best = record.details["seeds"].index(record.details["best_seed"])
@@ -116,10 +112,22 @@ def warn(job: str, way: str, found: Quantization) -> None:
         logger.warning("%s: %s: layers whose output is off by more than %g of float32's: %s", job, way, BROKEN, layers)
 
 
+def score_trained(context: JobContext, source: ways.Source, loaded: Loaded, tokenizer: Tokenizer, data: Path) -> dict:
+    """Return the scores of the model with fake quantization, and the error of its int8 file.
+
+    Its predictions go to the saved state. Raises UserError if the file holds another model.
+    """
+    reference = forward_of(source.aware, "cpu")
+    path, most = context.folder / ways.FILES[ways.AWARE], ENGINES[ways.FIRST].tolerance
+    error = ways.check_file(loaded, reference, source.rows, path, most)
+    scores, _ = evaluate(reference, tokenizer, data, context.settings(QuantizeConfig), context.state)
+    return {"export_error": error, "fake_quantized": scores}
+
+
 def agreement(folder: Path, other: Path) -> float:
     """Return the share of rows with equal predictions in the predictions of two folders."""
     mine, theirs = (pd.read_parquet(one / "predictions.parquet")["prediction"].to_numpy() for one in (folder, other))
-    return sum(mine == theirs) / len(mine)
+    return int(sum(mine == theirs)) / len(mine)
 
 
 def change(task: str, mine: Path, float_file: Path) -> dict[str, float] | None:

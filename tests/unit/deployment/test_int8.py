@@ -290,6 +290,11 @@ def test_the_processor_is_named_with_its_best_instructions(text, expected, monke
     assert int8.processor(text) == expected
 
 
+def test_a_record_names_a_variable_that_narrows_the_kernels(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert int8.processor(INTEL.format("")) == {"cpu": "Xeon", "isa": "avx512_vnni", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+
+
 def test_a_machine_without_proc_is_named_by_its_kind(monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError
