@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobilebert.deployment.export import export_onnx
-from mobilebert.deployment.fake_quantization import settle, without_grids
+from mobilebert.deployment.fake_quantization import settle
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import settle as keep
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import onnx
 
 
-def export_aware(model: Any, path: Path, float_path: Path, *, length: int) -> None:
-    """Write a model from `fake_quantization.aware` to `path`, and its float32 form to `float_path`.
+def export_aware(model: Any, path: Path, *, length: int) -> None:
+    """Write a model from `fake_quantization.aware` to `path`.
 
-    The int8 file has the model's grids: int8 weights and tables, and quantizers before every
+    The file has the model's grids: int8 weights and tables, and quantizers before every
     product with weights and before the softmax. Products of two activations stay float32, as in
     the model. The file appears under its name only when it is complete. Raises UserError as
     `export_onnx`.
@@ -28,8 +28,6 @@ def export_aware(model: Any, path: Path, float_path: Path, *, length: int) -> No
     import onnx
 
     settle(model)
-    with without_grids(model):
-        export_onnx(model, float_path, length=length, folds=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

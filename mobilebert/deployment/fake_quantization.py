@@ -8,8 +8,6 @@ a value lies outside the grid.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,7 +63,6 @@ class Grid(nn.Module):
 
     In training both ends follow those of the batches, as a moving average without a bias to its
     start. Zero is always a step. least: fixes the lowest value. most: the highest that is allowed.
-    Both are limits of the model, with or without a grid.
     """
 
     low: torch.Tensor
@@ -76,7 +73,7 @@ class Grid(nn.Module):
 
     def __init__(self, least: float | None = None, most: float | None = None):
         super().__init__()
-        self.least, self.most, self.is_on = least, most, True
+        self.least, self.most = least, most
         for name in ("low", "high", "batches"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
@@ -86,9 +83,7 @@ class Grid(nn.Module):
         """Return x on the grid. In training the grid takes account of x first."""
         if self.training:
             self._follow(x.detach())
-        if self.is_on:
-            return quantized(x, self.scale, self.zero_point)
-        return x if self.least is None else x.clamp(self.least, self.most)
+        return quantized(x, self.scale, self.zero_point)
 
     def _follow(self, x: torch.Tensor) -> None:
         low, high = x.aminmax()
@@ -110,7 +105,7 @@ class QuantizedLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear):
         super().__init__(linear.in_features, linear.out_features, device="meta")
-        self.weight, self.bias, self.is_on, self.grid = linear.weight, linear.bias, True, Grid()
+        self.weight, self.bias, self.grid = linear.weight, linear.bias, Grid()
         self.register_buffer("weight_scale", torch.ones(self.out_features))
         self.register_buffer("weight_zero", torch.zeros(self.out_features, dtype=torch.int8))
         self.measure()
@@ -128,9 +123,7 @@ class QuantizedLinear(nn.Linear):
         """
         if self.training:
             self.measure()
-        weight = self.weight.t()
-        if self.is_on:
-            weight = quantized(weight, self.weight_scale, self.weight_zero)
+        weight = quantized(self.weight.t(), self.weight_scale, self.weight_zero)
         is_flat = input.dim() == 2
         product = torch.matmul(self.grid(input[None] if is_flat else input), weight)
         return (product[0] if is_flat else product) + self.bias
@@ -144,7 +137,7 @@ class QuantizedEmbedding(nn.Embedding):
 
     def __init__(self, table: nn.Embedding):
         super().__init__(table.num_embeddings, table.embedding_dim, table.padding_idx, device="meta")
-        self.weight, self.is_on = table.weight, True
+        self.weight = table.weight
         self.register_buffer("weight_scale", torch.ones(()))
         self.register_buffer("weight_zero", torch.zeros((), dtype=torch.int8))
         self.measure()
@@ -157,8 +150,7 @@ class QuantizedEmbedding(nn.Embedding):
         """Return the rows of the table."""
         if self.training:
             self.measure()
-        table = quantized(self.weight, self.weight_scale, self.weight_zero) if self.is_on else self.weight
-        return F.embedding(input, table, self.padding_idx)
+        return F.embedding(input, quantized(self.weight, self.weight_scale, self.weight_zero), self.padding_idx)
 
 
 class QuantizedSelfAttention(MobileBertSelfAttention):
@@ -217,16 +209,3 @@ def settle(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLinear | QuantizedEmbedding):
             module.measure()
-
-
-@contextmanager
-def without_grids(model: nn.Module) -> Iterator[None]:
-    """Compute with the model's float32 weights and activations inside the block."""
-    modules = [module for module in model.modules() if isinstance(module, Grid | QuantizedLinear | QuantizedEmbedding)]
-    for module in modules:
-        module.is_on = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.is_on = True

@@ -1,9 +1,10 @@
-"""Compare the output of every encoder layer of an int8 model with the float32 model's."""
+"""Compare the output of every encoder layer of an int8 model with that of the float32 model."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ BROKEN = 0.1
 
 
 def relative_error(output: np.ndarray, reference: np.ndarray) -> float:
-    """Return |output - reference| / |reference| (2-norms), not finite if they cannot be compared."""
+    """Return |output - reference| / |reference| (2-norms); infinite if they cannot be compared."""
     if output.shape != reference.shape or not np.any(reference):
         return float("inf")
     return float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
@@ -39,41 +40,53 @@ def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> d
 
     graph = onnx.load(source)
     other = _OpenVino(target) if target.suffix == ".xml" else _Onnx(onnx.load(target))
-    last: dict[str, str] = {}
-    for node in graph.graph.node:
-        match = LAYER.search(node.name)
-        if match and node.op_type in LAST and node.output[0] in other.made:
-            last[match[1]] = node.output[0]
+    last = _last_tensors(graph, other.made)
     if not last:
         return {}
     before, after = (one.run(list(last.values()), row) for one in (_Onnx(graph), other))
-    return _finite({layer: relative_error(after[name], before[name]) for layer, name in last.items()})
+    return hidden_errors(*({layer: found[name] for layer, name in last.items()} for found in (before, after)))
 
 
-def hidden_errors(model: Any, other: Any, row: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the error of each layer of `other` beside `model`, as `layer_errors`.
+def layer_outputs(path: Path, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the last float tensor of each layer of an ONNX file, by the layer's number."""
+    import onnx
 
-    model, other: PyTorch models of one architecture, with transformers' hidden states.
-    """
-    import inspect
+    graph = onnx.load(path)
+    last = _last_tensors(graph, {name for node in graph.graph.node for name in node.output})
+    found = _Onnx(graph).run(list(last.values()), row)
+    return {layer: found[name] for layer, name in last.items()}
 
+
+def _last_tensors(graph: onnx.ModelProto, known: Collection[str]) -> dict[str, str]:
+    """Return the name of each layer's last float tensor among `known`."""
+    last = {}
+    for node in graph.graph.node:
+        match = LAYER.search(node.name)
+        if match and node.op_type in LAST and node.output[0] in known:
+            last[match[1]] = node.output[0]
+    return last
+
+
+def hidden_states(model: Any, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the output of each layer of a PyTorch model, by the layer's number."""
     import torch
 
     named = inspect.signature(model.forward).parameters
     given = {name: torch.from_numpy(array) for name, array in row.items() if name in named}
     with torch.inference_mode():
-        found = [one(**given, output_hidden_states=True).hidden_states for one in (model, other)]
-    pairs = zip(*([state.numpy() for state in states[1:]] for states in found))  # the first is that of the embeddings
-    return _finite({str(layer): relative_error(after, before) for layer, (before, after) in enumerate(pairs)})
+        states = model(**given, output_hidden_states=True).hidden_states[1:]  # the first is that of the embeddings
+    return {str(layer): state.numpy() for layer, state in enumerate(states)}
+
+
+def hidden_errors(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the relative error of each layer's output in `after`, if it is finite."""
+    errors = {layer: relative_error(after[layer], array) for layer, array in before.items() if layer in after}
+    return {layer: error for layer, error in errors.items() if np.isfinite(error)}
 
 
 def broken(errors: Mapping[str, float]) -> tuple[str, ...]:
     """Return the numbers of the layers whose error is larger than BROKEN, in their order."""
     return tuple(sorted((layer for layer, error in errors.items() if error > BROKEN), key=int))
-
-
-def _finite(errors: dict[str, float]) -> dict[str, float]:
-    return {layer: error for layer, error in errors.items() if np.isfinite(error)}
 
 
 class _Onnx:

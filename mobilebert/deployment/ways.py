@@ -1,4 +1,4 @@
-"""Quantize a fine-tuned model in any of several ways, and describe each result in the same shape."""
+"""Quantize a fine-tuned model in any of several ways, and describe each result in one shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobilebert.deployment import int8
 from mobilebert.deployment.engines import programs
 from mobilebert.deployment.engines.table import ENGINES, INT8, INT8_FIXED_RANGES, Engine, Loaded, int8_flops, int8_share
 from mobilebert.deployment.export import INPUTS
-from mobilebert.deployment.layer_errors import broken, hidden_errors, layer_errors, relative_error
+from mobilebert.deployment.layer_errors import broken, hidden_errors, hidden_states, layer_errors, layer_outputs, relative_error
 from mobilebert.jobs.record import Quantization
 from mobilebert.util.errors import UserError
 
@@ -60,8 +60,8 @@ class Source:
     rows: batches of one training row each, which fix the ranges of activations; the first one shows
         the error of each layer.
     length: tokens of a sequence of the task, at which FLOPs are counted.
-    aware, aware_file: for quantization-aware training, the trained model in evaluation mode and the
-        float32 ONNX file that is written of it. aware_rows: how many rows fixed its ranges.
+    aware: from quantization-aware training, the trained model in evaluation mode. aware_rows: how
+        many rows fixed its ranges.
     """
 
     model: Any
@@ -70,7 +70,6 @@ class Source:
     rows: list[dict[str, np.ndarray]]
     length: int
     aware: Any = None
-    aware_file: Path = Path()
     aware_rows: int = 0
 
 
@@ -113,7 +112,7 @@ def quantize(way: str, source: Source, folder: Path) -> tuple[Loaded, list[str]]
     if way == AWARE:
         from mobilebert.deployment.aware_file import export_aware
 
-        export_aware(source.aware, path, source.aware_file, length=source.length)
+        export_aware(source.aware, path, length=source.length)
         return programs.load(ENGINES["onnxruntime"], path, 1), [path.name]
     if way == "quanto":
         from mobilebert.deployment import weight_only
@@ -135,12 +134,11 @@ def describe(way: str, source: Source, folder: Path, loaded: Any) -> Quantizatio
 
     loaded: the file, from `quantize`.
     """
-    path, row = folder / FILES[way], source.rows[0]
-    before = source.aware_file if way == AWARE else source.file
+    path = folder / FILES[way]
     kernels = loaded.kernels({name: np.ones((1, source.length), np.int64) for name in INPUTS})
     ran = None if kernels is None else int8_share(int8_flops(kernels), None)
     if path.suffix == ".onnx":
-        found = int8.describe(before, path, source.length, METHODS[way])
+        found = int8.describe(source.file, path, source.length, METHODS[way])
     else:
         weight_range, activations = _integers(way, path, loaded)
         if way == "quanto":
@@ -152,16 +150,27 @@ def describe(way: str, source: Source, folder: Path, loaded: Any) -> Quantizatio
             activation_type=activations,
             saturates=False,  # NNCF keeps sums within 16 bits; XNNPACK adds products in 32 bits
             scored_on=int8.processor(),
-            bytes_before=before.stat().st_size,
+            bytes_before=source.file.stat().st_size,
             bytes_after=loaded.bytes or 0,
             int8_flops_share=ran,
         )
-    errors = hidden_errors(source.model, loaded.model, row) if way == "quanto" else {}
-    if path.suffix in (".onnx", ".xml"):
-        errors = layer_errors(before, path, row)
     calibrated = {FIRST: 0, AWARE: source.aware_rows, "litert-dynamic": 0, "quanto": 0}.get(way, len(source.rows))
+    errors = _errors(way, source, path, loaded)
     more = {"ran_int8_flops_share": ran, "layer_errors": errors, "broken_layers": broken(errors), "calibration_rows": calibrated}
     return found.model_copy(update=more)
+
+
+def _errors(way: str, source: Source, path: Path, loaded: Any) -> dict[str, float]:
+    """Return the error of each layer on the first row; {} for LiteRT, which shows no layers.
+
+    The reference of quantization-aware training is the model that it trained, with its grids.
+    """
+    row = source.rows[0]
+    if way == "quanto":
+        return hidden_errors(hidden_states(source.model, row), hidden_states(loaded.model, row))
+    if way == AWARE:
+        return hidden_errors(hidden_states(source.aware, row), layer_outputs(path, row))
+    return {} if way.startswith("litert") else layer_errors(source.file, path, row)
 
 
 def _integers(way: str, path: Path, loaded: Any) -> tuple[tuple[int, int], str]:

@@ -60,7 +60,7 @@ def main(context: JobContext, study: Study) -> None:
     source = prepare(context, model, folder, training_rows(tokenizer, data, setting, CALIBRATION_ROWS))
     if ways.AWARE in setting.also:
         learner, seen = train_aware(context, tuned, model, tokenizer, data, device_of(study))
-        source = replace(source, aware=learner, aware_file=context.state / "aware.onnx", aware_rows=seen)
+        source = replace(source, aware=learner, aware_rows=seen)
     for way in (*setting.also, ways.FIRST):  # FIRST is last: its predictions are the record's
         loaded, files = ways.quantize(way, source, context.folder)
         found = ways.describe(way, source, context.folder, loaded)

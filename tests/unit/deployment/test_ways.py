@@ -15,7 +15,7 @@ import torch
 
 from mobilebert.deployment import ways
 from mobilebert.deployment.export import export_onnx
-from mobilebert.deployment.layer_errors import broken, hidden_errors
+from mobilebert.deployment.layer_errors import broken, hidden_errors, hidden_states
 from mobilebert.deployment.static_int8 import split_gemms
 from mobilebert.modeling import MobileBertConfig, MobileBertModel
 from mobilebert.stages import quantize
@@ -105,10 +105,11 @@ def test_a_planted_error_is_found_in_its_layer_and_those_behind_it():
     model = MobileBertModel(MobileBertConfig(embedding_size=16, intra_bottleneck_size=16, **SIZES)).eval()
     other = copy.deepcopy(model)
     row = {"input_ids": np.arange(8)[None], "attention_mask": np.ones((1, 8), np.int64)}
-    assert hidden_errors(model, other, row) == {"0": 0.0, "1": 0.0}
+    states = hidden_states(model, row)
+    assert hidden_errors(states, hidden_states(other, row)) == {"0": 0.0, "1": 0.0}
     with torch.no_grad():
         other.encoder.layer[1].output.bottleneck.LayerNorm.weight *= 1.5
-    found = hidden_errors(model, other, row)
+    found = hidden_errors(states, hidden_states(other, row))
     assert found["0"] == 0
     assert found["1"] == pytest.approx(0.5, rel=1e-4)
 
