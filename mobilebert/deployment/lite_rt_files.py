@@ -45,7 +45,7 @@ def write(way: str, kind: str, checkpoint: Path, path: Path, rows: list[dict[str
 
 
 def padded(row: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """Return a batch filled up to `length` tokens with masked zeros. Other keys stay as they are."""
+    """Return a batch, filled up to `length` tokens with masked zeros. Other keys stay."""
     tokens = row["input_ids"].shape[1]
     wide = ("input_ids", "attention_mask", "token_type_ids")
     return {name: np.pad(array, ((0, 0), (0, length - tokens))) if name in wide else array for name, array in row.items()}
