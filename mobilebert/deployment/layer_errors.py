@@ -108,21 +108,21 @@ class _Onnx:
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         session = onnxruntime.InferenceSession(self._model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         feed = {value.name: np.asarray(row[value.name], np.int64) for value in session.get_inputs()}
-        return dict(zip(names, session.run(names, feed)))  # pyright: ignore[reportReturnType]  (dense tensors)
+        return dict(zip(names, session.run(names, feed)))  # pyrefly: ignore[bad-return]  (dense tensors)
 
 
 class _OpenVino:
     """A file of OpenVINO, made from an ONNX file: its tensors keep their names."""
 
     def __init__(self, path: Path):
-        import openvino  # pyright: ignore[reportMissingImports]
+        import openvino
 
         self._model = openvino.Core().read_model(path)
         self.made = {name for node in self._model.get_ordered_ops() for port in node.outputs() for name in port.get_names()}
 
     def run(self, names: list[str], row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the named tensors for one row."""
-        import openvino  # pyright: ignore[reportMissingImports]
+        import openvino
 
         self._model.add_outputs(names)
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}

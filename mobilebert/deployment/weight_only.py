@@ -21,7 +21,7 @@ class WeightOnlyModel(pytorch.PyTorchModel):
     """A file of `write` in PyTorch. model: the module itself."""
 
     def __init__(self, path: Path, like: Any):
-        from optimum.quanto import requantize  # pyright: ignore[reportMissingImports]
+        from optimum.quanto import requantize
 
         model = copy.deepcopy(like)
         layers = json.loads(layers_file(path).read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def write(model: Any, path: Path) -> None:
     Embeddings, norms and biases stay float32: quanto does not quantize them. Raises UserError if
     the files cannot be written.
     """
-    from optimum.quanto import freeze, qint8, quantization_map, quantize  # pyright: ignore[reportMissingImports]
+    from optimum.quanto import freeze, qint8, quantization_map, quantize
 
     small = copy.deepcopy(model)
     quantize(small, weights=qint8)
