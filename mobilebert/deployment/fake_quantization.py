@@ -20,7 +20,7 @@ from mobilebert.util.errors import UserError
 
 DECAY = 0.999  # of the moving average of an activation's range, as released
 # Released: -127 to 127. Here half of it, as in the other int8 files: without VNNI, sums of two
-# products could overflow 16 bits (see `quantize.quantize_int8`). Training makes up for the loss.
+# products could overflow 16 bits (see `quantize.quantize_int8`).
 LARGEST_WEIGHT = 64
 LARGEST_ENTRY = 127  # of a table that is looked up: nothing is summed
 LEAST_SCORE, LARGEST_SCORE = -6.0, 60.0  # of attention, as released; the first is also that of padded keys
