@@ -190,18 +190,21 @@ def aware(model: Any) -> Any:
         raise UserError(f"{type(model).__name__}: quantization-aware training is for models of this package with no_norm")
     config = copy.deepcopy(model.config)
     config.hidden_act, config.mask_value = "relu6", "-6"
-    found = type(model)(config).to(model.device)
+    kind: Any = type(model)
+    found: Any = kind(config)
     found.load_state_dict(model.state_dict())
-    for layer in getattr(found, "mobilebert", found).encoder.layer:
-        attention = QuantizedSelfAttention(config).to(model.device)
-        attention.load_state_dict(layer.attention.self.state_dict(), strict=False)
+    body: Any = getattr(found, "mobilebert", found)
+    for layer in body.encoder.layer:
+        attention = QuantizedSelfAttention(config)
+        attention.load_state_dict(layer.attention.self.state_dict(), strict=False)  # which has no grid
         layer.attention.self = attention
     for module in list(found.modules()):
         for name, child in module.named_children():
-            kind = {nn.Linear: QuantizedLinear, nn.Embedding: QuantizedEmbedding}.get(type(child))
-            if kind is not None:
-                setattr(module, name, kind(child).to(model.device))
-    return found.train(model.training)
+            if type(child) is nn.Linear:
+                setattr(module, name, QuantizedLinear(child))
+            elif type(child) is nn.Embedding:
+                setattr(module, name, QuantizedEmbedding(child))
+    return found.to(model.device).train(model.training)
 
 
 def settle(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mobilebert.deployment import int8
 from mobilebert.deployment.engines import programs
-from mobilebert.deployment.engines.table import ENGINES, INT8, INT8_FIXED_RANGES, Engine, Loaded, int8_flops, int8_share
+from mobilebert.deployment.engines.table import ENGINES, INT8, INT8_FIXED_RANGES, Engine, int8_flops, int8_share
 from mobilebert.deployment.export import INPUTS
 from mobilebert.deployment.layer_errors import broken, hidden_errors, hidden_states, layer_errors, layer_outputs, relative_error
 from mobilebert.jobs.record import Quantization
@@ -103,9 +103,10 @@ def check_file(loaded: Callable, reference: Callable, rows: list[dict[str, np.nd
     return error
 
 
-def quantize(way: str, source: Source, folder: Path) -> tuple[Loaded, list[str]]:
+def quantize(way: str, source: Source, folder: Path) -> tuple[Any, list[str]]:
     """Write the int8 file of a way into `folder`; return it in memory, and the names of its files.
 
+    The model in memory is a `Loaded` of `engines.table`.
     Raises UserError if the way's packages are not installed, or without rows that it needs.
     """
     path = folder / FILES[way]
