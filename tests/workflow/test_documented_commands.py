@@ -93,6 +93,8 @@ NOT_RUN = {
     "python tests/bench/gpu_finetuning.py prepare --data ../shared/data --examples examples.npz": BENCH,
     "python tests/bench/gpu_finetuning.py sst2 --examples examples.npz --out sst2.json": BENCH,
     "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
+    "pip install '.[workflow,deploy,openvino,litert,tensorflow,quanto]'": INSTALLS,
+    "mobilebert int8 --study smoke": "needs records: tests/unit/deployment/test_int8_table.py writes some",
     "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
     "mobilebert latency mobilebert bert-base --engine onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
     "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
