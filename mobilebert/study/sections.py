@@ -194,7 +194,7 @@ class Latency(Strict):
             "mobilebert-layernorm-relu",
             "mobilebert-nonorm-gelu",
         ),
-        description="Rows of the paper's tables to time, each given once. The default is those of Tables 4 and 7.",
+        description="Rows of the paper's tables, and presets, to time, each given once. The default is those of Tables 4 and 7.",
     )
     engines: tuple[Engine, ...] = Field(default=("pytorch",), description="Engines that run every model, each given once.")
 
