@@ -102,7 +102,7 @@ def _files(source: dict, model: PreTrainedModel, engines: list[str], folder: Pat
         engine = ENGINES[name]
         path = folder / engine.file
         given = Path(source.get("checkpoint", ""), engine.file)
-        if name == "litert" and "checkpoint" in source and given.is_file():
+        if engine.program == "lite_rt" and "checkpoint" in source and given.is_file():
             return given
         if not path.exists():
             made_from = file_of(engine.made_from) if engine.made_from else model

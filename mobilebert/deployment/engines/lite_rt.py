@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from mobilebert.deployment.engines.table import Engine, Kernel
 from mobilebert.deployment.export import INPUTS, OUTPUTS
 from mobilebert.util.errors import UserError, one_line
 
 PRODUCTS = ("FULLY_CONNECTED", "BATCH_MATMUL")
+KINDS = {"litert": "float32", "litert-dynamic": "dynamic int8", "litert-int8": "int8"}  # of `tf.export_tflite`
 
 
 class LiteRtModel:
@@ -108,8 +111,16 @@ def load(engine: Engine, source: Path, threads: int) -> LiteRtModel:
     return LiteRtModel(source, threads)
 
 
-def write(engine: Engine, source: object, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
-    """Raise UserError: no file comes from the model; the user gives one."""
-    raise UserError(
-        f"litert: runs a .tflite file; put {engine.file} in the checkpoint's folder, or give its path in place of a model"
-    )
+def write(engine: Engine, source: PreTrainedModel, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
+    """Write the engine's .tflite file for the shape of `rows`.
+
+    Raises UserError if TensorFlow, which converts the model, is not installed or cannot convert it.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{engine.name}: needs a .tflite file; put {engine.file} in the checkpoint's folder, give its path in place of a "
+            "model, or let TensorFlow write it: pip install '.[workflow,deploy,tensorflow,litert]'"
+        )
+    from mobilebert.deployment.tflite import write_tflite
+
+    write_tflite(source, path, KINDS[engine.name], rows)
