@@ -232,7 +232,8 @@ def time(options: argparse.Namespace) -> int:
             raise UserError("latency: a MODEL and --study; one of them is allowed")
         prepare_environment(options.threads)
         return latency.time_models(options)
-    if given := [name for name in ("engine", "length", "batch", "rounds", "profile", "json") if getattr(options, name)]:
+    own = ("engine", "length", "batch", "rounds", "device", "benchmark_binary", "profile", "json")
+    if given := [name.replace("_", "-") for name in own if getattr(options, name)]:
         raise UserError(
             f"latency: --{given[0]} needs a MODEL before it; the section latency of a study sets it for the study's models"
         )

@@ -73,6 +73,11 @@ class LiteRtModel:
             raise UserError(f"{self.path}: does not run in LiteRT ({one_line(error)})") from None
         return {name: self._read(place) for name, place in self._outputs.items()}
 
+    def input_shapes(self) -> list[tuple[str, list[int]]]:
+        """Return the name and the shape of each input, in the file's own order."""
+        names = {place["index"]: name for name, place in self._inputs.items()}
+        return [(names[one["index"]], [int(size) for size in one["shape"]]) for one in self._interpreter.get_input_details()]
+
     def _read(self, place: dict) -> np.ndarray:
         found = self._interpreter.get_tensor(place["index"]).astype(np.float32)
         scale, zero = place["quantization"]
