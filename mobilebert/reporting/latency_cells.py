@@ -9,11 +9,28 @@ from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading, verdicts
 from mobilebert.reporting.cell import Cell
 
+ENDING = ":p50_ms"
+
 
 def engines(record: Record | None) -> list[str]:
     """Return the engines of a `latency` record, in the study's order."""
-    found = record.config.get("engines") if record else None
-    return [str(engine) for engine in found] if isinstance(found, list) else []
+    if record is None:
+        return []
+    found = record.config.get("engines")
+    if isinstance(found, list):
+        return [str(engine) for engine in found]
+    keys = [key for key in record.metrics if key.endswith(ENDING)]  # MLflow gives the list back as text
+    return list(dict.fromkeys(key.removesuffix(ENDING).rpartition("/")[2] for key in keys))
+
+
+def milliseconds(record: Record) -> dict[tuple[str, str], float]:
+    """Return (model, engine) -> median time, without times that are no positive number."""
+    found = {}
+    for engine in engines(record):
+        for key, value in record.metrics.items():
+            if key.endswith(f"/{engine}{ENDING}") and reading.number(value) > 0:
+                found[key.removesuffix(f"/{engine}{ENDING}"), engine] = reading.number(value)
+    return found
 
 
 def with_engines(table: paper.Table, record: Record | None) -> paper.Table:

@@ -121,7 +121,7 @@ def fill(study: Study, records: Mapping[str, Record], edited: Collection[str] = 
 
 
 def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> FilledTable:
-    """Return one table, filled from `records` (see `fill`), with latency columns for each engine."""
+    """Return one table, filled from `records` as `fill`, with latency columns for each engine."""
     table = latency_cells.with_engines(table, records.get("latency"))
     rows = []
     for row in table.rows:
