@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 QUIET = (
@@ -60,6 +60,17 @@ def table(found: dict[str, Any], specs: list[dict]) -> str:
     if reasons := [reason for reason in reasons if reason]:
         lines += ["", *reasons]
     return "\n".join(lines)
+
+
+def of_record(metrics: Mapping[str, float | None], details: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict]]:
+    """Return what `table` takes, from the metrics and details of a record of the stage `latency`."""
+    specs = []
+    models = {}
+    for name, facts in details["models"].items():
+        model, _, engine = name.rpartition("/")
+        specs.append({"name": name, "model": model, "engine": engine})
+        models[name] = {**facts, **{key: metrics[f"{name}:{key}_ms"] for key in ("p50", "p90", "p99")}}
+    return {**details, "models": models}, specs
 
 
 def profile(found: dict[str, Any], specs: list[dict]) -> str:

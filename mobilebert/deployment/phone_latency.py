@@ -27,9 +27,10 @@ def measure(models: list[Path], phones: list[str | None], binary: Path, rounds: 
 
     phones: serials; None for the only phone. binary: LiteRT's benchmark_model for the phones.
 
-    Returns {"phones": [{"serial", "model", "android", "abis", "models": {name: {threads: ...}}}]},
-    with what `parse` returns for each. The times are those that the program prints: it keeps no samples, and old versions print no
-    median (None). Nothing shows that a phone was cool and alone.
+    Returns {"rounds", "phones": [{"serial", "model", "android", "abis", "models"}]}; "models" has
+    what `parse` returns by file and number of threads. The times are those that the program prints:
+    it keeps no samples, and old versions print no median (None). Nothing shows that a phone was
+    cool and alone.
 
     Raises UserError in one line, and leaves no file on a phone, if anything is missing or fails.
     """

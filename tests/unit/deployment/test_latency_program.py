@@ -11,6 +11,7 @@ from mobilebert.cli.main import main
 from mobilebert.deployment import latency, latency_text
 from mobilebert.deployment.engines.table import ENGINES, Kernel, int8_flops, int8_share, owners
 from mobilebert.modeling.presets import names, preset
+from mobilebert.stages.latency import RAN
 from mobilebert.study.fields import Engine, Quantizer
 
 MODEL = {
@@ -69,6 +70,15 @@ def test_the_table_has_ratios_to_the_first_model_and_shares_of_the_peak():
     assert (rows["large"]["GFLOP/s"], rows["large"]["of peak"]) == ("30.0", "50%")
     assert "large has 4.50 times the FLOPs of small and takes 3.00 times as long: 30.0 GFLOP/s (50%" in text
     assert "measured peaks: 60.0 GFLOP/s of float32 matrix products, 8.0 GB/s of memory reads" in text
+
+
+def test_a_record_of_the_stage_prints_the_same_table():
+    found = measured()
+    models = found.pop("models")
+    metrics = {f"{name}:{key}_ms": model[key] for name, model in models.items() for key in ("p50", "p90", "p99")}
+    facts = {name: {key: model[key] for key in RAN} for name, model in models.items()}
+    of_record = latency_text.of_record(metrics, {**found, "models": facts})
+    assert latency_text.table(*of_record) == latency_text.table(measured(), SPECS)
 
 
 def test_a_void_run_prints_no_number_that_depends_on_the_load():
