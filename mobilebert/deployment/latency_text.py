@@ -63,7 +63,7 @@ def table(found: dict[str, Any], specs: list[dict]) -> str:
 
 
 def of_record(metrics: Mapping[str, float | None], details: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict]]:
-    """Return what `table` takes, from the metrics and details of a record of the stage `latency`."""
+    """Return what `table` takes, from the metrics and details of a record of the stage."""
     specs = []
     models = {}
     for name, facts in details["models"].items():

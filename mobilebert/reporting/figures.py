@@ -17,7 +17,7 @@ from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.tasks import TASKS
 
 SIZE = ("hidden_size", "num_hidden_layers", "intermediate_size")  # models that agree in these are of one size
-PLAIN = "onnxruntime-int8"  # its scores have their plain names in a record of `quantize`
+PLAIN = ("onnxruntime-int8", "onnxruntime-int8-fixed")  # their scores have plain names in a record of `quantize`
 MOST = 120  # points of a curve; a longer one is averaged over equal numbers of steps
 # Curves of one kind share an axis: (stages, name of the curve) -> title. Other curves have the
 # title "<stage>: <name>".
@@ -136,7 +136,7 @@ def _scored(records: Mapping[str, Record], model: str, task: str, engine: str) -
     record = tuned if is_float else records.get(f"quantize/{model}/{task}")
     if record is None or tuned is None or record.status != "ok":
         return None
-    prefix = "" if is_float or engine == PLAIN else f"{engine}:"
+    prefix = "" if is_float or engine in PLAIN else f"{engine}:"
     return record, reading.fraction_in_percent(record.metrics.get(f"{prefix}{metric}"))
 
 

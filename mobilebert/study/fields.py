@@ -40,6 +40,8 @@ Engine = Literal[  # of `deployment.engines.table`
     "litert",
     "litert-dynamic",
     "litert-int8",
+    "onnxruntime-fixed",
+    "onnxruntime-int8-fixed",
 ]
 
 Quantizer = Literal["onnxruntime-static", "openvino-int8"]

@@ -103,6 +103,21 @@ _ALL = (
         **_ONNX,
     ),
     Engine(
+        "onnxruntime-fixed",
+        "ONNX Runtime, float32, optimized for one shape of input",
+        tolerance=FLOAT,
+        file="model.onnx",
+        **_ONNX,
+    ),
+    Engine(
+        "onnxruntime-int8-fixed",
+        "ONNX Runtime, int8 as onnxruntime-int8, optimized for one shape of input",
+        tolerance=INT8,
+        file="model-int8.onnx",
+        made_from="onnxruntime",
+        **_ONNX,
+    ),
+    Engine(
         "onnxruntime-static",
         "ONNX Runtime, int8, ranges of activations fixed in advance",
         tolerance=INT8_FIXED_RANGES,
