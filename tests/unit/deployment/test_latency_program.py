@@ -72,6 +72,14 @@ def test_the_table_has_ratios_to_the_first_model_and_shares_of_the_peak():
     assert "measured peaks: 60.0 GFLOP/s of float32 matrix products, 8.0 GB/s of memory reads" in text
 
 
+def test_engines_are_compared_for_each_model():
+    found = measured()
+    found["models"]["small/openvino"] = MODEL | {"p50": 8.0, "flops": 200_000_000}
+    specs = [*SPECS, {"name": "small/openvino", "model": "small", "engine": "openvino"}]
+    assert "small: openvino is 1.25 times as fast as onnxruntime" in latency_text.table(found, specs)
+    assert "times as fast" not in latency_text.table(found | {"validity": "void: busy"}, specs)
+
+
 def test_a_record_of_the_stage_prints_the_same_table():
     found = measured()
     models = found.pop("models")
