@@ -3,7 +3,6 @@ and the intervals of claims. The same records give the same bytes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean

@@ -186,7 +186,7 @@ def _cell(
         return _glue_cell(row, column, records)
     record = records.get(keys[0])
     if column.source == "latency":
-        return latency_cells.cell(row, column, record, published)
+        return latency_cells.cell(row, column, record, latency_cells.published(table, row, column))
     cells = [_score_cell(row, column, item) for item in pretraining_seeds.records_of(row.model, keys[0], records, edited)]
     return pretraining_seeds.pooled(column, cells)
 
