@@ -260,7 +260,9 @@ def test_a_fixed_shape_computes_the_same_with_fewer_operators(config, tmp_path):
         slow, fast = (programs.load(engine, tmp_path / engine.file, 1) for engine in (free, fixed))
         for batch in (rows[0], longer):  # a fixed shape is that of the input
             wanted = slow(batch)["last_hidden_state"]
-            assert latency.relative_error(fast(batch)["last_hidden_state"], wanted) < 1e-5
+            # In int8 a rounding error of float32 can move a value to the next of 256 steps.
+            most = 1e-3 if free.made_from else 1e-5
+            assert latency.relative_error(fast(batch)["last_hidden_state"], wanted) < most
         before, after = (one.kernels(rows[0]) for one in (slow, fast))
         assert len(after) < 0.8 * len(before)
         assert not any(kernel.op == "Shape" for kernel in after)
