@@ -75,7 +75,7 @@ test-tf: $(TF_VENV)/.installed
 
 $(TF_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TF_VENV)
-	$(TF_VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,tensorflow,test]'
+	$(TF_VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,tensorflow,litert,test]'
 	@touch $@
 
 install: $(READY)

@@ -24,6 +24,13 @@ def add_options(latency: argparse.ArgumentParser) -> None:
     own.add_argument("--length", type=positive, help="tokens of a sequence (default 128)")
     own.add_argument("--batch", type=positive, help="sequences in a batch (default 1)")
     own.add_argument("--rounds", type=positive, help="timed rounds; each runs every model on every engine once (default 50)")
+    own.add_argument(
+        "--device",
+        action="append",
+        metavar="D",
+        help="local (default), or android[:SERIAL] for .tflite files on a phone through adb; again for several phones",
+    )
+    own.add_argument("--benchmark-binary", type=Path, metavar="PATH", help="LiteRT's benchmark_model, built for the phone")
     own.add_argument("--profile", action="store_true", help="print which operations take the time, too")
     own.add_argument("--json", action="store_true", help="print JSON with every sample")
 
@@ -36,6 +43,13 @@ def time_models(options: argparse.Namespace) -> int:
         width = max(map(len, ENGINES))
         print("\n".join(f"{name:{width}}  {engine.does}" for name, engine in ENGINES.items()))
         return 0
+    from mobilebert.deployment import devices
+
+    phones = devices.serials(options.device or [])
+    if phones:
+        return time_on_phones(options, phones)
+    if options.benchmark_binary:
+        raise UserError("latency: --benchmark-binary is for --device android")
     from mobilebert.deployment import latency, latency_text
     from mobilebert.util.files import json_safe
 
@@ -54,6 +68,28 @@ def time_models(options: argparse.Namespace) -> int:
     hint = f"; {latency_text.QUIET}" if latency.BUSY in found["validity"] else ""
     print(f"mobilebert: {found['validity']}{hint}", file=sys.stderr)
     return 1
+
+
+def time_on_phones(options: argparse.Namespace, phones: list[str | None]) -> int:
+    """Time .tflite files on phones and print the table.
+
+    Raises UserError for options and models that a phone does not take.
+    """
+    from mobilebert.deployment import phone_latency
+
+    for name in ("engine", "length", "batch", "profile"):
+        if getattr(options, name):
+            raise UserError(f"latency: --{name} is not for a phone, which runs the file as it is")
+    if options.benchmark_binary is None:
+        raise UserError("latency: --device android needs --benchmark-binary PATH, LiteRT's benchmark_model for the phone")
+    for model in options.models:
+        specs_of(model, ["litert"])
+        if not model.endswith(".tflite"):
+            raise UserError(f"{model}: a phone runs .tflite files; mobilebert.tf.export_tflite writes one")
+    files = [Path(model).expanduser() for model in options.models]
+    found = phone_latency.measure(files, phones, options.benchmark_binary.expanduser(), options.rounds or 50)
+    print(json.dumps(found) if options.json else phone_latency.table(found))
+    return 0
 
 
 def specs_of(model: str, engines: list[str] | None) -> list[dict]:

@@ -256,7 +256,8 @@ def time(options: argparse.Namespace) -> int:
             raise UserError("latency: a MODEL and --study; one of them is allowed")
         prepare_environment(options.threads)
         return latency.time_models(options)
-    if given := [name for name in ("engine", "length", "batch", "rounds", "profile", "json") if getattr(options, name)]:
+    own = ("engine", "length", "batch", "rounds", "device", "benchmark_binary", "profile", "json")
+    if given := [name.replace("_", "-") for name in own if getattr(options, name)]:
         raise UserError(
             f"latency: --{given[0]} needs a MODEL before it; the section latency of a study sets it for the study's models"
         )
@@ -298,7 +299,7 @@ def run_stage(options: argparse.Namespace) -> int:
 
 
 def _summary(record: Record, before: Record | None) -> str:
-    """Return the line that a stage prints at its end.
+    """Return what a stage prints at its end: a line, for `latency` a table before it.
 
     before: the current record when the command began.
     """
@@ -308,6 +309,11 @@ def _summary(record: Record, before: Record | None) -> str:
     why = reading.reason(record)
     status = f"{reading.status(record)} ({why})" if why else reading.status(record)
     when = f"already done (made {record.started})" if record == before else f"in {record.seconds:.1f} s"
+    if record.stage == "latency" and "models" in record.details:
+        from mobilebert.deployment import latency_text
+
+        end = f"{record.id}: {one_line(status)}, {when}"
+        return f"{latency_text.table(*latency_text.of_record(record.metrics, record.details))}\n{end}"
     figures = {key: round(value, 4) for key, value in record.metrics.items() if value is not None}
     summary = record.details.get("summary") if record.stage == "report" else None
     return one_line(f"{record.id}: {status}{', ' if record == before else ' '}{when} {summary or json.dumps(figures)}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mobilebert.deployment.engines.table import ENGINES, engine_named, int8_share
+from mobilebert.deployment.engines.table import ENGINES, INT8_FIXED_RANGES, engine_named, int8_share
 from mobilebert.deployment.int8 import processor
 from mobilebert.deployment.worker_process import Worker
 from mobilebert.util.errors import UserError
@@ -82,7 +82,11 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
             workers[spec["name"]] = worker = stack.enter_context(Worker(processes, spec["name"], "serve", task))
             loaded[spec["name"]] = worker.answer()  # before the next one starts, whose load would slow this start
         reasons = [_crowding(threads, cores())]
-        before = [_difference(spec, workers, prepared[_key(spec)]) for spec in specs]
+
+        def differences() -> list[str | None]:
+            return [_difference(spec, workers, prepared[_key(spec)], loaded[spec["name"]]["ran_with"]) for spec in specs]
+
+        before = differences()
         samples: dict[str, list[float]] = {spec["name"]: [] for spec in specs}
         machine, peaks = {}, {}
         if any(before):
@@ -90,7 +94,7 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
         else:
             peaks, reason = _peaks(processes, threads)
             samples, machine = _rounds(workers, rounds, warmup, threads, seed)
-            reasons += [sharing(machine), reason, *(_difference(spec, workers, prepared[_key(spec)]) for spec in specs)]
+            reasons += [sharing(machine), reason, *differences()]
         models = {}
         for spec in specs:
             name, source = spec["name"], prepared[_key(spec)]
@@ -209,9 +213,11 @@ def _error(worker: Worker, source: dict) -> float | None:
     return None if source["reference"] is None else relative_error(worker.ask("output"), source["reference"])
 
 
-def _difference(spec: dict, workers: dict, source: dict) -> str | None:
+def _difference(spec: dict, workers: dict, source: dict, ran_with: dict) -> str | None:
     """Return why a model's last output voids the run, or None."""
-    name, tolerance = spec["name"], ENGINES[spec["engine"]].tolerance
+    name, engine = spec["name"], ENGINES[spec["engine"]]
+    is_own_int8 = engine.program == "lite_rt" and "int8" in ran_with["precision"]  # a user's file may be of any kind
+    tolerance = max(engine.tolerance, INT8_FIXED_RANGES) if is_own_int8 else engine.tolerance
     error = _error(workers[name], source)
     if error is None or error <= tolerance:  # not for NaN
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 QUIET = (
@@ -56,10 +56,21 @@ def table(found: dict[str, Any], specs: list[dict]) -> str:
     for row in rows:
         cells = [text.ljust(width) if place < 2 else text.rjust(width) for place, (text, width) in enumerate(zip(row, widths))]
         lines.append("  ".join(cells).rstrip())
-    reasons = [] if is_void else [_reason(found, spec, specs) for spec in specs]
+    reasons = [] if is_void else [*(_reason(found, spec, specs) for spec in specs), *_gains(found, specs)]
     if reasons := [reason for reason in reasons if reason]:
         lines += ["", *reasons]
     return "\n".join(lines)
+
+
+def of_record(metrics: Mapping[str, float | None], details: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict]]:
+    """Return what `table` takes, from the metrics and details of a record of the stage."""
+    specs = []
+    models = {}
+    for name, facts in details["models"].items():
+        model, _, engine = name.rpartition("/")
+        specs.append({"name": name, "model": model, "engine": engine})
+        models[name] = {**facts, **{key: metrics[f"{name}:{key}_ms"] for key in ("p50", "p90", "p99")}}
+    return {**details, "models": models}, specs
 
 
 def profile(found: dict[str, Any], specs: list[dict]) -> str:
@@ -87,6 +98,18 @@ def _first(spec: dict, specs: list[dict]) -> dict:
 def _ratio(found: dict, spec: dict, specs: list[dict], key: str) -> float | None:
     mine, base = (found["models"][one["name"]][key] for one in (spec, _first(spec, specs)))
     return mine / base if mine and base else None
+
+
+def _gains(found: dict, specs: list[dict]) -> list[str]:
+    """Return a line for each model that ran on several engines: each engine beside the first."""
+    lines = []
+    for model in dict.fromkeys(spec["model"] for spec in specs):
+        first, *others = [spec for spec in specs if spec["model"] == model]
+        base = found["models"][first["name"]]["p50"]
+        known = [(spec["engine"], found["models"][spec["name"]]["p50"]) for spec in others]
+        if gains := [f"{engine} is {base / time:.2f} times" for engine, time in known if base and time]:
+            lines.append(f"{model}: {', '.join(gains)} as fast as {first['engine']}")
+    return lines
 
 
 def _gflops(found: dict, spec: dict) -> float | None:

@@ -48,7 +48,12 @@ def build(source: dict, seed: int) -> PreTrainedModel:
     fields = dict(source["config"])
     config_class, model_class = CLASSES[fields.pop("model_type")]
     torch.manual_seed(seed)
-    return model_class(config_class(**fields), add_pooling_layer=False).eval()
+    model = model_class(config_class(**fields), add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # TensorFlow's converter would remove a norm's scale of 1 and shift of 0
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
 
 
 def _checkpoint(name: str) -> PreTrainedModel:
@@ -102,7 +107,7 @@ def _files(source: dict, model: PreTrainedModel, engines: list[str], folder: Pat
         engine = ENGINES[name]
         path = folder / engine.file
         given = Path(source.get("checkpoint", ""), engine.file)
-        if name == "litert" and "checkpoint" in source and given.is_file():
+        if engine.program == "lite_rt" and "checkpoint" in source and given.is_file():
             return given
         if not path.exists():
             made_from = file_of(engine.made_from) if engine.made_from else model

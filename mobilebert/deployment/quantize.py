@@ -99,10 +99,12 @@ class OnnxModel:
     # take 7.4 s one by one and 8.9 s in padded batches (one core, MobileBERT in int8).
     ROWS = 1
 
-    def __init__(self, path: Path, threads: int = 1, profile: Path | None = None):
+    def __init__(self, path: Path, threads: int = 1, profile: Path | None = None, shape: tuple[int, int] | None = None):
         """Load the model. Raises UserError if `path` is missing or not an ONNX model.
 
         profile: start of the name of the file to which `end_profile` writes the times of all nodes.
+        shape: (batch, tokens) of every input from then on. ONNX Runtime then computes no shapes as
+            it runs, and joins more operations.
         """
         import onnxruntime
 
@@ -113,6 +115,8 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # fatal alone: a new int8 graph logs harmless warnings, and errors are raised anyway
+        for name, size in zip(("batch", "sequence"), shape or ()):
+            options.add_free_dimension_override_by_name(name, size)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:

@@ -52,16 +52,19 @@ class Column(Strict):
     architecture: computed from the paper's widths, whatever the study's scale.
     cost: computed from the model at the study's scale.
     finetune: `finetune/<model>/<task>` (`quantize/<model>/<task>` in an int8 row).
-    latency: the `latency` record. glue: the leaderboard's formula over the row's cells.
-    text: nothing to measure.
+    latency: the `latency` record; the metric is p50_ms, or speed_up: how many times faster the row
+        is than the row of the model `over`, on the same engine.
+    glue: the leaderboard's formula over the row's cells. text: nothing to measure.
     """
 
     key: str
     head: str
     source: Literal["architecture", "cost", "finetune", "latency", "glue", "text"]
-    unit: str = ""  # %, M, G, ms or nothing
+    unit: str = ""  # %, M, G, ms, x or nothing
     task: str | None = None
     metric: str | None = None
+    over: str | None = None  # model of the row that a speed-up is relative to
+    engine: str | None = None  # of a latency; None: the record's first
     published_split: str = ""  # "dev" or "test server"
     tolerance: float | None = None  # in the column's unit, two-sided; None: no verdict on the published value
     relative: bool = False  # the tolerance is a share of the published value

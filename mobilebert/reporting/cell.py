@@ -49,6 +49,6 @@ def show(value: Any, unit: str = "", measured: bool = True) -> str:
         return "/".join(str(int(item)) if isinstance(item, float) else str(item) for item in value)
     if isinstance(value, str):
         return value
-    if unit == "%" or (measured and unit in ("M", "ms")):
+    if unit == "%" or (measured and unit in ("M", "ms")) or (not measured and unit == "x"):
         return f"{value:.1f}"
-    return f"{value:.2f}" if measured and unit == "G" else f"{value:g}"
+    return f"{value:.2f}" if measured and unit in ("G", "x") else f"{value:g}"

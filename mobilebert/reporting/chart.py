@@ -30,13 +30,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Dot:
-    """A named point; a hollow one has not learnt."""
+    """A point; a hollow one has not learnt. name: beside it. mark: a short text above it."""
 
     name: str
     style: int
     x: float
     y: float
     hollow: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ def dots(label: str, points: Sequence[Dot], name: str) -> str:
         left, top = x(point.x), y(point.y)
         shape = " hollow" if point.hollow else ""
         parts.append(f'<circle class="dot {_style(point.style)}{shape}" cx="{left:.1f}" cy="{top:.1f}" r="4.5"/>')
+        if point.mark:
+            parts.append(_text(left, top - 7, point.mark, "middle"))
+        if not point.name:
+            continue
         height = min([top + 4, *(other - 13 for other in taken[-1:])])  # names must not cover one another
         taken.append(height)
         is_right = left + 8 + LETTER * len(point.name) < WIDTH

@@ -3,20 +3,21 @@ losses, the intervals of claims and attention maps. The same records give the sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from mobilebert import paper
+from mobilebert.deployment.engines.table import ENGINES, FLOAT
 from mobilebert.jobs.record import Record
-from mobilebert.reporting import attention_maps, reading
+from mobilebert.reporting import attention_maps, latency_cells, reading
 from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
 from mobilebert.reporting.run_params import flatten
 from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.tasks import TASKS
 
 SIZE = ("hidden_size", "num_hidden_layers", "intermediate_size")  # models that agree in these are of one size
+PLAIN = ("onnxruntime-int8", "onnxruntime-int8-fixed")  # their scores have plain names in a record of `quantize`
 MOST = 120  # points of a curve; a longer one is averaged over equal numbers of steps
 # Curves of one kind share an axis: (stages, name of the curve) -> title. Other curves have the
 # title "<stage>: <name>".
@@ -93,28 +94,30 @@ def _attention(records: Mapping[str, Record]) -> Iterable[Figure]:
 
 def _tradeoff(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figure:
     latency, panels, others = records.get("latency"), [], False  # others: a score is of another size than its time
-    times = _milliseconds(latency) if latency and latency.status == "ok" else {}
+    known = latency_cells.engines(latency)
+    times = latency_cells.milliseconds(latency) if latency and latency.status == "ok" else {}
     for task in TASKS:
-        points = []
-        for model, time in times.items():
-            record, metric = records.get(f"finetune/{model}/{task}"), TASKS[task].metrics[0]
-            score = reading.fraction_in_percent(record.metrics.get(metric)) if record and record.status == "ok" else math.nan
-            if not record or not latency or not can_be_drawn(score, time):
+        points = {}
+        for (model, engine), time in times.items():
+            found = _scored(records, model, task, engine)
+            if not found or not latency or not can_be_drawn(found[1], time):
                 continue
-            if _size(latency, f"architectures.{model}") != _size(record, "architecture"):
+            if _size(latency, f"architectures.{model}") != _size(records[f"finetune/{model}/{task}"], "architecture"):
                 others = True
             else:
-                points.append(Dot(model, styles.get(model, 0), time, score, reading.status(record) != "ok"))
-        if len(points) > 1:
+                points[model, engine] = (time, found[1], reading.status(found[0]) != "ok")
+        if len({model for model, _ in points}) > 1:
             title = f"{TASKS[task].column}: {TASKS[task].metrics[0].replace('_', ' ')} (%), measured here"
-            shown = "; ".join(f"{point.name} {point.y:.1f} in {point.x:.3g} ms" for point in points)
-            panels.append(Panel(title, dots(f"{title}, over latency. {shown}", points, "latency, measured here (ms)")))
+            panels.append(_over_latency(title, points, known, styles))
     if panels:
         published = _published(styles)
         text = (
             "Up and to the left is better. A hollow point has not learnt its task. The paper's points are of a Pixel 4 and of "
             "GLUE's test server: compare the order, not the values."
         )
+        if len(known) > 1:
+            text += f" Numbers name engines: {', '.join(f'{number} {engine}' for number, engine in enumerate(known, 1))}."
+            text += " An 8-bit engine is drawn if the model was scored with it."
         text += " A model that was timed at another size than it was scored at is left out." if others else ""
         return Figure("tradeoff", "Accuracy over latency", text, [*panels, published])
     text = "Not drawn: no two models were both timed and scored on one task."
@@ -127,18 +130,39 @@ def _tradeoff(records: Mapping[str, Record], styles: Mapping[str, int]) -> Figur
     return Figure("tradeoff", "Accuracy over latency", text, ())
 
 
+def _over_latency(title: str, points: Mapping[tuple[str, str], tuple], known: list[str], styles: Mapping[str, int]) -> Panel:
+    """Return the chart of (model, engine) -> (time, score, whether hollow).
+
+    A model's name is beside its fastest point. Numbers above the points name the engines.
+    """
+    drawn, shown = [], []
+    for (model, engine), (time, score, hollow) in points.items():
+        fastest = min((own[0], other) for (name, other), own in points.items() if name == model)[1]
+        mark = str(known.index(engine) + 1) if len(known) > 1 else ""
+        drawn.append(Dot(model if engine == fastest else "", styles.get(model, 0), time, score, hollow, mark))
+        shown.append(f"{model}{f' on {engine}' if mark else ''} {score:.1f} in {time:.3g} ms")
+    return Panel(title, dots(f"{title}, over latency. {'; '.join(shown)}", drawn, "latency, measured here (ms)"))
+
+
+def _scored(records: Mapping[str, Record], model: str, task: str, engine: str) -> tuple[Record, float] | None:
+    """Return the record of a model's score on a task with an engine, and the score in percent.
+
+    All float32 engines have the fine-tuned model's score. An engine of fewer bits has that of the
+    file that `quantize` made for it. None if the model was not scored so.
+    """
+    tuned, metric = records.get(f"finetune/{model}/{task}"), TASKS[task].metrics[0]
+    is_float = engine not in ENGINES or ENGINES[engine].tolerance == FLOAT
+    record = tuned if is_float else records.get(f"quantize/{model}/{task}")
+    if record is None or tuned is None or record.status != "ok":
+        return None
+    prefix = "" if is_float or engine in PLAIN else f"{engine}:"
+    return record, reading.fraction_in_percent(record.metrics.get(f"{prefix}{metric}"))
+
+
 def _size(record: Record, place: str) -> tuple[str | None, ...]:
     """Return the values of SIZE of the architecture at `place` in a record's configuration."""
     config = flatten(record.config)  # as MLflow gives it back
     return tuple(config.get(f"{place}.{name}") for name in SIZE)
-
-
-def _milliseconds(record: Record) -> dict[str, float]:
-    """Return model -> median time of the first engine."""
-    engines = record.config.get("engines")
-    ending = f"/{engines[0]}:p50_ms" if isinstance(engines, list) and engines else ":p50_ms"
-    found = {key.removesuffix(ending): reading.number(value) for key, value in record.metrics.items() if key.endswith(ending)}
-    return {model: time for model, time in found.items() if time > 0}
 
 
 def _published(styles: Mapping[str, int]) -> Panel:

@@ -11,7 +11,7 @@ from typing import cast
 from mobilebert import paper
 from mobilebert.evaluation.glue import LEADERBOARD, glue_score, mean_of_cells
 from mobilebert.jobs.record import Record
-from mobilebert.reporting import pretraining_seeds, reading, verdicts
+from mobilebert.reporting import latency_cells, pretraining_seeds, reading, verdicts
 from mobilebert.reporting.architecture_columns import facts
 from mobilebert.reporting.cell import NOTHING, Cell, show
 from mobilebert.study.architecture import architecture
@@ -121,10 +121,11 @@ def fill(study: Study, records: Mapping[str, Record], edited: Collection[str] = 
 
 
 def fill_table(table: paper.Table, study: Study, records: Mapping[str, Record], edited: Collection[str] = ()) -> FilledTable:
-    """Return one table, filled from `records` (see `fill`)."""
+    """Return one table, filled from `records` as `fill`, with latency columns for each engine."""
+    table = latency_cells.with_engines(table, records.get("latency"))
     rows = []
     for row in table.rows:
-        rows.append(FilledRow(row, tuple(_cell(study, row, column, records, edited) for column in table.columns)))
+        rows.append(FilledRow(row, tuple(_cell(study, table, row, column, records, edited) for column in table.columns)))
     return FilledTable(table, tuple(rows))
 
 
@@ -158,8 +159,15 @@ def in_words(numbers: Mapping[str, int]) -> str:
     return f"{parts[0]}, {numbers['not_run']} not run; {parts[1]} from the configurations alone"
 
 
-def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[str, Record], edited: Collection[str]) -> Cell:
-    published = row.published.get(column.key)
+def _cell(
+    study: Study,
+    table: paper.Table,
+    row: paper.Row,
+    column: paper.Column,
+    records: Mapping[str, Record],
+    edited: Collection[str],
+) -> Cell:
+    published = latency_cells.published(table, row, column) if column.source == "latency" else row.published.get(column.key)
     if row.model is None or column.source == "text":
         return Cell(published, None, None, column.unit)
     if column.source in ("architecture", "cost"):
@@ -178,7 +186,7 @@ def _cell(study: Study, row: paper.Row, column: paper.Column, records: Mapping[s
         return _glue_cell(row, column, records)
     record = records.get(keys[0])
     if column.source == "latency":
-        return _latency_cell(row, column, record)
+        return latency_cells.cell(row, column, record, latency_cells.published(table, row, column))
     cells = [_score_cell(row, column, item) for item in pretraining_seeds.records_of(row.model, keys[0], records, edited)]
     return pretraining_seeds.pooled(column, cells)
 
@@ -241,27 +249,6 @@ def _glue_cell(row: paper.Row, column: paper.Column, records: Mapping[str, Recor
         labels += tuple(f"{task}: {text}" for text in notes)
         ended.append(max(1, sum(map(math.isfinite, reading.samples(record, metric)))))
     return Cell(published, measured, verdict, column.unit, count=min(ended), labels=labels)
-
-
-def _latency_cell(row: paper.Row, column: paper.Column, record: Record | None) -> Cell:
-    """Return the cell of the first engine.
-
-    Its metric is `<model>/<engine>:p50_ms`; the samples of the rounds are `<model>/<engine>`.
-    """
-    published = row.published.get(column.key)
-    engines = record.config.get("engines") if record else None
-    engine = engines[0] if isinstance(engines, list) and engines else None
-    key = f"{row.model}/{engine}:{column.metric}"
-    if record is None or (record.status == "ok" and key not in record.metrics):
-        return Cell(published, None, "not run", column.unit)
-    setting = [f"{record.config.get('threads')} threads", f"length {record.config.get('length')}", "median of rounds"]
-    labels = (*reading.labels(record), ", ".join([str(engine), *setting]))
-    if record.status != "ok":
-        labels += (f"{record.status}: {reading.reason(record)}",)
-    measured = reading.number(record.metrics.get(key))
-    verdict = verdicts.cell(published, measured, column.tolerance, labels, record.status, column.relative)
-    count = len(record.samples.get(f"{row.model}/{engine}", [])) or None
-    return Cell(published, measured, verdict, column.unit, count=count, labels=labels)
 
 
 def _finite(value: float | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mobilebert import paper
 from mobilebert.modeling.presets import check, preset
 from mobilebert.study.schema import Study
 from mobilebert.util.errors import UserError
@@ -17,10 +18,10 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
 
     The study's scale divides the sizes; with `full_size` they stay the paper's. A row with
     published weights (preset `checkpoint`) keeps its size, and its fields are only the vocabulary's
-    size and the model type "auto". Raises UserError if the divisor does not divide a width, or if
-    no valid model is left at this scale.
+    size and the model type "auto". A preset that is no row, as `distilbert`, is only timed. Raises
+    UserError if the divisor does not divide a width, or if no valid model is left at this scale.
     """
-    row = study.models[model]
+    row = study.models.get(model) or paper.Model(preset=model)
     if row.preset == "checkpoint":  # its sizes are known once it is loaded; its vocabulary must be the study's
         return {"model_type": "auto", "vocab_size": study.data.vocab_size or preset("bert-base")["vocab_size"]}
     if row.preset == "bag-of-embeddings":

@@ -27,7 +27,7 @@ LARGEST_BATCH = 2**20
 
 Batch = Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
 
-Engine = Literal[  # of `deployment.engines.table`; litert has no file of a study's models
+Engine = Literal[  # of `deployment.engines.table`
     "pytorch",
     "onnxruntime",
     "onnxruntime-int8",
@@ -37,6 +37,11 @@ Engine = Literal[  # of `deployment.engines.table`; litert has no file of a stud
     "openvino",
     "openvino-bf16",
     "openvino-int8",
+    "litert",
+    "litert-dynamic",
+    "litert-int8",
+    "onnxruntime-fixed",
+    "onnxruntime-int8-fixed",
 ]
 
 Quantizer = Literal[  # of `deployment.ways`, without the first

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mobilebert import paper
+from mobilebert.modeling import presets
 from mobilebert.study.fields import TASK_NAMES, Quantizer, Strict, changed
 from mobilebert.study.finetune import Finetune
 from mobilebert.study.pretraining_seeds import row_of, seeds_of, with_seeds
@@ -202,9 +203,10 @@ class Study(Strict):
             if row not in rows or row in self.checkpoints or row == BAG:
                 names = allowed([name for name in timed if name not in self.checkpoints], row)
                 raise ValueError(f"seeds: {shown(row)} is no row that this study pre-trains; {names}")
+        shapes = [*timed, *(name for name in presets.names() if name not in timed)]
         for model in self.latency.models:
-            if model not in timed:
-                raise ValueError(f"latency.models: unknown model {shown(model)}; {allowed(timed, model)}")
+            if model not in shapes:
+                raise ValueError(f"latency.models: unknown model {shown(model)}; {allowed(shapes, model)}")
         return self
 
     @model_validator(mode="after")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from mobilebert.study.fields import Batch, Engine, Length, NotNegative, Positive, Rate, Strict
-from mobilebert.util.errors import shown
+from mobilebert.util.errors import allowed, shown
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every random generator takes 32 bits
 
@@ -194,7 +194,7 @@ class Latency(Strict):
             "mobilebert-layernorm-relu",
             "mobilebert-nonorm-gelu",
         ),
-        description="Rows of the paper's tables to time, each given once. The default is those of Tables 4 and 7.",
+        description="Rows of the paper's tables, and presets, to time, each given once. The default is those of Tables 4 and 7.",
     )
     engines: tuple[Engine, ...] = Field(default=("pytorch",), description="Engines that run every model, each given once.")
 
@@ -203,6 +203,15 @@ class Latency(Strict):
     def from_list(cls, value):
         """Return a tuple for YAML's list."""
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("engines", mode="before")
+    @classmethod
+    def known_engines(cls, value):
+        """Return the engines. Raises ValueError for an unknown one, with the nearest names."""
+        for name in value if isinstance(value, list | tuple) else ():
+            if isinstance(name, str) and name not in get_args(Engine):
+                raise ValueError(f"unknown engine {shown(name)}; {allowed(get_args(Engine), name)}")
+        return value
 
     @field_validator("models", "engines")
     @classmethod

@@ -36,6 +36,7 @@ TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes o
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
 QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
+PHONE = "needs a phone: tests/unit/deployment/test_devices.py answers in its place"
 CONVERTS = "needs a checkpoint: tests/unit/modeling/test_from_tensorflow.py has small ones"
 NOT_RUN = {
     ". .venv/bin/activate": "changes the shell",
@@ -95,9 +96,20 @@ NOT_RUN = {
     "pip install '.[workflow,deploy,openvino,litert]'": INSTALLS,
     "pip install '.[workflow,deploy,openvino,litert,tensorflow,quanto]'": INSTALLS,
     "mobilebert int8 --study smoke": "needs records: tests/unit/deployment/test_int8_table.py writes some",
+    "pip install '.[workflow,deploy,openvino,tensorflow,litert]'": INSTALLS,
     "mobilebert latency mobilebert bert-base --engine onnxruntime": QUIET,
     "mobilebert latency mobilebert bert-base --engine onnxruntime-int8 --threads 1 --length 128 --batch 1 --profile": QUIET,
     "mobilebert latency ./my-checkpoint bert-base --engine pytorch-folded openvino --rounds 1024 --json": QUIET,
+    "mobilebert latency bert-base distilbert tinybert-4l tinybert-6l minilm-6l minilm-12l mobilebert mobilebert-tiny "
+    "--engine onnxruntime-fixed": QUIET,
+    "mobilebert latency --study engines": QUIET,
+    "mobilebert latency bert-base mobilebert --engine pytorch pytorch-folded pytorch-compiled --rounds 200": QUIET,
+    "mobilebert latency bert-base mobilebert --engine onnxruntime onnxruntime-fixed --rounds 200": QUIET,
+    "mobilebert latency bert-base mobilebert --engine onnxruntime-int8 onnxruntime-int8-fixed --rounds 200": QUIET,
+    "mobilebert latency bert-base mobilebert --engine openvino litert --rounds 200": QUIET,
+    "mobilebert latency mobilebert.tflite bert-base.tflite --device android --benchmark-binary benchmark_model": PHONE,
+    "mobilebert latency mobilebert.tflite --device android:SERIAL1 --device android:SERIAL2 "
+    "--benchmark-binary benchmark_model --json": PHONE,
 }
 PYTHON_NOT_RUN = {  # the first line of a block of Python
     "from mobilebert import MobileBertConfig, MobileBertForPreTraining, MobileBertForSequenceClassification, fold": (

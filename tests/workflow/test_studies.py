@@ -19,14 +19,14 @@ from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
 
-STUDIES = ("smoke", "cpu", "evening", "gpu", "learning", "small-tasks", "released", "paper", "weekend")
+STUDIES = ("smoke", "cpu", "evening", "gpu", "learning", "small-tasks", "released", "paper", "weekend", "engines")
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_dry_run(workflow, study, tmp_path):
     run = workflow.run(study, tmp_path, "--dry-run")
     assert run.returncode == 0, run.stderr
-    assert ("distill" if study == "learning" else "finetune") in run.stdout + run.stderr
+    assert {"learning": "distill", "engines": "latency"}.get(study, "finetune") in run.stdout + run.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from mobilebert.deployment.engines.table import Engine, Kernel
 from mobilebert.deployment.export import INPUTS, OUTPUTS
 from mobilebert.util.errors import UserError, one_line
 
 PRODUCTS = ("FULLY_CONNECTED", "BATCH_MATMUL")
+KINDS = {"litert": "float32", "litert-dynamic": "dynamic int8", "litert-int8": "int8"}  # of `tf.export_tflite`
 
 
 class LiteRtModel:
@@ -70,6 +73,11 @@ class LiteRtModel:
             raise UserError(f"{self.path}: does not run in LiteRT ({one_line(error)})") from None
         return {name: self._read(place) for name, place in self._outputs.items()}
 
+    def input_shapes(self) -> list[tuple[str, list[int]]]:
+        """Return the name and the shape of each input, in the file's own order."""
+        names = {place["index"]: name for name, place in self._inputs.items()}
+        return [(names[one["index"]], [int(size) for size in one["shape"]]) for one in self._interpreter.get_input_details()]
+
     def _read(self, place: dict) -> np.ndarray:
         found = self._interpreter.get_tensor(place["index"]).astype(np.float32)
         scale, zero = place["quantization"]
@@ -108,8 +116,16 @@ def load(engine: Engine, source: Path, threads: int) -> LiteRtModel:
     return LiteRtModel(source, threads)
 
 
-def write(engine: Engine, source: object, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
-    """Raise UserError: no file comes from the model; the user gives one."""
-    raise UserError(
-        f"litert: runs a .tflite file; put {engine.file} in the checkpoint's folder, or give its path in place of a model"
-    )
+def write(engine: Engine, source: PreTrainedModel, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
+    """Write the engine's .tflite file for the shape of `rows`.
+
+    Raises UserError if TensorFlow, which converts the model, is not installed or cannot convert it.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{engine.name}: needs a .tflite file; put {engine.file} in the checkpoint's folder, give its path in place of a "
+            "model, or let TensorFlow write it: pip install '.[workflow,deploy,tensorflow,litert]'"
+        )
+    from mobilebert.deployment.tflite import write_tflite
+
+    write_tflite(source, path, KINDS[engine.name], rows)

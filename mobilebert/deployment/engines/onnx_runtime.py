@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -22,16 +23,32 @@ PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", *INT8_PRODUCTS)
 
 
 class OnnxRuntimeModel:
-    """An ONNX file in ONNX Runtime, on the CPU."""
+    """An ONNX file in ONNX Runtime, on the CPU.
 
-    def __init__(self, path: Path, threads: int):
-        self._model, self._threads = OnnxModel(path, threads), threads
+    is_fixed: whether the file is loaded again for each shape of input, so that no shape is computed
+        as it runs.
+    """
+
+    def __init__(self, path: Path, threads: int, is_fixed: bool = False):
+        self._path, self._threads, self._is_fixed = path, threads, is_fixed
+        self._models: dict[Any, OnnxModel] = {} if is_fixed else {None: OnnxModel(path, threads)}
         self.bytes = path.stat().st_size
-        self.ran_with = {"program": f"onnxruntime {version('onnxruntime')}", "threads": threads, "file": path.name}
+        self.ran_with = {
+            "program": f"onnxruntime {version('onnxruntime')}",
+            "threads": threads,
+            "file": path.name,
+            "shapes": "fixed" if is_fixed else "free",
+        }
+
+    def _shape(self, batch: Mapping[str, np.ndarray]) -> Any:
+        return batch["input_ids"].shape if self._is_fixed else None
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name. Raises UserError as `OnnxModel`."""
-        return self._model(dict(batch))
+        shape = self._shape(batch)
+        if shape not in self._models:
+            self._models[shape] = OnnxModel(self._path, self._threads, shape=shape)
+        return self._models[shape](dict(batch))
 
     def kernels(self, batch: Mapping[str, np.ndarray]) -> list[Kernel]:
         """Return the nodes that ran after ONNX Runtime's optimizations, with their times.
@@ -39,7 +56,7 @@ class OnnxRuntimeModel:
         A second session runs the file twice, with a profile of the second run.
         """
         with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-            model = OnnxModel(self._model.path, self._threads, profile=Path(folder, "run"))
+            model = OnnxModel(self._path, self._threads, Path(folder, "run"), self._shape(batch))
             model(dict(batch))
             model(dict(batch))
             events = json.loads(Path(model.end_profile()).read_text(encoding="utf-8"))
@@ -66,14 +83,14 @@ def kernels_of(events: Iterable[dict]) -> list[Kernel]:
 
 def load(engine: Engine, source: Path, threads: int) -> OnnxRuntimeModel:
     """Return the file in ONNX Runtime."""
-    return OnnxRuntimeModel(source, threads)
+    return OnnxRuntimeModel(source, threads, engine.name.endswith("-fixed"))
 
 
 def write(engine: Engine, source: PreTrainedModel | Path, path: Path, rows: list[dict[str, np.ndarray]]) -> None:
     """Write the engine's ONNX file: exported from a model, or quantized from a float32 file."""
     if not isinstance(source, Path):
         export_onnx(source, path, length=rows[0]["input_ids"].shape[1])
-    elif engine.name == "onnxruntime-int8":
+    elif engine.file == "model-int8.onnx":
         quantize_int8(source, path)
     else:
         quantize_static(source, path, rows)

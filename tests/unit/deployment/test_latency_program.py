@@ -10,7 +10,8 @@ from mobilebert.cli import latency as program
 from mobilebert.cli.main import main
 from mobilebert.deployment import latency, latency_text
 from mobilebert.deployment.engines.table import ENGINES, Kernel, int8_flops, int8_share, owners
-from mobilebert.modeling.presets import names, preset
+from mobilebert.modeling.presets import preset
+from mobilebert.stages.latency import RAN
 from mobilebert.study.fields import Engine
 
 MODEL = {
@@ -71,6 +72,23 @@ def test_the_table_has_ratios_to_the_first_model_and_shares_of_the_peak():
     assert "measured peaks: 60.0 GFLOP/s of float32 matrix products, 8.0 GB/s of memory reads" in text
 
 
+def test_engines_are_compared_for_each_model():
+    found = measured()
+    found["models"]["small/openvino"] = MODEL | {"p50": 8.0, "flops": 200_000_000}
+    specs = [*SPECS, {"name": "small/openvino", "model": "small", "engine": "openvino"}]
+    assert "small: openvino is 1.25 times as fast as onnxruntime" in latency_text.table(found, specs)
+    assert "times as fast" not in latency_text.table(found | {"validity": "void: busy"}, specs)
+
+
+def test_a_record_of_the_stage_prints_the_same_table():
+    found = measured()
+    models = found.pop("models")
+    metrics = {f"{name}:{key}_ms": model[key] for name, model in models.items() for key in ("p50", "p90", "p99")}
+    facts = {name: {key: model[key] for key in RAN} for name, model in models.items()}
+    of_record = latency_text.of_record(metrics, {**found, "models": facts})
+    assert latency_text.table(*of_record) == latency_text.table(measured(), SPECS)
+
+
 def test_a_void_run_prints_no_number_that_depends_on_the_load():
     text = latency_text.table(measured("void: other processes used 1.00 of a core"), SPECS)
     for row in rows_of(text).values():
@@ -122,7 +140,7 @@ def test_a_row_of_the_tables_and_a_checkpoint_are_models(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["nosuch"], f"nosuch: no preset, no checkpoint's folder and no .tflite file; allowed: {', '.join(names())}"),
+        (["nosuch"], "nosuch: no preset, no checkpoint's folder and no .tflite file; allowed: mobilebert-no-opt, "),
         (["./nosuch/folder"], "./nosuch/folder: no preset"),
         (["no.tflite"], "no.tflite: no such file"),
         (["mobilebert", "--engine", "tensorrt"], "engine of mobilebert/tensorrt: 'tensorrt' is unknown: choose one of pytorch"),
@@ -152,8 +170,8 @@ def test_every_engine_is_listed(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(ENGINES)
 
 
-def test_a_study_knows_every_engine_that_makes_its_own_file():
-    assert {*get_args(Engine)} == {*ENGINES} - {"litert"}
+def test_a_study_knows_every_engine():
+    assert {*get_args(Engine)} == {*ENGINES}
 
 
 def test_the_int8_share_counts_hidden_products_as_float():

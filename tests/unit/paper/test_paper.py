@@ -18,10 +18,10 @@ COUNTS = {
     1: (5, 10, 5, 46, 36517.4),
     2: (9, 5, 9, 45, 14853.4),
     3: (4, 6, 4, 24, 1007.0),
-    4: (12, 13, 4, 134, 9645.6),
+    4: (12, 14, 4, 134, 9645.6),
     5: (9, 5, 4, 40, 2841.6),
     6: (4, 5, 4, 20, 1765.0),
-    7: (4, 4, 4, 16, 535.8),
+    7: (4, 5, 4, 16, 535.8),
     8: (3, 5, 3, 15, 1327.9),
     9: (7, 4, 7, 28, 2477.0),
 }
@@ -94,8 +94,9 @@ def test_counts_and_sums(table):
 def test_every_name_is_known(table):
     keys = [column.key for column in table.columns]
     assert len(set(keys)) == len(keys)
+    printed = {column.key for column in table.columns if column.metric != "speed_up"}  # a speed-up is computed
     for row in table.rows:
-        assert set(row.published) == set(keys)
+        assert set(row.published) == printed
         assert row.model is None or row.model in paper.models()
     known = facts(architecture(STUDY, "mobilebert", full_size=True))
     for column in table.columns:

@@ -92,6 +92,25 @@ def test_accuracy_over_latency_marks_models_that_did_not_learn():
     assert "mobilebert 80.0 in 10 ms" in measured
 
 
+def test_accuracy_over_latency_has_a_point_for_every_model_and_engine_that_was_scored():
+    names = ("pytorch", "onnxruntime-int8", "openvino-int8", "litert-int8")
+    times = dict(zip(names, (30.0, 20.0, 15.0, 5.0)))
+    metrics = {f"{model}/{engine}:p50_ms": time for model in ("bert-base", "mobilebert") for engine, time in times.items()}
+    timing = record(
+        "latency", config={"engines": list(names), "architectures": {"bert-base": SIZE, "mobilebert": SIZE}}, metrics=metrics
+    )
+    int8 = {"accuracy": 0.78, "openvino-int8:accuracy": 0.79}
+    found = figure(of(timing, *SCORES, record("quantize/mobilebert/sst2", metrics=int8)), "tradeoff")
+    svg = found.panels[0].svg
+    assert len(circles(svg)) == 4  # bert-base was not quantized; nothing was scored in LiteRT
+    for text in ("mobilebert on pytorch 80.0 in 30 ms", "mobilebert on openvino-int8 79.0 in 15 ms", "bert-base on pytorch 90.0"):
+        assert text in svg
+    assert svg.count(">mobilebert<") == svg.count(">bert-base<") == 1  # beside the fastest point
+    assert "mobilebert on onnxruntime-int8 78.0 in 20 ms" in svg
+    assert [svg.count(f'text-anchor="middle">{number}<') for number in (1, 2, 3, 4)] == [2, 1, 1, 0]
+    assert "1 pytorch, 2 onnxruntime-int8, 3 openvino-int8, 4 litert-int8" in found.text
+
+
 @pytest.mark.parametrize(
     ("records", "text"),
     [

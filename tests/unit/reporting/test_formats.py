@@ -67,7 +67,10 @@ def test_every_table_renders_in_every_format(source, number, folder, tmp_path, c
     (tmp_path / "empty").mkdir()
     where = {"empty": tmp_path / "empty", "three": folder}.get(source, source)
     rows = json.loads(table(capsys, number, where, "json"))["cells"]
-    assert [row["published"] for row in rows] == [row.published.get(column.key) for row, column in cells(number)]
+    printed = [row for row in rows if row["column"] != "Speed-up"]  # the paper prints no speed-up
+    assert [row["published"] for row in printed] == [
+        row.published.get(column.key) for row, column in cells(number) if column.head != "Speed-up"
+    ]
     lines = list(csv.DictReader(io.StringIO(table(capsys, number, where, "csv"))))
     assert [(line["row"], line["column"], line["verdict"]) for line in lines] == [
         (row["row"], row["column"], row["verdict"] or "") for row in rows

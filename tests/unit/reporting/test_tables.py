@@ -142,7 +142,7 @@ def test_a_diverged_seed_is_named():
 
 def test_test_server_scores_are_not_judged():
     records = of(record("finetune/mobilebert/cola", matthews_correlation=0.505))
-    assert line(4, "MobileBERT", records)[3] == "50.5 (n=1), not judged"
+    assert line(4, "MobileBERT", records)[4] == "50.5 (n=1), not judged"
 
 
 NINE = {
@@ -292,18 +292,51 @@ def test_the_mean_of_cells_is_that_of_the_printed_values():
     assert not any("Mean of the printed cells" in text for text in lines(6, records))
 
 
-def test_latency_is_the_first_engines_median_with_its_setting():
-    config = {"engines": ["pytorch", "onnxruntime"], "threads": 4, "length": 128}
-    metrics = {"mobilebert/pytorch:p50_ms": 61.96, "mobilebert/onnxruntime:p50_ms": 30.0}
-    records = of(record("latency", config=config, samples={"mobilebert/pytorch": [60.0, 61.96, 63.0]}, **metrics))
-    assert line(7, "NoNorm, relu", records)[-1] == "62.0 (n=3), not judged [1] |"
-    assert line(7, "NoNorm, gelu", records)[-1] == "not run |"
+def timed(*engines, **times):
+    config = {"engines": list(engines), "threads": 4, "length": 128}
+    metrics = {f"{name.replace('_', '-')}/{engine}:p50_ms": time for name, own in times.items() for engine, time in own.items()}
+    return record("latency", config=config, samples={"mobilebert/pytorch": [60.0, 61.96, 63.0]}, **metrics)
+
+
+def test_latency_is_a_median_with_its_setting_and_the_speed_up_is_a_ratio_of_one_engine():
+    found = timed("pytorch", mobilebert={"pytorch": 61.96}, mobilebert_no_opt={"pytorch": 185.88})
+    records = of(found)
+    assert line(7, "NoNorm, relu", records)[-2:] == ["62.0 (n=3), not judged [1]", "3.00 (n=3), not judged [1] |"]
+    assert line(7, "LayerNorm, gelu", records)[-2:] == ["185.9, not judged [1]", "1.00, not judged [1] |"]
+    assert line(7, "NoNorm, gelu", records)[-2:] == ["not run", "not run |"]
     assert "- [1] pytorch, 4 threads, length 128, median of rounds" in lines(7, records)
-    void = of(record("latency", status="void", config=config, **metrics).model_copy(update={"reason": "others used 0.5 cores"}))
-    assert line(7, "NoNorm, relu", void)[-1] == "void [1] |"
+    void = of(found.model_copy(update={"status": "void", "reason": "others used 0.5 cores"}))
+    assert line(7, "NoNorm, relu", void)[-2:] == ["void [1]", "void [1] |"]
     assert any(
         text.endswith("void: others used 0.5 cores; measure again: snakemake --forcerun latency") for text in lines(7, void)
     )
+
+
+def test_every_engine_of_a_timing_has_its_own_columns():
+    records = of(timed("pytorch", "litert", mobilebert={"pytorch": 60.0, "litert": 70.0}, mobilebert_no_opt={"litert": 77.0}))
+    (filled,) = [table for table in fill(STUDY, records) if table.number == 7]
+    assert filled.heads[3:] == [
+        "Latency, pytorch (ms)", "Speed-up, pytorch (x)", "Latency, litert (ms)", "Speed-up, litert (x)",
+    ]  # fmt: skip
+    assert line(7, "NoNorm, relu", records)[-4:] == [
+        "60.0 (n=3), not judged [2]", "not run", "70.0, not judged [1]", "1.10, not judged [1] |",
+    ]  # fmt: skip
+    assert "- [1] litert, 4 threads, length 128, median of rounds" in lines(7, records)
+
+
+def test_published_speed_ups_are_ratios_of_the_printed_latencies():
+    for number, label, text in (
+        (4, "MobileBERT", "5.5"),
+        (4, "BERT\\_BASE", "1.0"),
+        (4, "TinyBERT", "–"),
+        (7, "NoNorm, relu", "3.1"),
+    ):
+        row = next(text for text in lines(number, {}) if text.startswith(f"| {label} ") and " published " in text)
+        heads = next(text for text in lines(number, {}) if "Speed-up" in text and text.startswith("|"))
+        assert (
+            row.split(" | ")[heads.split(" | ").index(next(h for h in heads.split(" | ") if "Speed-up" in h))].rstrip(" |")
+            == text
+        )
 
 
 def test_architecture_columns_do_not_depend_on_the_studys_scale():

@@ -134,7 +134,7 @@ def test_files_that_are_not_a_study_are_refused(tmp_path, text, wanted):
 
 
 def test_unknown_study_and_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"unknown study 'smoky'; allowed: cpu, evening, .*, smoke, weekend, or a path"):
+    with pytest.raises(UserError, match=r"unknown study 'smoky'; allowed: cpu, engines, evening, .*, smoke, weekend, or a path"):
         load_study("smoky")
     with pytest.raises(UserError, match="cannot be read"):
         load_study(tmp_path / "absent.yaml")

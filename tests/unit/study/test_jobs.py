@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from mobilebert import paper
+from mobilebert.modeling.presets import preset
 from mobilebert.study.graph import add_views, build_graph, jobs_in_scope
 from mobilebert.study.load import load_study
 from mobilebert.study.recipe import TASK_NAMES
@@ -333,3 +334,10 @@ def test_a_published_checkpoint_takes_the_place_of_pre_training():
     graph = build_graph(load_study("released"))
     assert graph["finetune/mobilebert/sst2"].inputs == ("data", "checkpoint/mobilebert")
     assert not any(key in graph for key in ("distill/mobilebert", "transfer/mobilebert"))
+
+
+def test_a_preset_that_is_no_row_is_timed_and_nothing_else():
+    study = Study.model_validate({"schema": 1, "description": "d", "latency": {"models": ["distilbert", "mobilebert"]}})
+    graph = build_graph(study)
+    assert graph["latency"].config["architectures"]["distilbert"] == preset("distilbert")
+    assert [key for key in graph if "distilbert" in key] == []
