@@ -40,33 +40,46 @@ _ENCODER = (("task", "student_model", "encoder"), ("task", "model", "encoder")) 
 def read_params(file: Path) -> dict:
     """Return the fields of `MobileBertConfig` for the encoder of the garden's parameters.
 
-    Raises UserError if the file is not YAML or has no encoder of MobileBERT.
+    Only the encoder's values are built: a small file of merged keys could fill the memory. Raises
+    UserError if the file is not YAML or has no encoder of MobileBERT.
     """
     try:
-        if (size := file.stat().st_size) > MOST_BYTES // 64:
-            raise UserError(f"{file}: {size:,} bytes; at most {MOST_BYTES // 64:,} are read")
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise UserError(f"{file}: {size:,} bytes; at most {MOST_BYTES:,} are read")
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        for path in _ENCODER:
+            kind = _at(root, (*path, "type"))
+            if isinstance(kind, yaml.ScalarNode) and kind.value == "mobilebert":
+                return _from_garden(_values(loader, _at(root, (*path, "mobilebert")), file), file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"{file}: not YAML of plain values") from None
-    for path in _ENCODER:
-        encoder = _at(values, path)
-        if isinstance(encoder, Mapping) and encoder.get("type") == "mobilebert":
-            given = encoder.get("mobilebert")
-            return _from_garden(given if isinstance(given, Mapping) else {}, file)
     raise UserError(f"{file}: no encoder of type mobilebert under task.model or task.student_model")
 
 
-def _from_garden(given: Mapping, file: Path) -> dict:
+def _at(node: Any, path: tuple[str, ...]) -> Any:
+    """Return the node behind keys, or None."""
+    for key in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for name, value in pairs if name.value == key), None)
+    return node
+
+
+def _values(loader: yaml.SafeLoader, node: Any, file: Path) -> dict[str, Any]:
+    """Return the plain values of a mapping. Raises UserError for lists and mappings among them."""
+    found = {}
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if not isinstance(name, yaml.ScalarNode) or not isinstance(value, yaml.ScalarNode):
+            raise UserError(f"{file}: line {name.start_mark.line + 1} holds no plain value")
+        found[name.value] = loader.construct_object(value)
+    return found
+
+
+def _from_garden(given: Mapping[str, Any], file: Path) -> dict:
     known = [*_FIELDS, "input_mask_dtype"]
     if unknown := [key for key in given if key not in known]:
-        raise UserError(f"{file}: {unknown[0]!r:.60} is no key of the garden's MobileBERT; {allowed(known, str(unknown[0]))}")
+        raise UserError(f"{file}: {unknown[0]!r:.60} is no key of the garden's MobileBERT; {allowed(known, unknown[0])}")
     values = {name: given.get(key, default) for key, (name, default) in _FIELDS.items()}
     return from_google(values | {"trigram_input": True, "use_bottleneck": True}, file)
-
-
-def _at(values: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values

@@ -93,7 +93,9 @@ def test_a_parameter_file_of_the_garden_is_the_configuration(tmp_path):
         ("type: mobilebert", "type: bert", "no encoder of type mobilebert"),
         ("num_blocks: 1", "num_block: 1", "'num_block' is no key of the garden's MobileBERT"),
         ("num_blocks: 1", "num_blocks: !!python/name:os.system 1", "not YAML of plain values"),
-        ("num_blocks: 1", "num_blocks: [1]", "num_hidden_layers: [1] is not a positive integer"),
+        ("num_blocks: 1", "num_blocks: [1]", "line 13 holds no plain value"),
+        ("num_blocks: 1", "num_blocks: one", "num_hidden_layers: 'one' is not a positive integer"),
+        ("num_blocks: 1", "<<: {num_blocks: 1}", "holds no plain value"),
         ("task:", "[", "not YAML of plain values"),
     ):
         (folder / "params.yaml").write_text(text.replace(old, new))
