@@ -94,7 +94,7 @@ def check_values(values: Mapping, name: str, source: str) -> None:
 def check_types(values: Mapping) -> None:
     """Raise UserError for switches of transformers that are not booleans, and unknown problems.
 
-    The output matrix is tied or not. The other switches may be null, which is transformers' default.
+    A null is transformers' default, but not for tie_word_embeddings.
     """
     for key in _SWITCHES:
         value = values.get(key, False)

@@ -25,6 +25,7 @@ TRAILER = 5  # bytes behind a block: its compression and its checksum
 TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 19: "<f2"}
 BFLOAT16, STRING = 14, 7
 MOST_NAMES, LONGEST_NAME = 100_000, 1000  # a name is stored without the start it shares, so a small file holds many
+LONGEST_STRING = 16 << 20  # bytes; the graph of two small layers has 20,000
 MOST_SIZES = 32  # NumPy takes no more dimensions, or few more
 _LANES = 4096  # that `crc32c` computes at once
 
@@ -98,14 +99,14 @@ class Bundle:
         UserError if it is no string or is damaged.
         """
         variable = self.variables[name]
-        if variable.type != STRING or variable.shape:
-            raise UserError(f"{self.index}: damaged: {name} is no string")
+        if variable.type != STRING or variable.shape or variable.size > LONGEST_STRING:
+            raise UserError(f"{self.index}: damaged: {name} is no string of at most {LONGEST_STRING:,} bytes")
         content = self._content(variable)
         try:
             length, start = _varint(content, 0)
         except (IndexError, ValueError):
             length = start = 0
-        if length > MOST_BYTES or start + 4 + length != len(content):
+        if start + 4 + length != len(content):
             raise UserError(f"{self._data_file(variable)}: damaged: {name} is no string")
         self._check(variable, length.to_bytes(4, "little") + content[start:])
         return content[start + 4 :]

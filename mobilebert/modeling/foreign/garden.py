@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mobilebert.modeling.foreign.bundle import Bundle, fields_of, number_in
+from mobilebert.modeling.foreign.bundle import MOST_NAMES, Bundle, fields_of, number_in
 from mobilebert.util.errors import UserError
 
 GRAPH, VALUE = "_CHECKPOINTABLE_OBJECT_GRAPH", "VARIABLE_VALUE"
@@ -150,7 +150,10 @@ def as_in_pytorch(place: Place, array: np.ndarray) -> np.ndarray:
 def _nodes(bundle: Bundle) -> list[_Node]:
     """Return the objects: a TrackableObjectGraph of tensorflow/core/protobuf."""
     try:
-        nodes = [_node(message) for message in fields_of(bundle.read_string(GRAPH)).get(1, [])]
+        messages = fields_of(bundle.read_string(GRAPH)).get(1, [])
+        if len(messages) > MOST_NAMES:
+            raise UserError(f"{bundle.index}: damaged: {GRAPH} has more than {MOST_NAMES:,} objects")
+        nodes = [_node(message) for message in messages]
         if any(not 0 <= part < len(nodes) for node in nodes for part in node.parts.values()):
             raise ValueError("no such node")
     except (IndexError, KeyError, ValueError, TypeError):

@@ -202,7 +202,7 @@ def _read_garden(bundle: Bundle, found: Foreign) -> set[str]:
     used = {garden.GRAPH}
     for place in objects.places():
         if place.variable in used:  # a small file could make any number of weights
-            raise UserError(f"{bundle.index}: damaged: {place.variable:.200} is several weights")
+            raise UserError(f"{bundle.index}: damaged: {place.variable:.200} is two weights")
         used.add(place.variable)
         array = bundle.read(place.variable)
         _put(found.arrays, place.name, garden.as_in_pytorch(place, array), found.source)

@@ -160,7 +160,7 @@ ODD = [
     (b"\x13word_embedding_proj", b"\x13word_embedding_none", "with 0 MobileBERT encoders"),
     (b"/0/_key_dense/kernel", b"/9/_key_dense/kernel", "/9/_key_dense/kernel/.ATTRIBUTES/VARIABLE_VALUE, which is not in the"),
     (b"\x0a_key_dense", b"\x0a_old_dense", "it has no mobilebert.encoder.layer.0.attention.self.key.weight"),
-    (b"/_key_dense/kernel/.A", b"/_query_dense/bias/.A", "_query_dense/bias/.ATTRIBUTES/VARIABLE_VALUE is several weights"),
+    (b"/_key_dense/kernel/.A", b"/_query_dense/bias/.A", "_query_dense/bias/.ATTRIBUTES/VARIABLE_VALUE is two weights"),
     (b"\x0a_key_dense", b"\x0a\xff\xffey_dense", "damaged: _CHECKPOINTABLE_OBJECT_GRAPH cannot be read"),
 ]
 
@@ -181,6 +181,16 @@ def test_a_string_of_another_length_is_refused(start, wanted, tmp_path):
     content[place.offset : place.offset + len(start)] = start
     data.write_bytes(content)
     assert f"damaged: {GRAPH} {wanted}" in refused(folder)
+
+
+def test_a_graph_of_too_many_objects_is_refused(monkeypatch):
+    bundle = Bundle(GOLDEN / "tiny/ckpt-1")
+    monkeypatch.setattr("mobilebert.modeling.foreign.garden.MOST_NAMES", 3)
+    with pytest.raises(UserError, match="has more than 3 objects"):
+        Garden(bundle)
+    monkeypatch.setattr("mobilebert.modeling.foreign.bundle.LONGEST_STRING", 99)
+    with pytest.raises(UserError, match="is no string of at most 99 bytes"):
+        Garden(bundle)
 
 
 def test_two_encoders_in_one_checkpoint_are_refused(monkeypatch):
