@@ -37,7 +37,7 @@ test: $(READY)
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflows/rules
-	basedpyright --level error --threads 2
+	pyrefly check
 	OMP_NUM_THREADS=1 pytest --benchmark-disable -n $(CORES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  tests/workflow tests/unit tests/bench
 
@@ -75,9 +75,9 @@ $(TF_VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(READY)
 
+# --no-compile: Python compiles a module when it is first imported, and most never are.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; make PYTHON=... names another" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[workflow,deploy,test]'
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true # some packages hold files for other versions of Python
 	@touch $@

@@ -115,8 +115,9 @@ def _distance(cell: Cell) -> float | None:
     """Return the measured less the published value; None if one is missing or does not count."""
     if cell.verdict in ("void", "diverged", "refused", "edited"):
         return None
-    both = isinstance(cell.published, int | float) and isinstance(cell.measured, int | float)
-    return cell.measured - cell.published if both else None  # pyright: ignore[reportOperatorIssue]
+    if isinstance(cell.published, int | float) and isinstance(cell.measured, int | float):
+        return cell.measured - cell.published
+    return None
 
 
 def _is_nan(value: object) -> bool:

@@ -168,7 +168,7 @@ class _Batch(NamedTuple):
     def split(self, heldout_share: float, seed: int) -> dict[str, tuple[np.ndarray, ...]]:
         """Return tokens, sentence lengths and document lengths of each split."""
         heldout = np.array([_draw(number, seed) < heldout_share * 2**64 for number in self.hashes.tolist()], bool)
-        parts = {}
+        parts: dict[str, tuple[np.ndarray, ...]] = {}
         for split, documents in zip(SPLITS, (~heldout, heldout)):
             sentences = np.repeat(documents, self.document_lengths)
             tokens = np.repeat(sentences, self.sentence_lengths)

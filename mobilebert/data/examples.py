@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,7 +146,8 @@ def encode_squad(
         return {name: array for name, array in fields.items() if array is not None}
 
     found = cache.arrays(made, tokenizer.to_str(), texts, answers, cut)
-    windows = squad.Windows(**{"start_positions": None, "end_positions": None, **found})
+    no_answers: dict[str, Any] = {"start_positions": None, "end_positions": None}
+    windows = squad.Windows(**{**no_answers, **found})
     names = ("start_positions", "end_positions") if training else ()
     targets = {name: found[name].astype(np.int64) for name in names}
     rows = [windows[index] for index in range(len(windows))]

@@ -72,9 +72,8 @@ def plain_answers(answers: Any, where: str) -> dict[str, list]:
 
     Raises UserError, in one line that begins with `where`, if `answers` has another form.
     """
-    texts: Any
-    starts: Any
-    texts, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
+    form: Any = answers if isinstance(answers, dict) else {}
+    texts, starts = form.get("text"), form.get("answer_start")
     if not all(isinstance(values, list) or getattr(values, "ndim", None) == 1 for values in (texts, starts)):
         raise UserError(f"{where} must hold the lists text and answer_start")
     texts, starts = list(texts), list(starts)

@@ -9,7 +9,7 @@ words is right on half of the rows. Results on this text say nothing about Engli
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -223,7 +223,7 @@ def _answer_sentence(w: _Writer, label: int) -> list[str]:
 _THREE_WAY = _entailment([LANGUAGE.same, LANGUAGE.hedges, LANGUAGE.negations])
 # The number of labels (0: a score from 0 to 5) and the function that writes a row's sentences from
 # its label. SST-2's rows are written in pairs, see `_sst2_twins`.
-_GLUE = {
+_GLUE: dict[str, tuple[int, Callable]] = {
     "cola": (2, _cola),
     "mrpc": (2, _paraphrase),
     "stsb": (0, _similarity),
@@ -327,24 +327,25 @@ def _squad_table(rng: np.random.Generator, task: str, split: str) -> pd.DataFram
     training question has one answer, a development question the answers of three annotators.
     """
     rows: list[dict] = []
-    for number in range(SQUAD_ROWS[split]):
-        if number % 2 == 0:
-            w = _Writer(rng, int(rng.integers(TOPICS)))
-            kind = int(rng.integers(3))
-            impossible = task == "squad_v2.0" and number % 6 == 4
-            fact, answer = w.fact(kind, int(rng.integers(1, 3)))
-            sentences = [w.clause() if impossible else fact, w.clause(), w.clause()]
-            sentences.append(w.fact((kind + 1) % 3)[0] if w.chance(0.25) else w.clause())
-            context = " ".join(_text(sentences[index]) for index in rng.permutation(4))
-            given = [answer, answer, answer.split()[-1]] if split == "validation" else [answer]
-            texts = [] if impossible else given
-        rows.append(
+    for first in range(0, SQUAD_ROWS[split], 2):
+        w = _Writer(rng, int(rng.integers(TOPICS)))
+        kind = int(rng.integers(3))
+        impossible = task == "squad_v2.0" and first % 6 == 4
+        fact, answer = w.fact(kind, int(rng.integers(1, 3)))
+        sentences = [w.clause() if impossible else fact, w.clause(), w.clause()]
+        sentences.append(w.fact((kind + 1) % 3)[0] if w.chance(0.25) else w.clause())
+        context = " ".join(_text(sentences[index]) for index in rng.permutation(4))
+        given = [answer, answer, answer.split()[-1]] if split == "validation" else [answer]
+        texts = [] if impossible else given
+        starts = [f" {context}".index(f" {text} ") for text in texts]
+        rows += [
             {
                 "id": f"{task}-{split}-{number:05d}",
                 "title": f"topic-{w.topic}",
                 "context": context,
                 "question": _text(w.question(kind, impossible), "?"),
-                "answers": {"text": texts, "answer_start": [f" {context}".index(f" {text} ") for text in texts]},
+                "answers": {"text": list(texts), "answer_start": list(starts)},
             }
-        )
+            for number in (first, first + 1)
+        ]
     return pd.DataFrame(rows)

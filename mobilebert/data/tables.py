@@ -37,7 +37,7 @@ def checked(frame: pd.DataFrame, task: Task, role: str, where: str) -> pd.DataFr
     """
     check_table(frame, task, role, where)
     if task.is_squad:
-        frame = frame.assign(answers=[plain_answers(answers, where) for answers in frame["answers"]])
+        frame = frame.assign(answers=pd.Series([plain_answers(answers, where) for answers in frame["answers"]], frame.index))
     return frame
 
 

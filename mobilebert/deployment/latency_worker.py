@@ -30,7 +30,7 @@ from mobilebert.util.errors import UserError, one_line
 with contextlib.suppress(ModuleNotFoundError):
     import onnxruntime  # noqa: F401  (here so that the processes share one import)
 
-CLASSES = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
+CLASSES: dict[str, tuple[type, type]] = {"mobilebert": (MobileBertConfig, MobileBertModel), "bert": (BertConfig, BertModel)}
 OUTPUT = "last_hidden_state"
 CALIBRATION = 8  # batches from which an int8 engine takes the ranges of activations
 IDS_OF_FILE = 100  # ids drawn for a .tflite file, whose vocabulary is not known

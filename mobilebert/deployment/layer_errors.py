@@ -56,4 +56,4 @@ def _run(model: onnx.ModelProto, names: list[str], row: Mapping[str, np.ndarray]
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {value.name: np.asarray(row[value.name], np.int64) for value in session.get_inputs()}
-    return dict(zip(names, session.run(names, feed)))  # pyright: ignore[reportReturnType]  (dense tensors)
+    return dict(zip(names, session.run(names, feed)))  # pyrefly: ignore[bad-return]  (dense tensors)

@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -152,7 +153,8 @@ def _tokenizer(folder: Path, of_study: Path | None, source: str):
         if (folder / "vocab.txt").is_file() and (folder / "config.json").is_file():
             import transformers
 
-            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            return tokenizer.backend_tokenizer
         parents = of_study.resolve().parents if of_study else ()
         for place in (folder, *(parent / "data" / "tokenizer" for parent in parents)):
             if (place / "tokenizer.json").is_file():
@@ -231,7 +233,7 @@ def _checkpoint(source: str, task: Task, threads: int, of_study: bool):
     if absent := sorted(info["missing_keys"]):
         raise UserError(f"{source}: not fine-tuned for {task.name}: its checkpoint has no {', '.join(absent[:3])}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).eval()  # pyright: ignore[reportArgumentType]  (transformers wraps Module.to and loses its self)
+    model.to(device).eval()  # pyrefly: ignore[bad-argument-type]  (transformers wraps Module.to and loses its self)
     named = inspect.signature(model.forward).parameters  # DistilBERT, for one, takes no token_type_ids
 
     @torch.inference_mode()

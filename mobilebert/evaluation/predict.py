@@ -128,9 +128,9 @@ def checked_rows(frame: pd.DataFrame, task: Task, where: str) -> pd.DataFrame:
     return pd.DataFrame(frame[[key, *task.text_columns]]).reset_index(drop=True)
 
 
-def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[str] | list[int | str]:
+def _keys(values: pd.Series, key: str, task: Task, where: str) -> list[int | str]:
     """Return the rows' keys, text or integers; SQuAD's as text, so that 5 and "5" are one key."""
-    found = []
+    found: list[int | str] = []
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, float) and value.is_integer():  # pandas reads integers as floats if one is missing
             value = int(value)

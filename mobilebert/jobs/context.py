@@ -93,8 +93,8 @@ class JobContext:
         """Create the folder of the saved state. Its run.json names the study file, because
         two files of one name share `.state`."""
         self.state.mkdir(parents=True, exist_ok=True)
-        facts = {"job": self.job.id, "fingerprint": self.job.fingerprint, "pid": os.getpid()}
-        facts["study"] = getattr(self.graph, "study_file", None)
+        study = getattr(self.graph, "study_file", None)
+        facts = {"job": self.job.id, "fingerprint": self.job.fingerprint, "pid": os.getpid(), "study": study}
         write_atomically(self.state / "run.json", json.dumps(facts).encode())
 
     def log(self, step: int, **values: float) -> None:

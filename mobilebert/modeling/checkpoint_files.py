@@ -127,17 +127,17 @@ def refuse_adapter(folder: Path, source: str) -> None:
 
 def _of_hub(source: str, revision: str) -> dict[str, Path]:
     """Return the files of a hub name, by file name, downloaded or from the cache."""
-    from transformers.utils import cached_file  # pyright: ignore[reportPrivateImportUsage]  (documented, not in __all__)
+    from transformers.utils import cached_file
 
     def fetch(name: str) -> Path | None:
         try:
-            return Path(cached_file(source, name, revision=revision))  # pyright: ignore[reportArgumentType]  (it raises)
+            return Path(cached_file(source, name, revision=revision))  # pyrefly: ignore[bad-argument-type]  (it raises)
         except (OSError, ValueError):  # missing
             return None
 
     def must(name: str) -> Path:
         try:
-            return Path(cached_file(source, name, revision=revision))  # pyright: ignore[reportArgumentType]  (it raises)
+            return Path(cached_file(source, name, revision=revision))  # pyrefly: ignore[bad-argument-type]  (it raises)
         except (OSError, ValueError) as error:  # the first of its lines says what is wrong
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{source}: no checkpoint that can be loaded ({line}); a local folder works offline") from None

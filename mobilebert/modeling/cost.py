@@ -254,7 +254,7 @@ def describe(name: str, seq: int = 128, as_json: bool = False) -> str:
     figures = cost(config, seq)
     params, table, flops = _published(name)
     published = {"parameters_M": params, "flops_G": flops if seq == 128 else None}
-    computed = asdict(figures) | {
+    computed: dict[str, Any] = asdict(figures) | {
         "encoder": figures.encoder,
         "training_flops_per_token": figures.training_flops_per_token,
         "parameters": figures.parameters,

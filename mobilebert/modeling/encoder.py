@@ -143,7 +143,7 @@ class MobileBertPreTrainedModel(PreTrainedModel):
                 with one_refusal(pretrained_model_name_or_path, Path(place)):
                     check_size(cls, cls._own_config(place, **kwargs), tensors, pretrained_model_name_or_path)
             # Always True: transformers then reports shapes that differ, and our error names them.
-            model, report = super().from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  (Self, says its annotation)
+            model, report = super().from_pretrained(  # pyrefly: ignore[not-iterable]  (Self, says its annotation)
                 place, *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
             )
         layers = cls._layers_to_leave_out(pretrained_model_name_or_path, **kwargs)
@@ -212,7 +212,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         output_hidden_states: bool | int | Collection[int] | None = None,
         num_layers: int | None = None,
         attention_layers: Collection[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],  # pyright: ignore[reportGeneralTypeIssues]  (transformers' models do so)
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore[bad-function-definition]  (transformers' models do so)
     ) -> BaseModelOutputWithPooling:
         """Return transformers' outputs for transformers' arguments and two more.
 

@@ -131,7 +131,8 @@ class FoldedLayer(nn.Module):
         stream = Stream(self.width, attention.query.weight.device)
         self.attention = stream.write(layer.attention.output.dense, layer.attention.output.LayerNorm)
         self.up, self.down = nn.ModuleList(), nn.ModuleList()
-        for ffn in [*layer.ffn, layer]:
+        ffns: list[Any] = [*layer.ffn, layer]
+        for ffn in ffns:
             self.up.append(stream.read(ffn.intermediate.dense))
             self.down.append(stream.write(ffn.output.dense, ffn.output.LayerNorm))
         dtype = attention.query.weight.dtype

@@ -58,7 +58,7 @@ def writable(x: torch.Tensor, maker: nn.Module, *readers: nn.Module, made_by: ty
     A forward pass calls this 400 times, hence no generator and no access to `nn.Module` attributes.
     """
     # A compiler chooses in-place operations itself.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     for reader in readers:
         if not untouched(reader, *READERS):

@@ -43,7 +43,7 @@ def unset_eps(config: MobileBertConfig) -> float:
 def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     """Return a linear layer that writes to a residual stream (see `residual_init_scale`)."""
     linear = nn.Linear(inputs, outputs)
-    linear.writes_residual = True  # pyright: ignore[reportArgumentType]  # a mark, not a subclass: quantizers look layers up by their exact type
+    linear.writes_residual = True  # pyrefly: ignore[bad-argument-type]  # a mark, not a subclass: quantizers look layers up by their exact type
     return linear
 
 

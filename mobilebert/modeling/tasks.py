@@ -32,7 +32,7 @@ class MobileBertForSequenceClassification(MobileBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.mobilebert = MobileBertModel(config)
         self.dropout = _classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]  (never None once made)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyrefly: ignore[bad-argument-type]  (never None once made)
         self.post_init()
 
     @can_return_tuple
@@ -124,7 +124,7 @@ class MobileBertForTokenClassification(MobileBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.mobilebert = MobileBertModel(config, add_pooling_layer=False)
         self.dropout = _classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]  (never None once made)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyrefly: ignore[bad-argument-type]  (never None once made)
         self.post_init()
 
     @can_return_tuple
@@ -157,7 +157,7 @@ class MobileBertForQuestionAnswering(MobileBertPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.mobilebert = MobileBertModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]  (never None once made)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)  # pyrefly: ignore[bad-argument-type]  (never None once made)
         self.post_init()
 
     @can_return_tuple

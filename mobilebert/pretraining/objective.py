@@ -53,7 +53,7 @@ def load_model(folder: Path | str, architecture: dict, revision: str = "main") -
         from transformers import BertForPreTraining
 
         # Read the loading report: transformers only warns if it draws missing weights anew.
-        model, report = BertForPreTraining.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  (Self, it says)
+        model, report = BertForPreTraining.from_pretrained(  # pyrefly: ignore[not-iterable]  (Self, it says)
             folder, revision=revision, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
         check_loaded(model, folder, report, ignore_mismatched_sizes=False)

@@ -50,6 +50,7 @@ class Experiment:
         jobs = {key: job.fingerprint for key, job in graph.items() if job.stage not in VIEWS}
         self.configuration = digest(jobs)
         self.seen: dict[str, dict[str, set[int]]] = {}  # run -> curve -> steps that it has already
+        self.parent: str | None = None
         self.read()
         self.changed = self.parent is None
         if self.parent is None:

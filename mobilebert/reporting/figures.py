@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from mobilebert import paper
 from mobilebert.jobs.record import Record
@@ -158,17 +159,17 @@ def _ends(records: Mapping[str, Record]) -> Panel | None:
             unigrams.add(reading.number(record.metrics.get("unigram_entropy")))
     if not found:
         return None
-    rows = [Interval(model, _mean(values), values) for model, values in found.items()]
-    rows.sort(key=lambda row: math.fsum(row.values) / len(row.values))
+    rows = [Interval(model, _mean_text(values), values) for model, values in found.items()]
+    rows.sort(key=lambda row: mean(row.values))
     marked = {"word frequencies": unigrams.pop()} if len(unigrams) == 1 and can_be_drawn(*unigrams) else {}
     title = "Loss on held-out text at the end"
     label = f"{title}. {'; '.join(f'{row.name} {row.text}' for row in rows)}"
     return Panel(title, intervals(label, rows, "nats a masked word, lower is better", marked))
 
 
-def _mean(values: Sequence[float]) -> str:
-    mean = f"{math.fsum(values) / len(values):.3f}"
-    return mean if len(values) == 1 else f"{mean}, {len(values)} seeds"
+def _mean_text(values: Sequence[float]) -> str:
+    text = f"{mean(values):.3f}"
+    return text if len(values) == 1 else f"{text}, {len(values)} seeds"
 
 
 def _claimed(claims: Mapping | None) -> Iterable[Panel]:
@@ -249,4 +250,4 @@ def _panel(
 def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     size = -(-len(points) // MOST)
     groups = (points[start : start + size] for start in range(0, len(points), size))
-    return [tuple(math.fsum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]  # pyright: ignore[reportReturnType]
+    return [(mean(step for step, _ in group), mean(value for _, value in group)) for group in groups]

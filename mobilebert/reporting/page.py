@@ -87,7 +87,7 @@ def _template(name: str):
     )
     script = (folder / "page.js.j2").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {
+    shared: dict[str, Any] = {
         "cell_id": headline.cell_id,
         "kinds": kinds,
         "origin": origin,
@@ -95,6 +95,7 @@ def _template(name: str):
         "script_hash": f"sha256-{digest}",
         "tone": headline.tone,
     }
+    environment.globals |= shared
     return environment.get_template(name)
 
 

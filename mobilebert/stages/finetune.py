@@ -76,7 +76,7 @@ def main(context: JobContext, study: Study) -> None:
 
         def train_together(part: JobContext, trials: list[Trial]) -> Train | None:
             trained = together.fit(part, trials, new, seen, setting, device)
-            return trained and (lambda part, trial, out: finish(trained(trial), trial, out))
+            return None if trained is None else (lambda part, trial, out: finish(trained(trial), trial, out))
 
         runs = run_all_trials(context, train, train_together, runs_at_once(study, setting, device))
     collect(context, runs, task.metrics[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from mobilebert.modeling.presets import check, preset
 from mobilebert.study.schema import Study
@@ -24,7 +25,7 @@ def architecture(study: Study, model: str, full_size: bool = False) -> dict:
         return {"model_type": "auto", "vocab_size": study.data.vocab_size or preset("bert-base")["vocab_size"]}
     if row.preset == "bag-of-embeddings":
         base = preset("mobilebert")
-        fields = {
+        fields: dict[str, Any] = {
             "model_type": "bag-of-embeddings",
             "hidden_size": base["hidden_size"],
             "vocab_size": base["vocab_size"],

@@ -9,6 +9,7 @@ import re
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
@@ -41,15 +42,16 @@ class _Loader(yaml.SafeLoader):
         Raises ComposerError if it lies deeper than DEEPEST, is an alias inside its own anchor, or
         brings the file above MOST_VALUES.
         """
-        event, before = self.peek_event(), self.values
+        event: Any = self.peek_event()
+        is_alias, before = isinstance(event, yaml.AliasEvent), self.values
         self.depth += 1
         if self.depth > DEEPEST:
             raise ComposerError(None, None, f"more than {DEEPEST} levels", event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
-        if isinstance(event, yaml.AliasEvent) and id(node) not in self.sizes:
+        if is_alias and id(node) not in self.sizes:
             raise ComposerError(None, None, f"alias {event.anchor[:40]!r} lies inside itself", event.start_mark)
-        self.values += self.sizes[id(node)] if isinstance(event, yaml.AliasEvent) else 1
+        self.values += self.sizes[id(node)] if is_alias else 1
         if self.values > MOST_VALUES:
             raise ComposerError(None, None, f"more than {MOST_VALUES:,} values", event.start_mark)
         self.sizes.setdefault(id(node), self.values - before)

@@ -8,6 +8,7 @@ or devices. Snakemake, `plan`, the stages and the report all read this one graph
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from mobilebert import paper
 from mobilebert.paper import claims
@@ -108,7 +109,7 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
     row = study.models[model]
     if row.preset == "bag-of-embeddings":
         return
-    base = {"architecture": architecture(study, model), "seed": study.seed + row.seed, "recipe": study.recipe}
+    base: dict[str, Any] = {"architecture": architecture(study, model), "seed": study.seed + row.seed, "recipe": study.recipe}
     base["max_predictions"] = MAX_PREDICTIONS[study.recipe]
     if model in study.checkpoints:
         weights = study.checkpoints[model]  # a hash, or name and revision, pins them; a folder's path decides nothing

@@ -67,7 +67,7 @@ def keys(model: type[BaseModel] = Study, prefix: str = "") -> Iterator[Key]:
         name = prefix + (field.alias or field_name)
         default = None if field.is_required() else as_yaml(field.default)
         yield Key(name, kind_of(field.annotation, field.metadata), default, field.description or "")
-        places = {dict: ".<name>.", tuple: ".<number>."}
+        places: dict[object, str] = {dict: ".<name>.", tuple: ".<number>."}
         for inner in (field.annotation, *get_args(field.annotation)):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 yield from keys(inner, name + places.get(get_origin(field.annotation), "."))

@@ -35,8 +35,8 @@ class TFFoldedLayer(Part):
         self.heads, self.width, self.replaces_scores = folded.heads, folded.width, folded.replaces_scores
         self.residual = None if folded.residual is None else TFAffine(folded.residual)
         self.projections, self.attention = TFAffine(folded.projections), TFAffine(folded.attention)
-        self.up = [TFAffine(part) for part in folded.up]  # pyright: ignore[reportArgumentType]  (a ModuleList of Affine)
-        self.down = [TFAffine(part) for part in folded.down]  # pyright: ignore[reportArgumentType]
+        self.up = [TFAffine(part) for part in folded.up]  # pyrefly: ignore[bad-argument-type]  (a ModuleList of Affine)
+        self.down = [TFAffine(part) for part in folded.down]  # pyrefly: ignore[bad-argument-type]
         self.last = None if folded.output is None else TFAffine(folded.output)
         self.gain, self.offset = _constant(self, folded.gain), _constant(self, folded.offset)
         self.activation = ACTIVATIONS[hidden_act]

@@ -76,7 +76,7 @@ def train(
                 )
             stepper.update()
             length = batch["input_ids"].shape[1]  # padding counts
-            flops = plan.flops_per_token and rows * length * plan.flops_per_token(place, length)
+            flops = None if plan.flops_per_token is None else rows * length * plan.flops_per_token(place, length)
             speed.step(rows * length, flops, plan.stage(place))
             is_last = clock.is_over(step)
             progress.total = clock.steps(step + 1)

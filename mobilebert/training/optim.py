@@ -7,7 +7,6 @@ functions start a few kernels a step, not a few a parameter.
 """
 
 # torch lists no _foreach function in __all__.
-# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ NOT_RUN = {
     "mobilebert convert mobilebert_variables.ckpt OUT --config bert_config.json": CONVERTS,
     "mobilebert convert ckpt-740000 OUT --config params.yaml": CONVERTS,
     "pip install --no-deps --editable .": INSTALLS,
-    "pip install pre-commit basedpyright snakefmt": INSTALLS,
+    "pip install pre-commit pyrefly snakefmt": INSTALLS,
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",
     "mlflow ui --backend-store-uri sqlite:///results/cpu/mlflow.db": "starts a server",
     "mobilebert track --study cpu": "makes an MLflow store, 8 seconds: tests/unit/reporting/test_tracking.py does",

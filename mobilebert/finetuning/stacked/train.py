@@ -202,7 +202,8 @@ def train(context: JobContext, stack: Stack, members: Sequence[Member], task_nam
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             rows, length = fed.batch["input_ids"].shape[-2:]
-            flops = first.flops_per_token and len(members) * rows * length * first.flops_per_token(step, length)
+            per_token = first.flops_per_token
+            flops = None if per_token is None else len(members) * rows * length * per_token(step, length)
             speed.step(rows * length, flops)  # the tokens of one trial, as if trained alone; the FLOPs of all, for MFU
             progress.update()
             over = step + 1 == first.steps or not any(going)

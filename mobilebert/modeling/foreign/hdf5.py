@@ -18,7 +18,7 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     Raises UserError if it is no HDF5 file, is cut off, or holds no weights of Keras; also if a
     weight lies in another file, or is larger than this one.
     """
-    import h5py  # pyright: ignore[reportMissingImports]
+    import h5py
 
     try:
         with h5py.File(path) as file:

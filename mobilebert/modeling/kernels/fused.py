@@ -65,7 +65,7 @@ def enable(model: nn.Module) -> None:
         raise UserError("fused: the kernel needs an NVIDIA Hopper GPU (compute capability 9.0), and this machine has none")
     if find_spec("triton") is None:
         raise UserError("fused: the package triton is not installed; install PyTorch for CUDA, which includes it")
-    blocks: Any = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    blocks: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
     blocks = blocks.encoder.layer if isinstance(model.config, MobileBertConfig) else []
     if not blocks or not all(hasattr(block, "fused") and _is_stack(block) for block in blocks):
         raise UserError(

@@ -6,8 +6,8 @@ Shapes, row-major: x, y, dy, dx (tokens, WIDTH); up, as in nn.Linear, and down, 
 everything else. No kernel adds to memory atomically, so that equal inputs give equal bits.
 """
 
-import triton  # pyright: ignore[reportMissingImports]  (PyTorch for CUDA brings it)
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton  # PyTorch for CUDA brings it
+import triton.language as tl
 
 
 @triton.jit

@@ -101,7 +101,8 @@ class Graphs:
         self.step, self.groups = step, step.optimizer.param_groups
         self.prepare = step.prepare
         self.rates = torch.zeros(len(self.groups), device=step.device, dtype=self.groups[0]["params"][0].dtype)
-        self.capture, self.stage, self.kinds = Capture(), None, {}
+        self.stage: int | None = None
+        self.capture, self.kinds = Capture(), {}
 
     def gradients(self, parts: list[Batch], rows: int, place: int, saves: bool = False) -> tuple[list[str], torch.Tensor]:
         """Return what `Stepper.gradients` returns.

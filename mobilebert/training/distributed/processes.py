@@ -8,7 +8,6 @@ results folder: on several machines it must be a folder that all of them see.
 """
 
 # torch lists no _foreach function in __all__.
-# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ also sends tensors that do not learn in a stage of PKT, and collects its state b
 """
 
 # torch lists no _foreach function in __all__.
-# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
