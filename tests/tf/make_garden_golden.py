@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 import yaml
+from official.nlp.modeling import layers, models
 from official.projects.mobilebert import model_utils
 
 model_utils.tf_keras = tf_keras  # the module uses this name and does not import it
@@ -60,6 +61,10 @@ def pretrainer(values: dict):
     random = np.random.default_rng(len(values))
     config = model_utils.BertConfig(29).to_dict() | SIZES | values
     model = model_utils.create_mobilebert_pretrainer(model_utils.BertConfig.from_dict(config))
+    if values == MODELS["student"]:  # with the head of the garden's distillation
+        head = layers.ClassificationHead(inner_dim=SIZES["hidden_size"], num_classes=2, name="next_sentence")
+        model = models.BertPretrainerV2(model.encoder_network, customized_masked_lm=model.masked_lm, classification_heads=[head])
+        model(model.inputs)
     for variable in model.weights:
         is_scale = variable.name.endswith("gamma:0")
         wide = 0.3 if variable.shape.rank == 1 else 0.5
@@ -105,6 +110,8 @@ def write(name: str, folder: Path) -> None:
     saved |= {f"hidden_states.{at}": state.numpy() for at, state in enumerate(outputs["encoder_outputs"])}
     saved |= {f"attentions.{at}": scores.numpy() for at, scores in enumerate(outputs["attention_scores"])}
     saved["pooler_output"] = outputs["pooled_output"].numpy()
+    for head in model.classification_heads:
+        saved["next_sentence_pooled"] = head(outputs["sequence_output"], only_project=True).numpy()
     positions = tf.constant(np.tile(np.arange(6), (2, 1)), tf.int32)
     saved["prediction_logits"] = model.masked_lm(outputs["sequence_output"], positions).numpy()
     np.savez_compressed(folder / "outputs.npz", **saved)
