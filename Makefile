@@ -3,7 +3,7 @@
 # make test         run the tests of CI
 # make bench        compare times with those of other programs, on an idle machine: minutes; .benchmarks/ keeps them
 # make test-tf      run the tests of the Keras classes, in an environment of their own: 4 GB, minutes
-# make test-engines install and test the optional engines, OpenVINO and LiteRT
+# make test-engines test the optional engines and every way to int8, in an environment of its own: 5 GB, minutes
 # make test-page    read the page in headless Chromium (apt, npm): layout, keyboard, screen readers; a minute
 # make test-slurm   run the Slurm profile on a one-node Slurm (root; apt install slurm-wlm munge)
 # make test-long    kill each training program 50 times, workflows until they end and an MLflow server 10
@@ -11,6 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TF_VENV ?= .venv-tf
+ENGINES_VENV ?= .venv-engines
 STUDY ?= smoke
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 ARGS ?=
@@ -53,9 +54,14 @@ test-long: $(READY)
 	python tests/long/claims.py
 	python tests/long/tracking.py 10
 
-test-engines: $(READY)
-	pip install --disable-pip-version-check --constraint constraints.txt --editable '.[workflow,deploy,openvino,litert,test]'
-	OMP_NUM_THREADS=1 pytest tests/engines
+test-engines: $(ENGINES_VENV)/.installed
+	OMP_NUM_THREADS=1 $(ENGINES_VENV)/bin/python -m pytest tests/engines
+
+$(ENGINES_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ENGINES_VENV)
+	$(ENGINES_VENV)/bin/pip install --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[workflow,deploy,openvino,litert,quanto,tensorflow,test]'
+	@touch $@
 
 test-page: $(READY)
 	VENV=$(VENV) tests/page/install.sh

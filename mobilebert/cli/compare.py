@@ -64,7 +64,7 @@ def print_comparison(options: argparse.Namespace) -> int:
     base, baseline = open_base(options.base)
     if options.gate and (baseline is None or not baseline.gate.metrics):
         raise UserError(f"{options.base}: --gate needs a baseline with gated metrics; make one: mobilebert baseline OUT.json")
-    new = open_new(options.new)
+    new = open_new(options.new, options.base)
     report = compare(base, new, baseline if options.gate else None)
     if options.html:
         write_atomically(options.html.resolve(), html.page(report).encode(errors="replace"))
@@ -88,11 +88,11 @@ def _compare_with_paper(options: argparse.Namespace) -> int:
     if options.gate or options.html or options.log or len(options.new) > 1:
         raise UserError("compare: paper takes one folder of records, without --gate, --html and --log")
     from mobilebert.compare import paper
-    from mobilebert.jobs.folder import read_folder, study_of
+    from mobilebert.compare.open import open_folder
+    from mobilebert.jobs.folder import study_of
 
-    folder = Path(options.new[0])
-    found = read_folder(folder)
-    rows = paper.paper_rows(study_of(found, folder), found)
+    found = open_folder(options.new[0])
+    rows = paper.paper_rows(study_of(found, Path(options.new[0])), found)
     print(json.dumps(paper.as_json(rows)) if options.json else paper.text(rows))
     return 0
 

@@ -40,13 +40,14 @@ def publish(options: argparse.Namespace) -> int:
     chosen = checkpoints(options.results, found, options.jobs)
     cards = {item.name: card(item, found, graph) for item in chosen}
     for item in chosen:
+        hub.check_name(f"{options.owner}/{item.name}")
         item.check()  # all of them, before the first upload
     for item in chosen:
         text = cards[item.name]
         if options.cards:
             write_atomically((options.cards / f"{item.name}.md").resolve(), text.encode())
         print(f"{options.owner}/{item.name}: {item.record.id}")
-        sizes = {hub.CARD: len(text.encode())} | {name: path.stat().st_size for name, path in item.files.items()}
+        sizes = {hub.CARD: len(text.encode())} | {name: path.stat().st_size for name, path in (item.files | item.int8).items()}
         for name, size in sizes.items():
             print(f"  {size:>13,} bytes  {name}")
         if options.push:

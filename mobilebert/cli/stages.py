@@ -65,6 +65,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     _add_records(claims)
     claims.add_argument("--json", action="store_true", help="print JSON")
     claims.set_defaults(func=print_claims)
+    integers = commands.add_parser("int8", help="print every int8 model beside its float model, and whether the score stays")
+    _add_study(integers)
+    _add_records(integers)
+    integers.add_argument("--json", action="store_true", help="print JSON")
+    integers.set_defaults(func=print_int8)
     why = commands.add_parser("why", help="print why a job runs again: every key, input or module that changed")
     why.add_argument("job", metavar="STAGE[/NAME]", help="a job's id: data, pretrain/ib-bert-large, ...")
     _add_study(why)
@@ -134,6 +139,25 @@ def print_table(options: argparse.Namespace) -> int:
     (table,) = [table for table in tables if table.number == options.number]
     kind = options.format or ("text" if sys.stdout and sys.stdout.isatty() else "md")
     print(render_table(table, study.name) if kind == "html" else PRINTERS[kind](table, study.name), end="")
+    return 0
+
+
+def print_int8(options: argparse.Namespace) -> int:
+    """Print every int8 model of a study, or of the records in a folder, beside its float model."""
+    from mobilebert.deployment.int8_table import as_text, rows_of, verdicts
+    from mobilebert.jobs.folder import read_folder
+
+    if options.records:
+        if options.study != DEFAULT:
+            raise UserError("int8: --study and --records; one of them is allowed")
+        found = read_folder(options.records).records
+    else:
+        found = _open(options, options.command)[2]
+    rows = rows_of(found)
+    if not rows:
+        where = options.records or options.results
+        raise UserError(f"{where}: no current record of the stage quantize; make one with: mobilebert quantize MODEL/TASK")
+    print(json.dumps({"models": rows, "verdicts": verdicts(rows)}, indent=1) if options.json else as_text(rows))
     return 0
 
 
@@ -250,7 +274,8 @@ def run_stage(options: argparse.Namespace) -> int:
     job = find_job(graph, stage.name, getattr(options, "name", ""))
     if not stage.is_view:
         before_work(study, options.results, graph, [job.id])
-    if stage.gpu and study.device == "cuda":
+    takes_gpu = stage.gpu or "onnxruntime-qat" in job.config.get("also", ())  # which trains
+    if takes_gpu and study.device == "cuda":
         from mobilebert.jobs import gpus
 
         gpus.bind()  # before the program imports torch

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from mobilebert.compare.comparison import Comparison, Report
+from mobilebert.compare.metrics import changed_first
 from mobilebert.compare.text import change, equal_line, number, shown, sizes, verdict
 
 STYLE = """
@@ -44,7 +45,7 @@ def _comparison(one: Comparison) -> str:
     changed = [(item.kind, item.key, item.base, item.new, item.where) for item in one.differences]
     metrics = [
         (row.job, f"{row.metric} {row.arrow}", shown(row.base), shown(row.new), change(row), sizes(row), row.verdict)
-        for row in one.metrics
+        for row in changed_first(one.metrics)
     ]
     return (
         title

@@ -85,6 +85,12 @@ def metric_rows(base: Side, new: Side) -> list[MetricRow]:
     return found
 
 
+def changed_first(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    """Return the rows, those of records with a metric that is not the same before the others."""
+    changed = {row.job for row in rows if row.verdict != "same" and not row.is_timing}
+    return sorted(rows, key=lambda row: row.job not in changed)
+
+
 def _row(job: str, metric: str, base: Facts | None, new: Facts | None, edited: bool) -> MetricRow:
     old, fresh = (facts.values(metric) if facts else () for facts in (base, new))
     before, now = (Values(values) if values else None for values in (old, fresh))

@@ -12,7 +12,7 @@ from pathlib import Path
 from mobilebert.compare.baseline import Baseline, read_baseline
 from mobilebert.compare.benchmarks import is_benchmarks, read_benchmarks
 from mobilebert.compare.side import Run, Side, side, sides
-from mobilebert.jobs.folder import read_folder
+from mobilebert.jobs.folder import RecordFolder, read_folder
 from mobilebert.util.errors import UserError
 
 MLFLOW = "runs:/"
@@ -24,12 +24,18 @@ def open_run(name: str) -> Run:
         from mobilebert.compare.mlflow_run import read_run  # needs MLflow, which takes seconds
 
         return read_run(name.removeprefix(MLFLOW))
+    folder = open_folder(name)
+    return Run(name, folder.records, folder.edited)
+
+
+def open_folder(name: str) -> RecordFolder:
+    """Return the records of a folder. Raises UserError if it has none, or a damaged one."""
     folder = read_folder(Path(name))
     for path, problem in folder.damaged.items():
         raise UserError(f"{path}: {problem}")
     if not folder.records and not folder.edited:
         raise UserError(f"{name}: holds no record; name a study's results, as results/smoke")
-    return Run(name, folder.records, folder.edited)
+    return folder
 
 
 def open_base(name: str) -> tuple[Side, Baseline | None]:
@@ -43,16 +49,18 @@ def open_base(name: str) -> tuple[Side, Baseline | None]:
     return baseline.side(name), baseline
 
 
-def open_new(names: Iterable[str]) -> list[Side]:
+def open_new(names: Iterable[str], base: str) -> list[Side]:
     """Return the sides that are compared; runs that differ in their seeds alone are one side.
 
-    Raises UserError if a side cannot be read, or if two names are one place.
+    Raises UserError if a side cannot be read, or if two names, or `base` and a name, are one place.
     """
     names = list(names)
-    places = [name if name.startswith(MLFLOW) else os.path.abspath(name) for name in names]
+    places = [_place(name) for name in names]
     for place, name in zip(places, names, strict=True):
         if places.count(place) > 1:
             raise UserError(f"{name}: named twice; the same values are no further seeds")
+        if place == _place(base):
+            raise UserError(f"{name}: named as BASE and as NEW; a run equals itself")
     found, runs = [], []
     for name in names:
         if not name.startswith(MLFLOW) and Path(name).is_file():
@@ -60,3 +68,7 @@ def open_new(names: Iterable[str]) -> list[Side]:
         else:
             runs.append(open_run(name))
     return [*found, *sides(runs)]
+
+
+def _place(name: str) -> str:
+    return name if name.startswith(MLFLOW) else os.path.realpath(name)

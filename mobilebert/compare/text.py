@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mobilebert.compare.comparison import Comparison, Report
 from mobilebert.compare.differences import NONE, Difference
 from mobilebert.compare.gate import HOLDS, GateRow
-from mobilebert.compare.metrics import MetricRow, Values
+from mobilebert.compare.metrics import MetricRow, Values, changed_first
 from mobilebert.util.text import cut
 
 WIDTH = 120
@@ -71,7 +71,7 @@ def _comparison(one: Comparison) -> str:
         return equal_line(one)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in one.verdicts.items())
     lines = [*head, "", *_differences(one.differences), "", f"Metrics: {counts}", LEGEND, ""]
-    return "\n".join([*lines, *_metrics(one.metrics)])
+    return "\n".join([*lines, *_metrics(changed_first(one.metrics))])
 
 
 def _differences(found: Sequence[Difference]) -> list[str]:

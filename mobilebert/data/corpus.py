@@ -20,6 +20,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -237,7 +238,9 @@ def _save(path: Path, batch: _Batch) -> None:
 
 def _ordered_map(encoder: _Encoder, batches: Iterator[list[str]], workers: int) -> Iterator[_Batch]:
     """Yield encoder(batch) of every batch, in order; at most two batches a worker are in memory."""
-    if workers == 1:
+    first = list(islice(batches, 2))
+    batches = chain(first, batches)
+    if workers == 1 or len(first) < 2:
         yield from map(encoder, batches)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoder,)) as pool:

@@ -22,7 +22,7 @@ MASKED_SCORE = -10_000.0
 OPSET = 20  # the first with a Gelu operator
 
 
-def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
+def export_onnx(model: "PreTrainedModel", path: Path, *, length: int, folds: bool = True) -> None:
     """Write `model` to `path` as ONNX (float32, opset 20), folded if possible (`modeling.folding`).
 
     Inputs: input_ids, attention_mask (1 for a token, 0 for padding) and token_type_ids, int64
@@ -30,7 +30,8 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
     Outputs: logits (batch, num_labels); or start_logits and end_logits (batch, sequence); or, for a
     model without a head, last_hidden_state (batch, sequence, hidden_size).
 
-    length: tokens of the example that is traced, at least 2.
+    length: tokens of the example that is traced, at least 2. folds: False to write the model as it
+        is; a model with fake quantization cannot be folded.
     The model is exported in evaluation mode. The file appears under its name only when it is
     complete. Raises UserError for a model with none of these outputs, a model that is not float32,
     a length that the model cannot take, and a full disk.
@@ -51,7 +52,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, *, length: int) -> None:
     class Deployed(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.model = fold(model) if foldable(model) else model
+            self.model = fold(model) if folds and foldable(model) else model
 
         def forward(self, input_ids, attention_mask, token_type_ids):
             # (batch, 1, 1, sequence), computed once for all layers; both model families (MobileBERT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,8 @@ FLOAT_PRODUCTS = ("MatMul", "Gemm")  # 8-bit if both factors come from a Dequant
 UNCHANGED = ("DequantizeLinear", "Transpose", "Reshape", "Identity")  # their output holds the integers of their first input
 # Linux's processor flags that decide how 8-bit products are computed, the fastest first.
 INSTRUCTION_SETS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2", "sse4_1", "i8mm", "asimddp", "asimd")
+# Variables with which a user narrows the kernels of PyTorch and OpenVINO. ONNX Runtime has none.
+LIMITS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
 SATURATING = ("avx512bw", "avx2", "sse4_1", "unknown")
 
 
@@ -173,6 +176,7 @@ def describe(source: Path, target: Path, length: int, method: str = "dynamic") -
 def processor(cpuinfo: str | None = None) -> dict[str, str]:
     """Return {"cpu": the processor's name, "isa": the first of INSTRUCTION_SETS that it has}.
 
+    Those of LIMITS that are set are added, by name: kernels are then narrower than `isa`.
     cpuinfo: the text of a /proc/cpuinfo; None reads this machine's. If there is no such file, or if
     it lists none of INSTRUCTION_SETS, isa is "asimd" on 64-bit ARM and "unknown" elsewhere.
     """
@@ -187,7 +191,8 @@ def processor(cpuinfo: str | None = None) -> dict[str, str]:
     flags = f"{facts.get('flags', '')} {facts.get('Features', '')}".split()  # x86, ARM
     other = "asimd" if platform.machine() in ("aarch64", "arm64") else "unknown"
     name = facts.get("model name") or platform.processor() or platform.machine()
-    return {"cpu": name, "isa": next((isa for isa in INSTRUCTION_SETS if isa in flags), other)}
+    limits = {key: os.environ[key] for key in LIMITS if key in os.environ}
+    return {"cpu": name, "isa": next((isa for isa in INSTRUCTION_SETS if isa in flags), other), **limits}
 
 
 def dependence(path: Path, isa: str) -> str | None:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mobilebert.jobs.freshness import record_file, record_folder
-from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record, read_record, sealed
+from mobilebert.jobs.record import RECORD_SCHEMA, Attention, Quantization, Record, read_record, sealed
 from mobilebert.jobs.usage import Usage
 from mobilebert.study.code_hash import module_hashes
 from mobilebert.study.job import Config, Graph, Job
@@ -83,6 +83,7 @@ class JobContext:
         self.weights_dtype: dict[str, str] = {}
         self.quantization: Quantization | None = None
         self.quantizations: dict[str, Quantization] = {}
+        self.attention: Attention | None = None
         self._started, self._clock = datetime.now(UTC), time.monotonic()
 
     def settings(self, kind: type[Config]) -> Config:
@@ -201,6 +202,7 @@ class JobContext:
             "row": self.job.row and row_of(self.job.row),
             "pretraining_seed": self._pretraining_seed(self.job),
             "usage": self.usage,
+            "attention": self.attention and self.attention.model_dump(mode="json"),
             "commit": commit(),
         }
         text = json.dumps(sealed(json_safe(record)), indent=1, ensure_ascii=False, allow_nan=False)

@@ -71,11 +71,15 @@ class Demand:
     def is_not_needed(self, key: str, forced: Forced) -> bool:
         """Return whether a missing record may stay missing: its results are up to date.
 
-        The record of a fine-tuning is always needed; it is a result itself.
+        The record of a fine-tuning is always needed; it is a result itself. Attention maps are not
+        worth a training: they may stay missing if a model that they show is.
         """
-        if self.freshness[key] != "missing" or self.graph[key].stage == "finetune":
+        job = self.graph[key]
+        if self.freshness[key] != "missing" or job.stage == "finetune":
             return False
-        users = (other for other, job in self.graph.items() if key in job.inputs and other not in VIEWS)
+        if job.stage == "attention":
+            return any(self.is_not_needed(one, forced) for one in job.inputs)
+        users = (other for other, job in self.graph.items() if key in job.inputs and job.stage not in (*VIEWS, "attention"))
         return any(self.is_settled(user, forced) for user in users)
 
     def newest(self) -> float:

@@ -38,6 +38,29 @@ class Quantization(BaseModel):
     ran_int8_flops_share: float | None = None  # by the kernels that ran: an engine may fall back to float32
     layer_errors: dict[str, float] = {}  # encoder layer -> |int8 - float32| / |float32| of its output on one row
     calibration_rows: int = 0  # rows of the training split that fixed the ranges of activations; 0: none did
+    broken_layers: tuple[str, ...] = ()  # those of `layer_errors` with an error above 0.1
+
+
+class AttentionMaps(BaseModel):
+    """The attention of one model: layer, from 1 -> head -> looking token -> share of each token.
+
+    weights: the stage that left the weights; "initial": those before the first step.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: str
+    weights: str
+    layers: dict[int, tuple[tuple[tuple[float, ...], ...], ...]]
+
+
+class Attention(BaseModel):
+    """The attention of several models, the teacher first, on one text of `tokens`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tokens: tuple[str, ...]
+    maps: tuple[AttentionMaps, ...]
 
 
 class Record(BaseModel):
@@ -72,6 +95,7 @@ class Record(BaseModel):
     row: str | None = None  # the paper's model row that this record belongs to
     pretraining_seed: int | None = None  # a row may have records of several pre-training seeds
     usage: dict[str, list[tuple[float, float]]] = {}  # of the machine while it trained: name -> (seconds, value)
+    attention: Attention | None = None
     commit: str | None = None  # git commit of the code, with "-dirty" if tracked files differed from it
     checksum: str | None = None  # sha256 of this record's content without this key
 

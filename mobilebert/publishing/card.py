@@ -12,7 +12,9 @@ import statistics
 from collections.abc import Iterable, Mapping
 
 from mobilebert.jobs.record import Record
+from mobilebert.publishing import int8
 from mobilebert.publishing.checkpoint import FOLDER, Checkpoint
+from mobilebert.publishing.text import code, digits, table
 from mobilebert.reporting import reading
 from mobilebert.reporting.run_params import flatten
 from mobilebert.reporting.verdicts import NAMED
@@ -44,7 +46,13 @@ def card(checkpoint: Checkpoint, found: Mapping[str, Record], graph: Graph) -> s
         model_name=checkpoint.name,
         eval_results=[_result(record, task, name, value, is_real) for name, value in metrics.items()] or None,
     )
-    parts = [_head(checkpoint, task), _scores(record, metrics), _deviations(record), _data(data, task)]
+    parts = [
+        _head(checkpoint, task),
+        _scores(record, metrics),
+        int8.section(checkpoint, task),
+        _deviations(record),
+        _data(data, task),
+    ]
     parts += [_training(record), _lineage(record, found, graph), _use(record, task), _origin(checkpoint)]
     return f"---\n{facts.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
@@ -96,7 +104,7 @@ def _head(checkpoint: Checkpoint, task: Task | None) -> str:
         else {"transfer": "after knowledge transfer, before distillation"}.get(record.stage)
     )
     lines = [f"# {markdown(checkpoint.name)}", ""]
-    lines.append(f"{_code(model)}, {what or 'pre-trained'}: a checkpoint of a reproduction of [MobileBERT]({PAPER}).")
+    lines.append(f"{code(model)}, {what or 'pre-trained'}: a checkpoint of a reproduction of [MobileBERT]({PAPER}).")
     if reading.status(record) == "failed":
         lines += ["", f"**This model has not learnt its task**: {markdown(reading.reason(record))}."]
     if any(not label.startswith(NAMED) for label in reading.labels(record)):
@@ -112,9 +120,9 @@ def _scores(record: Record, metrics: Mapping[str, float]) -> str:
     rows = []
     for name, value in metrics.items():
         each = [reading.number(item) for item in record.samples.get(name, [])]
-        own = _value(each[chosen]) if chosen is not None and chosen < len(each) else "–"
-        rows.append((markdown(name), _value(value), _spread(each), str(max(len(each), 1)), own))
-    lines = ["## Scores", "", *_table(("metric", "value", "standard deviation", "seeds", "this checkpoint"), rows)]
+        own = digits(each[chosen]) if chosen is not None and chosen < len(each) else "–"
+        rows.append((markdown(name), digits(value), _spread(each), str(max(len(each), 1)), own))
+    lines = ["## Scores", "", *table(("metric", "value", "standard deviation", "seeds", "this checkpoint"), rows)]
     if isinstance(seeds, list) and len(seeds) > 1:
         every = markdown(", ".join(map(str, seeds)))
         lines += ["", f"A value is the median over seeds {every}. This checkpoint is that of seed {markdown(str(best))}:"]
@@ -122,15 +130,11 @@ def _scores(record: Record, metrics: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _value(value: float) -> str:
-    return f"{value:.4f}" if reading.is_number(value) else "–"
-
-
 def _spread(values: Iterable[float]) -> str:
     finite = [item for item in values if reading.is_number(item)]
     if len(finite) > 1:
         with contextlib.suppress(OverflowError):  # no float holds it
-            return _value(statistics.stdev(finite))
+            return digits(statistics.stdev(finite))
     return "–"
 
 
@@ -151,24 +155,24 @@ def _data(data: Record | None, task: Task | None) -> str:
     }
     places = [f"tasks/{task.name}/{split}.parquet" for split in task.splits] if task else []
     places += ["corpus/train.tokens.npy", "corpus/heldout.tokens.npy"]
-    rows = [(place, _code(data.artefacts[place].get("sha256", ""))) for place in places if place in data.artefacts]
-    return "\n".join(("## Data", "", words.get(source, markdown(source)), "", *_table(("file", "sha256"), rows)))
+    rows = [(place, code(data.artefacts[place].get("sha256", ""))) for place in places if place in data.artefacts]
+    return "\n".join(("## Data", "", words.get(source, markdown(source)), "", *table(("file", "sha256"), rows)))
 
 
 def _training(record: Record) -> str:
     config = {key: value for key, value in flatten(record.config).items() if not key.startswith(NOT_RECIPE) and value != "None"}
     seeds = markdown(", ".join(reading.seeds(record))) or "–"
-    rows = [("seeds", seeds), *((markdown(key), _code("" if value == "nan" else value)) for key, value in config.items())]
-    return "\n".join(("## Training", "", *_table(("key", "value"), rows)))
+    rows = [("seeds", seeds), *((markdown(key), code("" if value == "nan" else value)) for key, value in config.items())]
+    return "\n".join(("## Training", "", *table(("key", "value"), rows)))
 
 
 def _lineage(record: Record, found: Mapping[str, Record], graph: Graph) -> str:
     keys = [key for key in with_upstream(graph, [record.id]) if key in found]
     rows = [
-        (markdown(key), _code(found[key].fingerprint[:16]), markdown(found[key].started[:10]), reading.status(found[key]))
+        (markdown(key), code(found[key].fingerprint[:16]), markdown(found[key].started[:10]), reading.status(found[key]))
         for key in keys
     ]
-    return "\n".join(("## Jobs behind it", "", *_table(("job", "fingerprint", "made", "status"), rows)))
+    return "\n".join(("## Jobs behind it", "", *table(("job", "fingerprint", "made", "status"), rows)))
 
 
 def _use(record: Record, task: Task | None) -> str:
@@ -190,21 +194,11 @@ def _origin(checkpoint: Checkpoint) -> str:
     rows = [
         ("made", markdown(record.started)),
         ("seconds", f"{reading.seconds(record):.0f}"),
-        ("machine", _code(", ".join(f"{key} {value}" for key, value in record.machine.items() if key != "load"))),
-        ("packages", _code(", ".join(f"{key} {value}" for key, value in record.versions.items()))),
+        ("machine", code(", ".join(f"{key} {value}" for key, value in record.machine.items() if key != "load"))),
+        ("packages", code(", ".join(f"{key} {value}" for key, value in record.versions.items()))),
         ("commit", markdown(record.commit or "not recorded")),
-        ("weights", _code(record.artefacts.get(f"{FOLDER}model.safetensors", {}).get("sha256", ""))),
+        ("weights", code(record.artefacts.get(f"{FOLDER}model.safetensors", {}).get("sha256", ""))),
         ("record", "`result.json`, with every metric, seed and hash"),
     ]
     command = one_line(shlex.join(("mobilebert", record.stage, record.name, "--study", record.study)))
-    return "\n".join(("## Origin", "", *_table(("what", "value"), rows), "", "```sh", command, "```"))
-
-
-def _code(text: object) -> str:
-    """Return a text as code in a cell of a table."""
-    return f"`{one_line(str(text)).translate({ord('|'): '/', ord('`'): ' '})}`" if text else "–"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(("## Origin", "", *table(("what", "value"), rows), "", "```sh", command, "```"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobilebert.publishing.checkpoint import Checkpoint
-from mobilebert.util.errors import UserError, one_line
+from mobilebert.util.errors import UserError, one_line, shown
 
 CARD = "README.md"
 
@@ -18,6 +18,17 @@ def check_access() -> None:
         raise UserError("publish: no token for the hub; set HF_TOKEN, or run: hf auth login")
 
 
+def check_name(repo: str) -> None:
+    """Raise UserError if the hub takes no repository of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise UserError(f"publish: --owner: the hub takes no repository {shown(repo)}; use letters, digits, - and _") from None
+
+
 def push(checkpoint: Checkpoint, repo: str, card: str) -> str:
     """Upload a checkpoint's files and its card in one commit; return the commit's address.
 
@@ -28,7 +39,7 @@ def push(checkpoint: Checkpoint, repo: str, card: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     refusals = (*HfHubHTTPError.__bases__, HFValidationError)  # its bases: all errors of the transport, and OSError
-    files = {CARD: card.encode()} | {name: str(path) for name, path in checkpoint.files.items()}
+    files = {CARD: card.encode()} | {name: str(path) for name, path in (checkpoint.files | checkpoint.int8).items()}
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     message = f"{checkpoint.record.id} of study {checkpoint.record.study}, {checkpoint.record.fingerprint[:16]}"
     try:

@@ -11,14 +11,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilebert.publishing.checkpoint import Checkpoint
 from mobilebert.reporting import reading
 from mobilebert.reporting.run_texts import child_tags, task_of
-from mobilebert.reporting.store import VARIABLE, Store, open_store, trouble
+from mobilebert.reporting.store import VARIABLE, Store, open_store, trouble, writer
 from mobilebert.study.tasks import TASKS, Task
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ALIAS = "current"  # names the version made from the study's current record
 PACKAGE = Path(__file__).parents[1]
@@ -37,7 +41,7 @@ def register(folder: Path, study: str, chosen: Iterable[Checkpoint], say: Say) -
     store = open_store(folder.resolve(), study, say)
     if not store.keeps_files:
         raise UserError("track: --models: this store keeps its files in another results folder; name a server")
-    with trouble(folder), _used(store):
+    with writer(folder), trouble(folder), _used(store):
         for checkpoint in chosen:
             record = checkpoint.record
             if reading.status(record) != "ok":
@@ -68,10 +72,9 @@ def _register(store: Store, checkpoint: Checkpoint) -> tuple[str, str]:
     from mlflow.exceptions import MlflowException
 
     client, name, content = store.client, checkpoint.name, file_sha256(checkpoint.files["result.json"])
-    known = [item for item in client.search_model_versions(f"name = '{name}'") if item.tags.get("record") == content]
-    if known:
-        version = known[0].version
-    else:
+    known = _versions(client, name, content)
+    outcome = "there" if known else "registered"
+    if not known:
         with contextlib.suppress(MlflowException):  # it is there
             client.create_registered_model(name, description=f"Fine-tuned in study {checkpoint.record.study}.")
         model, run_id = _logged(store, checkpoint, content)
@@ -79,9 +82,18 @@ def _register(store: Store, checkpoint: Checkpoint) -> tuple[str, str]:
         made = client.create_model_version(
             name, model.artifact_location, run_id, tags={"record": content}, description=note, model_id=model.model_id
         )
-        version = made.version
-    client.set_registered_model_alias(name, ALIAS, version)
-    return ("there" if known else "registered"), str(version)
+        known = _versions(client, name, content)
+        if int(made.version) != known[0]:  # another machine has registered the record meanwhile
+            client.delete_model_version(name, made.version)
+            outcome = "there"
+    client.set_registered_model_alias(name, ALIAS, str(known[0]))
+    return outcome, str(known[0])
+
+
+def _versions(client: MlflowClient, name: str, content: str) -> list[int]:
+    """Return the versions of a model that were made from the record with this hash, in order."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return sorted(int(item.version) for item in found if item.tags.get("record") == content)
 
 
 def _logged(store: Store, checkpoint: Checkpoint, content: str):

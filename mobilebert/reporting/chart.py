@@ -1,4 +1,4 @@
-"""Draw small charts as SVG: curves, points and intervals. The page's style sheet colours them.
+"""Draw small charts as SVG: curves, points, intervals and maps. The style sheet colours them.
 
 The same values give the same bytes. A chart is 380 wide, so that its text is legible on a phone.
 """
@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 380, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
 ROW = 34  # height of a row of intervals
 LETTER = 6  # about the width of a letter
+MAPS, GAP = 4, 8  # maps side by side, and the room between two
+LEVELS = 20  # strengths of colour of a map
 LARGEST = 1e140  # drawn values are below
 LEAST_RANGE = 1e-300  # a smaller range counts as none
 
@@ -47,6 +49,15 @@ class Interval:
     low: float | None = None
     high: float | None = None
     mark: float | None = None
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """A named row of square maps. A map is row -> value of each cell, 0 or more."""
+
+    name: str
+    text: str
+    maps: Sequence[Sequence[Sequence[float]]]
 
 
 def can_be_drawn(*values: float | None) -> bool:
@@ -132,6 +143,36 @@ def intervals(label: str, rows: Sequence[Interval], name: str, references: Mappi
             parts.append(f'<line class="interval" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{line}" y2="{line}"/>')
         parts += [f'<circle class="dot s0" cx="{x(value):.1f}" cy="{line}" r="4"/>' for value in row.values]
     return _svg(label, bottom + 38, parts)
+
+
+def maps(label: str, rows: Sequence[MapRow]) -> str:
+    """Return a line of maps for each row, below its name. The largest value has the full colour."""
+    most = max((value for row in rows for one in row.maps for line in one for value in line), default=0.0) or 1.0
+    side = (WIDTH - GAP * (MAPS - 1)) / MAPS
+    parts, height = [], side + 26
+    for number, row in enumerate(rows):
+        top = height * number
+        parts += [_text(0, top + 12, row.name, "start", "name"), _text(WIDTH, top + 12, row.text, "end", "name")]
+        for place, one in enumerate(row.maps[:MAPS]):
+            scale = side / len(one)
+            cells = "".join(_cells(one, most))
+            parts.append(f'<g transform="translate({place * (side + GAP):.1f} {top + 18:.1f}) scale({scale:.3f})">{cells}')
+            parts.append(f'<rect class="frame" width="{len(one)}" height="{len(one)}"/></g>')
+    return _svg(label, round(height * len(rows)), parts)
+
+
+def _cells(one: Sequence[Sequence[float]], most: float) -> Iterable[str]:
+    """Yield a path for each strength of colour. Neighbours of one strength are one piece."""
+    found: dict[int, list[str]] = {}
+    for top, line in enumerate(one):
+        start = 0
+        for left, (value, following) in enumerate(zip(line, (*line[1:], math.nan), strict=True), 1):
+            level = round(LEVELS * value / most)
+            if following != following or round(LEVELS * following / most) != level:
+                found.setdefault(level, []).append(f"M{start} {top}h{left - start}v1h{start - left}z")
+                start = left
+    for level in sorted(found.keys() - {0}):
+        yield f'<path class="cell" fill-opacity="{level / LEVELS:.3g}" d="{"".join(found[level])}"/>'
 
 
 def _grid(x: _Axis, y: _Axis, name: str) -> Iterable[str]:

@@ -1,5 +1,5 @@
-"""Choose what the page draws, from what runs produced: scores over latency, learning curves, losses
-and the intervals of claims. The same records give the same bytes."""
+"""Choose what the page draws, from what runs produced: scores over latency, learning curves,
+losses, the intervals of claims and attention maps. The same records give the same bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import mean
 
 from mobilebert import paper
 from mobilebert.jobs.record import Record
-from mobilebert.reporting import reading
+from mobilebert.reporting import attention_maps, reading
 from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
 from mobilebert.reporting.run_params import flatten
 from mobilebert.study.pretraining_seeds import row_of
@@ -62,11 +62,30 @@ def figures(records: Mapping[str, Record], claims: Mapping | None = None) -> lis
         _tradeoff(records, styles),
         _losses(records, claims),
         _learning(records, styles),
+        *_attention(records),
     ]
 
 
 def _model(record: Record) -> str:
     return row_of(record.row or record.name.partition("/")[0])
+
+
+# --- attention
+
+
+def _attention(records: Mapping[str, Record]) -> Iterable[Figure]:
+    """Yield the maps of teacher and students; nothing if no record keeps any."""
+    found = [record.attention for record in records.values() if record.attention]
+    drawn = [(item, title, svg) for item in found for title, svg in attention_maps.panels(item)]
+    if drawn:
+        texts = dict.fromkeys(" ".join(item.tokens) for item, _, _ in drawn)
+        text = (
+            "A row of a map is a token that looks, a column a token that it looks at: the stronger the colour, the more of its "
+            'attention goes there. "0.20 off" means that 20 % of it goes to other tokens than in the teacher. Heads in another '
+            "order are the same attention, so the value of the best order follows if it is lower. "
+            f"The text, held out: {'; '.join(texts)}"
+        )
+        yield Figure("attention", "Attention of teacher and student", text, [Panel(title, svg) for _, title, svg in drawn])
 
 
 # --- accuracy over latency

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mobilebert.study.stages import STAGES
 from mobilebert.study.tasks import TASKS
 
 EDITED = "changed after it was written; delete its result.json to make it again"
+MOST_NAMED = 2  # records of one status that the summary names
 TRAINED = ("pretrain", "checkpoint", "transfer", "distill", "finetune", "quantize")  # stages whose records share labels
 
 
@@ -105,10 +106,12 @@ def kinds(labels: Iterable[str]) -> str:
 
 
 def _summary(study: Study, jobs: Collection[str], records: Mapping[str, Record], edited: Collection[str]) -> dict[str, str]:
-    said = [reading.status(record) for record in records.values()] + ["edited"] * len(edited)
-    found = ", ".join(
-        f"{said.count(kind)} {kind}" for kind in ("ok", "failed", "diverged", "void", "refused", "edited") if kind in said
-    )
+    said: dict[str, list[str]] = {}
+    for record in records.values():
+        said.setdefault(reading.status(record), []).append(record.id)
+    said["edited"] = list(edited)
+    kinds = ("ok", "failed", "diverged", "void", "refused", "edited")
+    found = ", ".join(f"{len(said[kind])} {kind}{_named(kind, said[kind])}" for kind in kinds if said.get(kind))
     days = sorted({record.started[:10] for record in records.values() if reading.started(record.started)})
     scale = f"widths / {study.scale.width_divisor}, layers / {study.scale.layer_divisor}"
     done = f"{sum(key in records for key in jobs)} of {len(jobs)}; " if jobs else ""
@@ -123,6 +126,11 @@ def _summary(study: Study, jobs: Collection[str], records: Mapping[str, Record],
         "run": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
     }
     return {key: value for key, value in facts.items() if value}
+
+
+def _named(kind: str, keys: Sequence[str]) -> str:
+    """Return the ids of a few records that are not ok, in brackets."""
+    return f" ({', '.join(keys)})" if kind != "ok" and len(keys) <= MOST_NAMED else ""
 
 
 def _common_labels(records: Mapping[str, Record]) -> tuple[str, ...]:

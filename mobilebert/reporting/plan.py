@@ -202,7 +202,7 @@ def _work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[Archi
         models = config.architectures.values()
         parts: list[tuple[Architecture, float]] = [(item, runs * cost(item, config.length).encoder_flops) for item in models]
         return runs * len(parts) * config.length, parts
-    return 0, []  # data and checkpoint have no matrix products
+    return 0, []  # data and checkpoint have no matrix products, attention those of a few words
 
 
 def _task_work(study: Study, graph: Graph, job: Job) -> tuple[float, list[tuple[Architecture, float]]]:

@@ -7,6 +7,7 @@ four minutes for a server that is down. So this module checks both before MLflow
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import shlex
@@ -101,6 +102,19 @@ def trouble(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 def _rebuilt(database: Path) -> str:
     return f"; delete {database.name}: it is made again from the records"
+
+
+@contextlib.contextmanager
+def writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of the store of a study's folder, and wait for it.
+
+    Processes that create a database at the same time break it, and two that log one model log it
+    twice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".mlflow.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def open_store(folder: Path, study: str, say: Callable[[str], None]) -> Store:

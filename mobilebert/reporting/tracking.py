@@ -10,7 +10,6 @@ server decides for itself where they are.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,7 +20,7 @@ from mobilebert.jobs.record import Record, read_record
 from mobilebert.jobs.underway import State
 from mobilebert.reporting import reading
 from mobilebert.reporting.experiment import Experiment, Say
-from mobilebert.reporting.store import trouble
+from mobilebert.reporting.store import trouble, writer
 from mobilebert.study.job import Graph
 from mobilebert.study.schema import Study
 from mobilebert.study.stages import VIEWS
@@ -55,7 +54,7 @@ def ingest(
     counts = {"added": 0, "completed": 0, "there": 0}
     for key in edited:
         say(f"{key}: edited after it was written; left out of MLflow")
-    with _writer(results / study.name), trouble(results / study.name):
+    with writer(results / study.name), trouble(results / study.name):
         store = Experiment(results, study, graph, say)
         for record in [*found.values(), *_refused(results, study.name, graph, found)]:
             if record.stage not in VIEWS:
@@ -100,11 +99,11 @@ def follow(
     """
     stop = stop or threading.Event()
     followed: dict[str, _Followed] = {}
-    with _writer(results / study.name), trouble(results / study.name):
+    with writer(results / study.name), trouble(results / study.name):
         store = Experiment(results, study, graph, say)
     points, last_seen = 0, time.monotonic()
     while True:
-        with _writer(results / study.name), trouble(results / study.name):
+        with writer(results / study.name), trouble(results / study.name):
             alive = {state.job: state for state in _states(results, study.name, graph) if state.alive}
             for key, state in alive.items():
                 last_seen = time.monotonic()
@@ -155,15 +154,6 @@ class _Followed:
             store.add_killed(self.state)
             outcome = "killed"
         return cut(f"{self.state.job}: {outcome}, {self.points} points streamed", 300)
-
-
-@contextlib.contextmanager
-def _writer(folder: Path):
-    """Hold the lock of the store: processes that create a database at the same time break it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".mlflow.lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 # --- the results folder

@@ -42,6 +42,7 @@ METRICS: dict[str, dict[str, Range]] = {
     "checkpoint": {},
     "transfer": {"heldout_transfer_loss": COUNT},
     "distill": LANGUAGE_MODEL,
+    "attention": {},
 }
 
 

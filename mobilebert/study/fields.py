@@ -39,7 +39,9 @@ Engine = Literal[  # of `deployment.engines.table`; litert has no file of a stud
     "openvino-int8",
 ]
 
-Quantizer = Literal["onnxruntime-static", "openvino-int8"]
+Quantizer = Literal[  # of `deployment.ways`, without the first
+    "onnxruntime-static", "onnxruntime-qat", "openvino-int8", "litert-dynamic", "litert-int8", "quanto"
+]
 
 
 class Strict(BaseModel):

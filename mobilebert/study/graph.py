@@ -27,6 +27,7 @@ STAGES = (
     "checkpoint",
     "transfer",
     "distill",
+    "attention",
     "finetune",
     "quantize",
     "latency",
@@ -148,7 +149,8 @@ def _pretrained(graph: Graph, study: Study, model: str) -> None:
             config["max_minutes"] = study.distill.max_minutes + study.transfer.max_minutes
     if row.budget_of:
         config["steps"] = _steps(study, row)
-    graph.add("distill", model, config, inputs)
+    distilled = graph.add("distill", model, config, inputs)
+    graph.add("attention", model, {"teacher": row.teacher}, [*inputs, distilled])
 
 
 def _scratch(study: Study, row: paper.Model) -> dict:
@@ -186,7 +188,12 @@ def jobs_in_scope(study: Study, graph: Graph) -> list[str]:
         final = final_job(study, model)
         if final and not study.tasks_of(model) and study.run_of(model) is not None:
             ids.append(final)  # `run: {control: []}`: pre-train and compare it, but do not fine-tune
-    return with_upstream(graph, ids)
+    wanted = with_upstream(graph, ids)
+    students = [key.removeprefix("distill/") for key in wanted if key.startswith("distill/")]
+    if students:  # the maps of one student show what transfer does; those of others are made if asked for
+        student = "mobilebert" if "mobilebert" in students else students[0]
+        wanted = with_upstream(graph, [*wanted, f"attention/{student}"])
+    return wanted
 
 
 def table_jobs(study: Study, graph: Graph, number: int) -> list[str]:

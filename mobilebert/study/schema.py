@@ -103,8 +103,9 @@ class Study(Strict):
     )
     quantize_also: Annotated[tuple[Quantizer, ...], Field(strict=False)] = Field(
         default=(),
-        description="Further engines that quantize and score the models of `quantize`: ONNX Runtime with ranges of "
-        "activations fixed on training rows, OpenVINO through NNCF. Table 6 has ONNX Runtime's dynamic quantization.",
+        description="Further ways that quantize and score the models of `quantize`: ONNX Runtime with ranges of "
+        "activations fixed on training rows, or after quantization-aware training; OpenVINO through NNCF; LiteRT with 8-bit "
+        "weights or in integers alone; quanto's 8-bit weights in PyTorch. Table 6 has ONNX Runtime's dynamic quantization.",
     )
     expect: tuple[Expectation, ...] = Field(
         default=(),

@@ -178,6 +178,12 @@ class DistillConfig(StudentConfig):
         return layerwise_config(self.recipe, self.transfer.strategy, self.transfer.losses, self.transfer)
 
 
+class AttentionConfig(StageConfig):
+    """The attention of a student beside that of its teacher, which is a row."""
+
+    teacher: str
+
+
 class LengthsConfig(StageConfig):
     """The lengths in tokens to which a task's texts are cut.
 
@@ -248,6 +254,7 @@ CONFIGS: Mapping[str, type[StageConfig]] = {
     "checkpoint": CheckpointConfig,
     "transfer": TransferConfig,
     "distill": DistillConfig,
+    "attention": AttentionConfig,
     "finetune": FinetuneConfig,
     "quantize": QuantizeConfig,
     "latency": LatencyConfig,

@@ -33,6 +33,7 @@ STAGES = {
         Stage("checkpoint", "take MODEL's weights from a published checkpoint", _MODEL),
         Stage("transfer", "transfer knowledge from the teacher to MODEL (PKT, JKT)", _MODEL, True, True),
         Stage("distill", "distil MODEL from its teacher in pre-training", _MODEL, True, True),
+        Stage("attention", "keep attention maps of MODEL and its teacher on one held-out text", _MODEL),
         Stage("finetune", "fine-tune and score MODEL/TASK", _TASK, True),
         Stage("quantize", "quantize MODEL/TASK to int8 and score it again", _TASK),
         Stage("latency", "time models side by side: those that are named, else the study's"),

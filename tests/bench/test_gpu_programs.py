@@ -27,9 +27,7 @@ def report(program, monkeypatch, tmp_path, *arguments):
     ("what", "versions"),
     [
         ("student", ["transformers, sdpa", "ours, eager"]),
-        ("teacher", ["plain", "ours, eager"]),
         ("transfer", ["layer 2: plain", "layer 2: ours, eager"]),
-        ("distill", ["plain", "ours, eager"]),
     ],
 )
 def test_training(what, versions, monkeypatch, tmp_path):

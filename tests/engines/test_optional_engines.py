@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from mobilebert.cli.main import main
-from mobilebert.deployment import latency, ways
+from mobilebert.deployment import latency
 from mobilebert.deployment.engines import programs
 from mobilebert.deployment.engines.table import ENGINES, int8_flops, int8_share
 from mobilebert.modeling import MobileBertConfig, MobileBertModel
@@ -68,24 +68,6 @@ def test_openvino_runs_nncfs_int8_kernels(model, rows, tmp_path):
     flops = cost(model.config.to_dict(), LENGTH).encoder_flops
     assert int8_share(int8_flops(kernels), flops) > 0.9
     assert all(kernel.us is not None for kernel in kernels)
-
-
-def test_openvinos_record_has_the_shape_of_the_other_ways(model, rows, tmp_path):
-    pytest.importorskip("nncf", reason="nncf is not installed: make test-engines")
-    loaded("onnxruntime", model, rows, tmp_path)
-    found = {}
-    for engine in ways.FILES:
-        ran, names = ways.quantize(engine, tmp_path / "model.onnx", tmp_path, rows)
-        found[engine] = ways.describe(engine, tmp_path / "model.onnx", tmp_path, ran, rows, LENGTH)
-        assert found[engine].bytes_after == sum((tmp_path / name).stat().st_size for name in names)
-    for engine, record in found.items():
-        assert record.calibration_rows == (0 if engine == ways.FIRST else len(rows))
-        # Half the range: sums of two products fit in 16 bits on a processor without VNNI.
-        assert -64 <= record.weight_range[0] < -32
-        assert 32 < record.weight_range[1] <= 64
-        assert not record.saturates
-        assert record.ran_int8_flops_share == pytest.approx(record.int8_flops_share)
-    assert set(found["onnxruntime-static"].layer_errors) == {"0", "1"}
 
 
 def test_openvino_without_rows_to_calibrate_on_is_refused(model, rows, tmp_path):

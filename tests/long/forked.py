@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,7 @@ class Runs:
             return pid
         code = 1
         os.environ.update(environment)
+        vars(sys.modules["__main__"]).pop("__file__", None)  # else a worker of the corpus imports it, and torch
         try:
             os.dup2(os.open(self.results / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             job = self.graph[key]

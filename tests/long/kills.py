@@ -3,7 +3,7 @@
 The trainings are the teacher, each transfer strategy and distillation; they save a state every few
 steps. The teacher is then killed again with states saved by the clock.
 
-python tests/long/kills.py KILLS [--seed SEED]
+python tests/long/kills.py KILLS [--programs NAME ...] [--seed SEED]
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def check_by_time(folder: Path, kills: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int, help="kills of each program")
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), help="to kill (default: all)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments (default: drawn)")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
@@ -96,7 +97,10 @@ def main() -> None:
         runs = Runs(mini(steps=steps, warmup_steps=2, batch_size=4, length=16, checkpoint_every=EVERY), Path(folder))
         runs.finish("data")
         for name, key in PROGRAMS.items():
-            print(f"{name} ({key}): {check(runs, key, options.kills, moments)}", flush=True)
+            if name in options.programs:
+                print(f"{name} ({key}): {check(runs, key, options.kills, moments)}", flush=True)
+            elif any(key in runs.graph[PROGRAMS[other]].inputs for other in options.programs):
+                runs.finish(key)
     with tempfile.TemporaryDirectory() as folder:
         print(f"by time: {check_by_time(Path(folder), options.kills)}", flush=True)
 

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import sys
+from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from mobilebert.jobs.record import sealed
 from mobilebert.reporting.page import render
 from mobilebert.reporting.tables import fill
 from mobilebert.stages.report import from_records
@@ -26,6 +28,15 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+EVEN = {"1": [[[1 / 16] * 16] * 16] * 4}
+ATTENTION = {
+    **{"schema": 1, "study": "cpu", "stage": "attention", "name": "mobilebert", "status": "ok", "fingerprint": "0" * 64},
+    **{"config": {}, "inputs": {}},
+    "attention": {
+        "tokens": ["[MASK]"] * 16,
+        "maps": [{"model": "control-shuffled-teacher", "weights": "initial", "layers": EVEN}] * 2,
+    },
+}
 LONG = "an_expectation_without_a_single_space_" * 12
 
 selenium = pytest.importorskip("selenium", reason="Selenium is not installed; run: tests/page/install.sh")
@@ -85,6 +96,9 @@ def pages(tmp_path_factory):
     log = folder / "cpu/logs/finetune/mobilebert/sst2.log"
     log.parent.mkdir(parents=True)
     log.write_text("epoch 1\n")
+    maps = folder / "cpu/attention/mobilebert/result.json"
+    maps.parent.mkdir(parents=True)
+    maps.write_text(json.dumps(sealed(ATTENTION)))
     from_records(folder / "cpu", folder / "committed")
     study = Study(schema=1, description=LONG)
     empty = folder / "empty.html"
@@ -212,6 +226,25 @@ def test_the_log_of_a_cell_opens(committed):
     assert link.endswith("cpu/logs/finetune/mobilebert/sst2.log")
 
 
+@pytest.mark.parametrize("kind", ["data", "file"])
+def test_a_frame_has_no_dead_link(committed, tmp_path, kind):
+    """Snakemake's report.html holds the page as a data URI, its report.zip as a file; both without
+    the records."""
+    copy = tmp_path / "copy.html"
+    shutil.copy(committed.page, copy)
+    uri = copy.as_uri() if kind == "file" else f"data:text/html;base64,{b64encode(copy.read_bytes()).decode()}"
+    count = "return document.querySelectorAll(arguments[0]).length"
+    files, places = "a:not([href^='#'])", "a[href^='#']"
+    assert committed.js(count, files) > 50
+    known = committed.js(count, places)
+    committed.page = tmp_path / "report.html"
+    committed.page.write_text(f"<iframe width=1000 height=800 src='{uri}'></iframe>")
+    committed.open().driver.switch_to.frame(0)
+    assert committed.js(count, files) == 0
+    assert committed.js(count, places) == known
+    assert "result.json, no log kept" in committed.js("return document.querySelector('#records ~ .wide').textContent")
+
+
 @pytest.mark.parametrize("section", ["headline", "table-4", "records"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_heads_and_names_stay_in_sight(committed, section, width):
@@ -227,6 +260,21 @@ def test_heads_and_names_stay_in_sight(committed, section, width):
     assert abs(head["top"] - frame["top"]) <= 2
     assert abs(name["left"] - frame["left"]) <= 2
     assert width == 1440 or moved[1] > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_attention_maps_show_in_both_schemes_and_have_a_text(committed, scheme):
+    committed.open(390, scheme=scheme)
+    drawing = "#attention ~ .panels svg"
+    label = committed.js("return document.querySelector(arguments[0]).getAttribute('aria-label')", drawing)
+    assert label.endswith("control-shuffled-teacher, the teacher; control-shuffled-teacher, before its first step 0.00 off")
+    colour = committed.js("return getComputedStyle(document.querySelector(arguments[0])).fill", f"{drawing} .cell")
+    paper = committed.js("return getComputedStyle(document.body).backgroundColor")
+    ink, ground = (sum(map(int, text[4:-1].split(","))) for text in (colour, paper))
+    assert abs(ink - ground) > 400
+    names = f"return [...document.querySelectorAll('{drawing} text.name')].map((one) => one.getBoundingClientRect().toJSON())"
+    boxes = committed.js(names)
+    assert all(box["left"] >= 0 and box["right"] <= 390 for box in boxes)
 
 
 def test_without_scripts_the_facts_open_too(committed):

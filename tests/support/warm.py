@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STAGES = ("pretrain", "transfer", "distill", "finetune", "quantize")
+STAGES = ("pretrain", "transfer", "distill", "attention", "finetune", "quantize")
 INTERPRETER = """#!{python} -IS
 import os, sys
 words = sys.argv[1:]
@@ -57,8 +57,13 @@ class Warm:
 
 def serve(address: str) -> None:
     """Run the commands that arrive at a Unix socket until the process is killed."""
+    from mobilebert.study import stages
+    from mobilebert.study.code_hash import code_hash
+
     for module in ("snakemake.cli", *(f"mobilebert.stages.{stage}" for stage in STAGES)):
         importlib.import_module(module)
+    for stage in stages.STAGES:  # every command needs these hashes: two seconds
+        code_hash(stage)
     gc.collect()
     gc.freeze()  # so the garbage collector of a fork does not touch, and so copy, shared memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes forks that have ended

@@ -17,7 +17,7 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().
 PINS = {canonicalize_name(name): version for name, version in PINS.items()}
 
 
-OPTIONAL = {"openvino", "litert", "tensorflow"}  # extras that no environment has by itself
+OPTIONAL = {"openvino", "litert", "quanto", "tensorflow"}  # extras that no environment has by itself
 
 
 def declared(without: set[str] = frozenset()) -> list[Requirement]:

@@ -9,5 +9,7 @@ rule quantize:
     conda:
         ENVIRONMENT
     threads: 1
+    resources:
+        gpu=GPUS * ("onnxruntime-qat" in STUDY.quantize_also),  # which trains
     shell:
         program("quantize", "{wildcards.model}/{wildcards.task}")

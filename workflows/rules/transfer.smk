@@ -32,3 +32,18 @@ rule distill:
         gpu=GPUS,
     shell:
         program("distill", "{wildcards.model}")
+
+
+# Reads a student, its teacher and a held-out text; writes their attention on it (paper appendix).
+rule attention:
+    input:
+        needs("attention"),
+    output:
+        f"{OUT}/attention/{{model}}/result.json",
+    log:
+        f"{OUT}/logs/attention/{{model}}.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    shell:
+        program("attention", "{wildcards.model}")

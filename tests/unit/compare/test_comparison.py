@@ -58,6 +58,8 @@ def test_a_changed_learning_rate_is_named_first(two, capsys):
     assert heads == ["Configuration:", "Code:", "Environment:"]
     (score,) = [line.split() for line in lines if line.startswith("  accuracy")]
     assert score == ["accuracy", "↑", "0.9000", "0.8000", "-0.1000", "1/1", "differs"]
+    jobs = [line for line in lines if line in ("data", "finetune/mobilebert/sst2", "latency")]
+    assert jobs == ["finetune/mobilebert/sst2", "data", "latency"]  # the record that changed comes first
 
 
 def test_one_key_of_many_records_is_one_line(two, capsys):
@@ -193,6 +195,9 @@ def test_a_pipe_that_is_named_as_a_file_is_written_to_and_stays(two, capsys):
         (["a", "b", "--gate"], "a: --gate needs a baseline with gated metrics; make one: mobilebert baseline OUT.json"),
         (["a", "b", "--junit", "x.xml"], "compare: --junit writes the gate's verdicts; add --gate"),
         (["paper", "a", "b"], "compare: paper takes one folder of records, without --gate, --html and --log"),
+        (["a", "b", "./a"], "./a: named as BASE and as NEW; a run equals itself"),
+        (["paper", "empty"], "empty: holds no record; name a study's results, as results/smoke"),
+        (["paper", "damaged"], "damaged/data/result.json: not a record of schema 1: "),
         (["a", "b", "a", "b/"], "b: named twice; the same values are no further seeds"),
         (["a", "runs:/1"], "runs:/1: set MLFLOW_TRACKING_URI to the store, as sqlite:///results/smoke/mlflow.db"),
         (["a/data/result.json", "b"], "a/data/result.json: not a baseline of schema 1: "),

@@ -109,6 +109,12 @@ def test_the_number_of_workers_does_not_change_the_files(synthetic, tmp_path, mo
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes() == (tmp_path / "3" / path.name).read_bytes()
 
 
+def test_a_corpus_of_one_batch_starts_no_process(synthetic, tmp_path, monkeypatch):
+    source, tokenizer = synthetic
+    monkeypatch.setattr("mobilebert.data.corpus.ProcessPoolExecutor", None)
+    assert prepare([*source.documents()][:60], tokenizer, tmp_path, workers=3)["documents_read"] == 60
+
+
 def test_workers_end_with_a_parent_that_is_killed():
     """Workers also hold its standard output, which closes only when the last of them exits."""
     program = """

@@ -187,6 +187,7 @@ def test_the_record_says_how_the_file_was_made_and_where_it_is_scored(files, mon
         "ran_int8_flops_share": None,
         "layer_errors": {},
         "calibration_rows": 0,
+        "broken_layers": (),
     }
     other = int8.describe(folder / "float.onnx", folder / "full.onnx", LENGTH)
     assert (other.weight_range, other.saturates) == ((-127, 127), True)
@@ -196,7 +197,7 @@ def test_the_stage_records_the_quantization_before_it_scores(files, tmp_path, mo
     model, _ = files
     (tmp_path / "tokenizer").mkdir()
     monkeypatch.setattr(quantize, "new_model", lambda *_: model)
-    monkeypatch.setattr(quantize, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(quantize, "load_tokenizer", lambda _: SimpleNamespace(get_vocab_size=lambda: len(WORDS)))
     monkeypatch.setattr(quantize, "weights_folder", lambda *_: None)
     row = {name: np.ones((1, LENGTH), np.int64) for name in INPUTS}
     monkeypatch.setattr(quantize, "training_rows", lambda *_: [row])
@@ -206,7 +207,7 @@ def test_the_stage_records_the_quantization_before_it_scores(files, tmp_path, mo
 
     monkeypatch.setattr(quantize, "evaluate", evaluate)
     run = SimpleNamespace(
-        job=SimpleNamespace(name="m/sst2"),
+        job=SimpleNamespace(name="m/sst2", id="quantize/m/sst2"),
         settings=lambda kind: kind.model_construct(task="sst2", length=LENGTH),
         graph={"finetune/m/sst2": SimpleNamespace(settings=lambda kind: kind.model_construct(architecture=None))},
         artefact_of=lambda *_: tmp_path / "tokenizer/tokenizer.json",
@@ -287,6 +288,11 @@ def test_the_processor_is_named_with_its_best_instructions(text, expected, monke
     monkeypatch.setattr(int8.platform, "processor", lambda: "Arm")
     monkeypatch.setattr(int8.platform, "machine", lambda: "x86_64")
     assert int8.processor(text) == expected
+
+
+def test_a_record_names_a_variable_that_narrows_the_kernels(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert int8.processor(INTEL.format("")) == {"cpu": "Xeon", "isa": "avx512_vnni", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 
 def test_a_machine_without_proc_is_named_by_its_kind(monkeypatch):

@@ -11,7 +11,7 @@ from mobilebert.cli.main import main
 from mobilebert.deployment import latency, latency_text
 from mobilebert.deployment.engines.table import ENGINES, Kernel, int8_flops, int8_share, owners
 from mobilebert.modeling.presets import names, preset
-from mobilebert.study.fields import Engine, Quantizer
+from mobilebert.study.fields import Engine
 
 MODEL = {
     "samples_ms": [10.0],
@@ -154,7 +154,6 @@ def test_every_engine_is_listed(capsys):
 
 def test_a_study_knows_every_engine_that_makes_its_own_file():
     assert {*get_args(Engine)} == {*ENGINES} - {"litert"}
-    assert {*get_args(Quantizer)} < {*get_args(Engine)}
 
 
 def test_the_int8_share_counts_hidden_products_as_float():

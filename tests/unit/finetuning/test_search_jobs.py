@@ -85,7 +85,7 @@ def test_the_constant_answer_that_a_trial_on_squad_must_beat(tmp_path):
     assert constant_exact_match(tmp_path, setting) == {"constant_exact_match": 0.5}  # the first word answers one of two
 
 
-@pytest.mark.parametrize("steps", [0, 1, 7, 30, 61, 95])
+@pytest.mark.parametrize("steps", [0, 7, 61])
 def test_a_job_stopped_inside_a_trial_resumes_there(tmp_path, whole, passes_made, steps, monkeypatch):
     """The job stops after `steps` steps; it saves a state at every second step."""
     left = [steps]
@@ -112,7 +112,7 @@ def test_a_job_stopped_inside_a_trial_resumes_there(tmp_path, whole, passes_made
     assert left_over <= count[0] <= left_over + 2  # only steps since the last state, or the scoring, run twice
 
 
-@pytest.mark.parametrize("runs", [1, 6, 8, 9, 10])
+@pytest.mark.parametrize("runs", [1, 8, 10])
 def test_a_job_stopped_between_trials_repeats_none(tmp_path, whole, runs):
     made = []
 

@@ -203,8 +203,7 @@ def test_a_stack_whose_trials_all_diverged_ends(tmp_path):
     assert max(step for step, _ in run.curves["run0_loss"]) < 3
 
 
-@pytest.mark.parametrize("stop", [0, 5, 11])
-@pytest.mark.parametrize("rates", [[0.001, 0.002], [1e30, 0.002]])
+@pytest.mark.parametrize(("stop", "rates"), [(5, [0.001, 0.002]), (0, [1e30, 0.002]), (11, [1e30, 0.002])])
 def test_a_resumed_stack_gives_the_same_weights(tmp_path, stop, rates):
     whole, wanted, *_ = stacked(tmp_path / "whole", ours, "cola", [0, 1], rates, every=4)
     with pytest.raises(Stop):

@@ -78,6 +78,19 @@ def test_a_missing_record_runs_if_what_was_computed_from_it_is_not_current(finis
             assert needed == expected, missing
 
 
+def test_attention_maps_cost_no_training_and_stand_for_no_model(finished):
+    results, graph = finished[0], Graph(finished[1])
+    graph["attention/m"] = Job("attention", "m", {}, ("pretrain/m",), digest("attention"))
+    found = Demand(results, "s", graph, current_records(results, "s", graph))
+    assert not found.is_settled("attention/m", NOTHING)  # all that it reads is there
+    found.freshness["pretrain/m"] = "missing"
+    assert found.is_settled("attention/m", NOTHING)
+    found.freshness |= dict.fromkeys(("finetune/m/sst2", "quantize/m/sst2"), "missing")
+    assert not found.is_settled("attention/m", NOTHING)  # the model is made, so its maps are too
+    found.freshness["attention/m"] = "current"
+    assert not found.is_settled("pretrain/m", NOTHING)
+
+
 def test_a_stale_record_runs_and_a_view_of_it_too(finished):
     found = demand(finished, stale=["finetune/m/sst2", "quantize/m/sst2"])
     assert to_run(found) == {"finetune/m/sst2", "quantize/m/sst2", "report"}

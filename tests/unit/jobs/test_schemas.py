@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from mobilebert import paper
-from mobilebert.jobs.record import RECORD_SCHEMA, Quantization, Record
+from mobilebert.jobs.record import RECORD_SCHEMA, Attention, AttentionMaps, Quantization, Record
 from mobilebert.study.recipe import Distill, Finetune, Pretrain, Search, TaskSetting, Transfer
 from mobilebert.study.schema import SCHEMA, Study
 from mobilebert.study.sections import Checkpoint, Data, Expectation, Gate, Latency, Scale
@@ -32,6 +32,8 @@ MODELS: list[type[BaseModel]] = [
     Gate,
     Record,
     Quantization,
+    Attention,
+    AttentionMaps,
     paper.Model,
     paper.Table,
     paper.Column,

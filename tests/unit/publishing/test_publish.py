@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -11,10 +12,11 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from mobilebert.cli.main import main
+from mobilebert.deployment.ways import FILES
 from mobilebert.jobs.freshness import record_folder
 from mobilebert.jobs.record import read_record, sealed
 from mobilebert.publishing.card import card
-from mobilebert.publishing.checkpoint import Checkpoint
+from mobilebert.publishing.checkpoint import INT8, Checkpoint
 from mobilebert.study.graph import build_graph
 from mobilebert.study.load import load_study
 
@@ -27,7 +29,7 @@ def write(results, graph, key, **fields):
     job = graph[key]
     folder = record_folder(results, "mine", job)
     (folder / "model").mkdir(parents=True)
-    files = {} if key == "data" else {"model/config.json": b"{}", "model/model.safetensors": key.encode()}
+    files = {} if "artefacts" in fields else {"model/config.json": b"{}", "model/model.safetensors": key.encode()}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     artefacts = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": 9} for name, content in files.items()}
@@ -117,6 +119,85 @@ def test_without_push_every_checkpoint_is_listed_and_nothing_uploaded(place, cap
     assert sum(line.endswith("model.safetensors") for line in lines) == 2
 
 
+QUANTIZED = "quantize/mobilebert/sst2"
+HOW = {"method": "dynamic", "engine": "onnxruntime 1", "weight_range": [-64, 64], "activation_type": "uint8", "saturates": False,
+       "scored_on": {"cpu": "a | b", "isa": "avx2"}, "bytes_before": 400_000, "bytes_after": 100_000}  # fmt: skip
+ONNX = {"model.int8.onnx": b"int8", "model.static.onnx": b"static", "model.nncf.xml": b"graph", "model.nncf.bin": b"weights"}
+
+
+@pytest.fixture
+def quantized(place):
+    """Return the folder of the int8 files of the student, beside their record."""
+    graph = build_graph(load_study("mine.yaml"))
+    engines = {name: HOW | {"saturates": name == "onnxruntime-static"} for name in ("onnxruntime-int8", "onnxruntime-static")}
+    metrics = {"accuracy": 0.75, "accuracy_change": -0.15, "onnxruntime-static:accuracy": 0.5}
+    hashes = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": 9} for name, content in ONNX.items()}
+    hashes["predictions.parquet"] = {"sha256": "0", "bytes": 9}
+    write(place / "results", graph, QUANTIZED, artefacts=hashes, metrics=metrics, quantizations=engines)
+    folder = place / "results/mine" / QUANTIZED
+    for name, content in ONNX.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_the_int8_files_stand_beside_the_checkpoint_with_their_own_scores(quantized, capsys):
+    assert published(SCORE) == 0
+    printed = capsys.readouterr().out
+    files = re.findall(r"bytes  (.+)", printed)
+    assert files[-5:] == [
+        "onnx/model_quantized.onnx",
+        "onnx/model_static_quantized.onnx",
+        "openvino/model.nncf.xml",
+        "openvino/model.nncf.bin",
+        "onnx/result.json",
+    ]
+    cpu = "100,000 of 400,000 | `a / b, avx2`"
+    assert f"| `onnx/model_quantized.onnx` | accuracy | 0.7500 | -0.1500 | {cpu} |" in printed
+    assert f"| `onnx/model_static_quantized.onnx` | accuracy | 0.5000 | – | {cpu} |" in printed
+    assert "without VNNI can give other answers" in printed
+    assert "| accuracy | 0.8000 | 0.1000 | 3 | 0.9000 |" in printed
+
+
+def test_int8_files_are_uploaded_and_checked_like_all_others(quantized, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(Hub, "made", [])
+    monkeypatch.setattr(Hub, "commits", {})
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    assert published(SCORE, "--owner", "me", "--push") == 0
+    files = Hub.commits["me/mine-mobilebert-sst2"]
+    assert Path(files["onnx/model_quantized.onnx"]).read_bytes() == b"int8"
+    assert Path(files["onnx/result.json"]).samefile(quantized / "result.json")
+    (quantized / "model.int8.onnx").write_bytes(b"other")
+    assert published(SCORE, "--owner", "me", "--push") == 2
+    assert "changed since quantize/mobilebert/sst2 was recorded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields", [{"status": "refused"}, {"inputs": {SCORE: "0" * 64}}, {"artefacts": {"predictions.parquet": {"sha256": "0"}}}]
+)
+def test_int8_files_of_no_use_are_left_out(quantized, capsys, fields):
+    rewrite(quantized / "result.json", **fields)
+    assert published(SCORE) == 0
+    printed = capsys.readouterr().out
+    assert "onnx" not in printed
+    assert "int8" not in printed
+
+
+def test_int8_files_are_no_checkpoint_of_their_own(quantized, capsys):
+    assert published(QUANTIZED) == 2
+    assert capsys.readouterr().err == f"mobilebert: publish: {QUANTIZED}: its files go with the checkpoint; name {SCORE}\n"
+
+
+def test_an_int8_model_that_has_not_learnt_says_so(quantized, capsys):
+    rewrite(quantized / "result.json", details={"statuses": ["failed"]})
+    assert published(SCORE) == 0
+    assert "**The int8 model has not learnt its task**: 1 of 1 runs failed." in capsys.readouterr().out
+
+
+def test_the_names_of_int8_files_are_those_that_the_stage_writes():
+    assert FILES == INT8
+
+
 class Hub:
     """A hub that keeps what it is given."""
 
@@ -156,6 +237,10 @@ def test_push_uploads_card_record_and_checked_files_in_one_commit(place, capsys,
     [
         ((SCORE, "--push"), "--push needs the checkpoints by name, and --owner"),
         (("--push", "--owner", "me"), "--push needs the checkpoints by name, and --owner"),
+        (
+            (SCORE, "--owner", "../a b"),
+            "publish: --owner: the hub takes no repository '../a b/mine-mobilebert-sst2'; use letters, digits, - and _",
+        ),
         ((SCORE, "--push", "--owner", "me"), "no token for the hub; set HF_TOKEN"),
         (("finetune/mobilebert/rte",), "no trained checkpoint with a current record; allowed: "),
     ],

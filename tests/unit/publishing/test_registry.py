@@ -1,10 +1,12 @@
 """Fine-tuned checkpoints in MLflow's registry; tests/long/tracking.py loads one and predicts."""
 
+import fcntl
 import hashlib
 
 import pytest
 from mlflow_runs import STUDY, client_of, graph_of, job, runs_of, write_record
 
+from mobilebert.publishing import registry
 from mobilebert.publishing.checkpoint import checkpoints
 from mobilebert.publishing.registry import register, signature
 from mobilebert.reporting import tracking
@@ -49,6 +51,29 @@ def test_a_model_that_has_learnt_is_registered_once_and_the_newest_has_the_alias
     assert register(folder, "study", checkpoints(results, found), said.append)["registered"] == 1
     assert str(client.get_model_version_by_alias(name, "current").version) == "2"
     assert len(runs_of(results)[1][LEARNT.id]) == 2
+
+
+def test_two_programs_at_once_register_a_record_once(results, monkeypatch):
+    """The second program of this machine waits for the store's lock.
+
+    One of another machine does not: it registers the record between this program's search and its
+    own version.
+    """
+    found, folder = {LEARNT.id: write_checkpoint(results, LEARNT)}, results / "study"
+    tracking.ingest(results, STUDY, graph_of(LEARNT), found)
+    client, name, log_model = client_of(results), "study-mobilebert-sst2", registry._logged
+
+    def logged(store, checkpoint, content):
+        with (folder / ".mlflow.lock").open("a") as stream, pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        model, run_id = log_model(store, checkpoint, content)
+        client.create_model_version(name, model.artifact_location, run_id, tags={"record": content})
+        return model, run_id
+
+    monkeypatch.setattr(registry, "_logged", logged)
+    assert register(folder, "study", checkpoints(results, found), lambda line: None) == {"registered": 0, "there": 1}
+    assert [int(item.version) for item in client.search_model_versions(f"name = '{name}'")] == [1]
+    assert int(client.get_model_version_by_alias(name, "current").version) == 1
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_the_measured_peak_is_that_of_the_machines_products(monkeypatch):
 @pytest.mark.parametrize("arguments", [["smoke"], ["--study", "smoke"], ["--study=smoke"], []])
 def test_plan_takes_its_study_as_every_command_does(capsys, arguments):
     assert main(["plan", *arguments, "--device", "h100"]) == 0
-    assert capsys.readouterr().out.startswith("study smoke: 40 jobs; estimates for h100")
+    assert capsys.readouterr().out.startswith("study smoke: 41 jobs; estimates for h100")
     assert main(["plan", "smoke", "--study", "cpu"]) == 2
     assert capsys.readouterr().err == "mobilebert: plan: two studies, smoke and --study cpu; one is allowed\n"
 

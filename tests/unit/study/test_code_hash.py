@@ -11,7 +11,7 @@ from mobilebert.study.graph import STAGES
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Yield a function that changes a file in a copy of the package and clears what was cached."""
+    """Yield a function that edits a copy of the package and returns the hashes then."""
     copy = tmp_path / "mobilebert"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr("mobilebert.study.code_hash.PACKAGE", copy)
@@ -20,10 +20,11 @@ def package(tmp_path, monkeypatch):
         for function in (_read, modules, code_hash):
             function.cache_clear()
 
-    def change(name, old, new):
-        text = (copy / name).read_text()
-        assert old in text
-        (copy / name).write_text(text.replace(old, new))
+    def change(*edits):
+        for name, old, new in edits:
+            text = (copy / name).read_text()
+            assert old in text
+            (copy / name).write_text(text.replace(old, new))
         forget()
         return {stage: code_hash(stage) for stage in STAGES}
 
@@ -33,45 +34,42 @@ def package(tmp_path, monkeypatch):
     forget()
 
 
-def test_a_comment_or_a_docstring_changes_no_code_hash(package):
-    before = {stage: code_hash(stage) for stage in STAGES}
-    after = package(
-        "training/loop.py",
-        "            place = clock.place(step)",
-        "            # said anew\n            place = clock.place(step)",
-    )
-    assert after == before
-    assert package("study/schedule.py", '"""Compute the multiplier', '"""Rates') == before
+@pytest.fixture(scope="module")
+def before():
+    return {stage: code_hash(stage) for stage in STAGES}
 
 
-def test_a_statement_changes_the_stages_that_use_it(package):
-    before = {stage: code_hash(stage) for stage in STAGES}
-    after = package("study/schedule.py", "1.0 - 0.1 * math.sqrt", "1.0 - 0.2 * math.sqrt")
+def test_a_comment_or_a_docstring_changes_no_code_hash(before, package):
+    line = "            place = clock.place(step)"
+    comment = ("training/loop.py", line, f"            # said anew\n{line}")
+    assert package(comment, ("study/schedule.py", '"""Compute the multiplier', '"""Rates')) == before
+
+
+def test_a_statement_changes_the_stages_that_use_it(before, package):
+    after = package(("study/schedule.py", "1.0 - 0.1 * math.sqrt", "1.0 - 0.2 * math.sqrt"))
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {
         "pretrain",
         "transfer",
         "distill",
+        "attention",
         "finetune",
         "quantize",
     }
-    after = package("evaluation/glue.py", "import numpy as np", "import numpy as np\nEXTRA = 1")
+    after = package(("evaluation/glue.py", "import numpy as np", "import numpy as np\nEXTRA = 1"))
     assert after["finetune"] != before["finetune"]
     assert after["latency"] == before["latency"]
 
 
-@pytest.mark.parametrize(
-    "file", ["modeling/cost.py", "study/budget.py", "data/preflight.py", "util/machine.py", "util/progress.py"]
-)
-def test_modules_that_count_flops_or_check_ahead_make_no_training_stale(package, file):
-    before = {stage: code_hash(stage) for stage in STAGES}
-    after = package(file, "\n\ndef ", "\n\nEXTRA = 1\n\n\ndef ")
-    found = {stage for stage in STAGES if after[stage] != before[stage]}
-    assert found == ({"report"} if file == "modeling/cost.py" else set())
+def test_modules_that_count_flops_or_check_ahead_make_no_training_stale(before, package):
+    edit = ("\n\ndef ", "\n\nEXTRA = 1\n\n\ndef ")
+    files = ("study/budget.py", "data/preflight.py", "util/machine.py", "util/progress.py")
+    assert package(*((file, *edit) for file in files)) == before
+    after = package(("modeling/cost.py", *edit))
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {"report"}
 
 
-def test_a_template_is_code_of_the_report(package):
-    before = {stage: code_hash(stage) for stage in STAGES}
-    after = package("reporting/page.html.j2", "</html>", "<!-- x --></html>")
+def test_a_template_is_code_of_the_report(before, package):
+    after = package(("reporting/page.html.j2", "</html>", "<!-- x --></html>"))
     assert {stage for stage in STAGES if after[stage] != before[stage]} == {"report"}
 
 
