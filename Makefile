@@ -71,7 +71,8 @@ test-slurm: $(READY)
 	MOBILEBERT_SLURM=1 pytest tests/workflow/test_slurm.py
 
 test-tf: $(TF_VENV)/.installed
-	OMP_NUM_THREADS=2 $(TF_VENV)/bin/python -m pytest tests/tf tests/unit/modeling/test_from_tensorflow.py
+	OMP_NUM_THREADS=2 $(TF_VENV)/bin/python -m pytest tests/tf tests/unit/modeling/test_from_tensorflow.py \
+	  tests/unit/modeling/test_from_garden.py
 
 $(TF_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TF_VENV)

@@ -41,14 +41,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "convert", help="write a TensorFlow checkpoint, or a pickle, as the folder that our classes read"
     )
     convert.add_argument(
-        "source", metavar="SOURCE", help="tf_model.h5, Google's NAME.ckpt, pytorch_model.bin, or a folder with one"
+        "source", metavar="SOURCE", help="tf_model.h5, TensorFlow's NAME.ckpt, pytorch_model.bin, or a folder with one"
     )
     convert.add_argument("out", type=Path, metavar="OUT", help="the new folder: config.json and model.safetensors")
     configuration = convert.add_mutually_exclusive_group()
     configuration.add_argument(
         "--preset", help="the model, if no configuration is beside the weights: mobilebert, ib-bert-large, ..."
     )
-    configuration.add_argument("--config", type=Path, metavar="FILE", help="a JSON file, transformers' or Google's")
+    configuration.add_argument(
+        "--config", type=Path, metavar="FILE", help="a JSON file, transformers' or Google's; or the model garden's params.yaml"
+    )
     convert.set_defaults(func=convert_checkpoint)
     _add_scoring(commands)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, naming
 
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 MOST_CLASSES = 100_000  # transformers names each of them
@@ -23,6 +23,10 @@ REFUSED_KEYS = {
 
 # Keys that select an implementation; any value except eager and sdpa is a program from the hub.
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+
+# Python takes any text for true, so "no" would switch these on.
+_SWITCHES = ("tie_word_embeddings", "output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder")
+_PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
 # ---- configuration
@@ -65,7 +69,7 @@ def read_config(path: Path, source: str) -> dict:
 def check_values(values: Mapping, name: str, source: str) -> None:
     """Raise UserError for keys, at any depth, that make transformers run code or read other files.
 
-    Keys of quantized and compressed checkpoints are refused too.
+    Keys of quantized and compressed checkpoints are refused too, and what `check_types` refuses.
     """
     rest: list = [values]
     while rest:
@@ -79,10 +83,25 @@ def check_values(values: Mapping, name: str, source: str) -> None:
                 method = here[key].get("quant_method") if isinstance(here[key], Mapping) else None
                 kind = f" ({method})" if isinstance(method, str) else ""
                 raise UserError(f"{source}: {key}{kind} in {name}: {reason}")
+        with naming(f"{source}: {name}"):
+            check_types(here)
         for key in _IMPLEMENTATIONS:
             if here.get(key) not in (None, "eager", "sdpa"):
                 raise UserError(f"{source}: {key} in {name} is {here[key]!r:.60}; allowed: eager, sdpa, or no such key")
         rest += here.values()
+
+
+def check_types(values: Mapping) -> None:
+    """Raise UserError for switches of transformers that are not booleans, and unknown problems.
+
+    A null is transformers' default, but not for tie_word_embeddings.
+    """
+    for key in _SWITCHES:
+        value = values.get(key, False)
+        if not isinstance(value, bool) and (value is not None or key == "tie_word_embeddings"):
+            raise UserError(f"{key}: {value!r:.60} is neither true nor false")
+    if (problem := values.get("problem_type")) is not None and problem not in _PROBLEMS:
+        raise UserError(f"problem_type: {problem!r:.60} is unknown: choose one of {', '.join(_PROBLEMS)}")
 
 
 def name_classes(values: dict, source: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 from mobilebert import paper
-from mobilebert.modeling.checkpoint_config import CONFIG, check_values, name_classes, read_json
+from mobilebert.modeling.checkpoint_config import CONFIG, check_types, check_values, name_classes, read_json
 from mobilebert.modeling.foreign.google_config import from_google, is_google
 from mobilebert.modeling.presets import check, preset
 from mobilebert.modeling.weight_files import FLOATS
@@ -36,7 +36,7 @@ class MobileBertConfig(PreTrainedConfig):
       residual stream (attention output, FFN output, output bottleneck). 1/sqrt(2 * layers) keeps
       a deep NoNorm model from diverging.
 
-    Raises UserError if `presets.check` does.
+    Raises UserError if `presets.check` or `checkpoint_config.check_types` does.
     """
 
     model_type = "mobilebert"
@@ -74,7 +74,9 @@ class MobileBertConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        check({"model_type": self.model_type} | {field.name: getattr(self, field.name) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        check({"model_type": self.model_type} | values)
+        check_types(values | {"output_attentions": getattr(self, "output_attentions", None)})
 
     @property
     def true_hidden_size(self) -> int:

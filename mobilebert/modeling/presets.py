@@ -98,7 +98,7 @@ def check(fields: Mapping) -> None:
         if not _is_number(fields[key]) or not 0 < fields[key] < math.inf:  # nor NaN
             raise UserError(f"{key}: {fields[key]!r} is not a positive number")
     pad = fields["pad_token_id"]
-    if pad is not None and (not isinstance(pad, int) or not 0 <= pad < fields["vocab_size"]):
+    if pad is not None and (type(pad) is not int or not 0 <= pad < fields["vocab_size"]):
         raise UserError(f"pad_token_id: {pad!r} is no token of a vocabulary of {fields['vocab_size']}")
     if fields["hidden_act"] not in ACTIVATIONS:
         raise UserError(f"hidden_act: {fields['hidden_act']!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")

@@ -62,6 +62,20 @@ def test_google_s_checkpoint_loads():
     )
 
 
+@pytest.mark.parametrize("name", ["teacher", "student", "table-1", "tiny"])
+def test_the_model_garden_s_checkpoint_gives_its_hidden_states(name):
+    folder = GOLDEN.with_name("from_garden") / name
+    model = keras_models.TFMobileBertModel.from_pretrained(folder)
+    arrays = np.load(folder / "outputs.npz")
+    inputs = {key[3:]: arrays[key] for key in arrays if key.startswith("in.")}
+    outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+    for at, state in enumerate(outputs.hidden_states):
+        close(state, arrays[f"hidden_states.{at}"])
+    for at, scores in enumerate(outputs.attentions):
+        close(scores, arrays[f"attentions.{at}"])
+    close(outputs.pooler_output, arrays["pooler_output"])
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_a_keras_file_holds_the_whole_model(head, tmp_path):
     ours, _ = pair(head)

@@ -48,6 +48,7 @@ NOT_RUN = {
     "mobilebert convert tf_model.h5 OUT": CONVERTS,
     "mobilebert convert mobilebert_variables.ckpt OUT --preset mobilebert": CONVERTS,
     "mobilebert convert mobilebert_variables.ckpt OUT --config bert_config.json": CONVERTS,
+    "mobilebert convert ckpt-740000 OUT --config params.yaml": CONVERTS,
     "pip install --no-deps --editable .": INSTALLS,
     "pip install pre-commit pyrefly snakefmt": INSTALLS,
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "changes the clone",

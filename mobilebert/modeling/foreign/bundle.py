@@ -23,8 +23,9 @@ TRAILER = 5  # bytes behind a block: its compression and its checksum
 # Numbers of tensorflow/core/framework/types.proto. bfloat16 has no NumPy type, so its bits are
 # read as integers.
 TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 19: "<f2"}
-BFLOAT16 = 14
+BFLOAT16, STRING = 14, 7
 MOST_NAMES, LONGEST_NAME = 100_000, 1000  # a name is stored without the start it shares, so a small file holds many
+LONGEST_STRING = 16 << 20  # bytes; the graph of two small layers has 20,000
 MOST_SIZES = 32  # NumPy takes no more dimensions, or few more
 _LANES = 4096  # that `crc32c` computes at once
 
@@ -59,8 +60,8 @@ class Bundle:
                 entries[key] = value
                 if len(entries) > MOST_NAMES or len(key) > LONGEST_NAME:
                     raise _Refused(f"more than {MOST_NAMES:,} names, or one of more than {LONGEST_NAME:,} characters")
-            header = _fields(entries.pop(b""))  # the entry without a name
-            self.shards = _number(header, 1, default=1)
+            header = fields_of(entries.pop(b""))  # the entry without a name
+            self.shards = number_in(header, 1, default=1)
             self.variables = {key.decode(): _variable(key.decode(), value) for key, value in entries.items()}
         except _Refused as error:
             raise UserError(f"{self.index}: {error}") from None
@@ -86,13 +87,38 @@ class Bundle:
             raise UserError(f"{self.index}: {name} has a type (number {variable.type}) that cannot be read")
         if 0 in variable.shape:
             raise UserError(f"{self.index}: {name} holds no values")
-        with self._data_file(variable).open("rb") as stream:
-            stream.seek(variable.offset)
-            content = stream.read(variable.size)
-        if variable.checksum is not None and crc32c(content) != _unmasked(variable.checksum):
-            raise UserError(f"{self._data_file(variable)}: damaged: the checksum of {name} does not hold")
+        content = self._content(variable)
+        self._check(variable, content)
         values = np.frombuffer(content, TYPES[variable.type]).reshape(variable.shape)
         return (values.astype(np.uint32) << 16).view(np.float32) if variable.type == BFLOAT16 else values
+
+    def read_string(self, name: str) -> bytes:
+        """Return the value of a variable that is one string.
+
+        Its bytes are the string's length, a checksum of the length, and the string. Raises
+        UserError if it is no string or is damaged.
+        """
+        variable = self.variables[name]
+        if variable.type != STRING or variable.shape or variable.size > LONGEST_STRING:
+            raise UserError(f"{self.index}: damaged: {name} is no string of at most {LONGEST_STRING:,} bytes")
+        content = self._content(variable)
+        try:
+            length, start = _varint(content, 0)
+        except (IndexError, ValueError):
+            length = start = 0
+        if start + 4 + length != len(content):
+            raise UserError(f"{self._data_file(variable)}: damaged: {name} is no string")
+        self._check(variable, length.to_bytes(4, "little") + content[start:])
+        return content[start + 4 :]
+
+    def _content(self, variable: Variable) -> bytes:
+        with self._data_file(variable).open("rb") as stream:
+            stream.seek(variable.offset)
+            return stream.read(variable.size)
+
+    def _check(self, variable: Variable, content: bytes) -> None:
+        if variable.checksum is not None and crc32c(content) != _unmasked(variable.checksum):
+            raise UserError(f"{self._data_file(variable)}: damaged: the checksum of {variable.name} does not hold")
 
 
 class _Refused(Exception):
@@ -100,12 +126,14 @@ class _Refused(Exception):
 
 
 def _variable(name: str, value: bytes) -> Variable:
-    fields = _fields(value)
+    fields = fields_of(value)
     if 7 in fields:
         raise _Refused(f"{name} was saved in slices, by several machines; save the checkpoint from one")
-    sizes = tuple(_number(_fields(size), 1) for size in (_fields(fields[2][0]) if 2 in fields else {}).get(2, []))
+    sizes = tuple(number_in(fields_of(size), 1) for size in (fields_of(fields[2][0]) if 2 in fields else {}).get(2, []))
     checksum = int.from_bytes(fields[6][0], "little") if 6 in fields else None
-    found = Variable(name, _number(fields, 1), sizes, _number(fields, 3), _number(fields, 4), _number(fields, 5), checksum)
+    found = Variable(
+        name, number_in(fields, 1), sizes, number_in(fields, 3), number_in(fields, 4), number_in(fields, 5), checksum
+    )
     if len(sizes) > MOST_SIZES:
         raise _Refused(f"damaged: {name} has {len(sizes):,} dimensions")
     if found.type in TYPES and found.size != np.dtype(TYPES[found.type]).itemsize * math.prod(sizes):
@@ -113,7 +141,7 @@ def _variable(name: str, value: bytes) -> Variable:
     return found
 
 
-def _number(fields: dict[int, list], key: int, default: int = 0) -> int:
+def number_in(fields: dict[int, list], key: int, default: int = 0) -> int:
     """Return a field's first value. Raises TypeError if it is bytes."""
     value = fields.get(key, [default])[0]
     if not isinstance(value, int):
@@ -173,7 +201,7 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
             raise ValueError("no integer")
 
 
-def _fields(message: bytes) -> dict[int, list]:
+def fields_of(message: bytes) -> dict[int, list]:
     """Return the fields of a protocol buffer by number: integers, or bytes."""
     found: dict[int, list] = {}
     place = 0

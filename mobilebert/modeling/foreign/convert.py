@@ -101,6 +101,12 @@ def _architecture(found: Foreign, values: dict) -> tuple[str, Any]:
         found.notes.append("the output matrix differs from the word embeddings: tie_word_embeddings is false")
     with naming(found.source):
         config = MobileBertConfig.from_dict(values)
+    for key, value in found.shown.items():
+        if getattr(config, key) != value:
+            raise UserError(
+                f"{found.source}: weights of another architecture: {key} is {getattr(config, key)!r} in the configuration, "
+                f"but {value!r} in the weights"
+            )
     config.architectures = [kind]
     config.dtype = "float32"
     return kind, config
@@ -158,9 +164,16 @@ def _checked(found: Foreign, kind: str, config: Any) -> dict[str, Any]:
     unknown = sorted(name for name in given if name not in wanted)
     if body := [name for name in unknown if name.removeprefix("mobilebert.").startswith(("embeddings.", "encoder."))]:
         raise UserError(f"{found.source}: weights of another architecture: the configuration has no {body[0]}{_more(body)}")
+    arrays = {name: given[name] for name in wanted if name in given and name not in tied}
+    width = config.hidden_size
+    pooler = {"mobilebert.pooler.dense.weight": (width, width), "mobilebert.pooler.dense.bias": (width,)}
+    if config.classifier_activation and all(name in unknown and given[name].shape == pooler[name] for name in pooler):
+        arrays |= {name: given[name] for name in pooler}
+        unknown = [name for name in unknown if name not in pooler]
+        found.notes.append(f"the pooler is kept, which {kind} lacks and others load")
     if unknown:
         found.notes.append(f"not used, because {kind} has no such weights: {', '.join(unknown)}")
-    return {name: given[name] for name in wanted if name in given and name not in tied}
+    return arrays
 
 
 def _write(found: Foreign, arrays: dict[str, Any], config: Any, out: Path) -> None:

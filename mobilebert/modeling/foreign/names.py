@@ -6,8 +6,9 @@ import re
 
 # A checkpoint also holds counters, the optimizers' slots, and ranges of fake quantization.
 _TRAINING = re.compile(
-    r"(?:^|/)(?:global_step|adam_[mv]|lamb_[mv]|Adam(?:_1)?|AdamWeightDecayOptimizer\w*|LAMBOptimizer\w*"
-    r"|beta[12]_power|ExponentialMovingAverage|\w*FakeQuantWithMinMaxVars\w*|_CHECKPOINTABLE_OBJECT_GRAPH)(?:/|:|$)"
+    r"(?:^|/)(?:global_step|save_counter|optimizer|\.OPTIMIZER_SLOT|adam_[mv]|lamb_[mv]|Adam(?:_1)?"
+    r"|AdamWeightDecayOptimizer\w*|LAMBOptimizer\w*|beta[12]_power|ExponentialMovingAverage"
+    r"|\w*FakeQuantWithMinMaxVars\w*|_CHECKPOINTABLE_OBJECT_GRAPH)(?:/|:|$)"
 )
 _SCOPED = re.compile(r"(layer|ffn)_(?:layer_)?(\d+)$")
 _LEAVES = {"gamma": "weight", "beta": "bias", "kernel": "weight", "output_bias": "bias", "output_weights": "weight"}

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, PICKLE, WEIGHTS, check_values, name_classes, read_json
-from mobilebert.modeling.foreign import names
+from mobilebert.modeling.foreign import garden, names
 from mobilebert.modeling.foreign.bundle import BFLOAT16, Bundle
+from mobilebert.modeling.foreign.garden_config import PARAMS, read_params
 from mobilebert.modeling.foreign.google_config import from_google, is_google
 from mobilebert.modeling.foreign.hdf5 import H5, H5_INDEX, read_h5
 from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS, read_tensors, weight_files
@@ -28,7 +29,8 @@ class Foreign:
 
     kind: for messages. folder: where its tokenizer may lie. values: the fields of its
     configuration, or None. notes: what was left out or changed, a line each. types: those of
-    weights that were converted to float32.
+    weights that were converted to float32. shown: fields of the configuration that the names and
+    shapes of the variables show.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Foreign:
     values: dict | None = None
     notes: list[str] = field(default_factory=list)
     types: set[str] = field(default_factory=set)
+    shown: dict[str, Any] = field(default_factory=dict)
 
 
 def read(source: str, is_configured: bool = False) -> Foreign:
@@ -49,7 +52,7 @@ def read(source: str, is_configured: bool = False) -> Foreign:
     kind = kind_of(path)
     if kind is None:
         raise UserError(f"{source}: {_what_is_missing(path)}")
-    readers = {"safetensors": _read_safetensors, "h5": _read_h5, "google": _read_google, "pickle": _read_pickle}
+    readers = {"safetensors": _read_safetensors, "h5": _read_h5, "google": _read_bundle, "pickle": _read_pickle}
     found = readers[kind](path, source)
     found.values = None if is_configured else _config_beside(found.folder, source)
     _unwrap(found)
@@ -158,36 +161,55 @@ def _numpy(tensor: Any, name: str, source: object, types: set[str]) -> np.ndarra
         raise UserError(f"{source}: {name} is a tensor ({kind}) that cannot be read; only dense floats can be weights") from None
 
 
-def _read_google(path: Path, source: str) -> Foreign:
+def _read_bundle(path: Path, source: str) -> Foreign:
+    """Return a checkpoint of TensorFlow 1 by Google's code, or of 2 by the model garden."""
     prefix = _prefix(path, source)
     bundle = Bundle(prefix)
-    if any(name.endswith("/.ATTRIBUTES/VARIABLE_VALUE") for name in bundle.variables):
-        raise UserError(
-            f"{bundle.index}: a checkpoint of TensorFlow 2's objects, as of the model garden; only Google's TF1 one is read"
-        )
-    arrays: dict[str, np.ndarray] = {}
-    types: set[str] = set()
-    unknown, of_training = [], []
+    found = Foreign(source, "Google's TensorFlow checkpoint", prefix.parent, {})
+    if any(name.endswith(f"/.ATTRIBUTES/{garden.VALUE}") for name in bundle.variables):
+        found.kind = "the model garden's TensorFlow checkpoint"
+        used = _read_garden(bundle, found)
+    else:
+        used = _read_google(bundle, found)
+    unused = [name for name in bundle.variables if name not in used]
+    if of_training := [name for name in unused if names.is_of_training(name)]:
+        found.notes.append(f"not used: {len(of_training)} variables of the training, as {of_training[0]}")
+    found.notes += _left_out([name for name in unused if not names.is_of_training(name)])
+    found.types |= {"bfloat16" for name in used if bundle.variables[name].type == BFLOAT16}
+    return found
+
+
+def _read_google(bundle: Bundle, found: Foreign) -> set[str]:
+    """Read the variables of Google's code; return the names of those read."""
+    used = set()
     for name in bundle.variables:
         renamed = None if names.is_of_training(name) else names.from_google(name)
         if renamed is not None:
             array = bundle.read(name)
-            types |= {"bfloat16"} if bundle.variables[name].type == BFLOAT16 else set()
-            _put(arrays, renamed[0], array.T if renamed[1] else array, source)
-        else:
-            (of_training if names.is_of_training(name) else unknown).append(name)
-    if not any(name.startswith("mobilebert.encoder.") for name in arrays):
+            _put(found.arrays, renamed[0], array.T if renamed[1] else array, found.source)
+            used.add(name)
+    if not any(name.startswith("mobilebert.encoder.") for name in found.arrays):
         first = next(iter(bundle.variables), "nothing")
         raise UserError(f"{bundle.index}: no variables of google-research/mobilebert (bert/encoder/...); its first is {first}")
-    notes = [f"not used: {len(of_training)} variables of the training, as {of_training[0]}"] if of_training else []
-    return Foreign(
-        source,
-        "Google's TensorFlow checkpoint",
-        prefix.parent,
-        arrays,
-        notes=notes + _left_out(unknown),
-        types=types,
-    )
+    has_no_norm = any("/FakeLayerNorm/" in name for name in used if name.startswith("bert/encoder/"))
+    found.shown["normalization_type"] = "no_norm" if has_no_norm else "layer_norm"
+    return used
+
+
+def _read_garden(bundle: Bundle, found: Foreign) -> set[str]:
+    """Read the variables of the model garden's objects; return the names of those read."""
+    objects = garden.Garden(bundle)
+    used = {garden.GRAPH}
+    for place in objects.places():
+        if place.variable in used:  # a small file could make any number of weights
+            raise UserError(f"{bundle.index}: damaged: {place.variable:.200} is two weights")
+        used.add(place.variable)
+        array = bundle.read(place.variable)
+        _put(found.arrays, place.name, garden.as_in_pytorch(place, array), found.source)
+        if place.name.endswith("layer.0.attention.self.query.bias"):
+            found.shown["num_attention_heads"] = array.shape[0]
+    found.shown["normalization_type"] = "no_norm" if objects.has_no_norm else "layer_norm"
+    return used
 
 
 def _read_pickle(path: Path, source: str) -> Foreign:
@@ -247,7 +269,7 @@ def _shards(index: Path, source: str, kind: str) -> list[Path]:
 def _config_beside(folder: Path, source: str) -> dict | None:
     """Return the configuration in a folder, or None if there is none.
 
-    It is config.json, or the only JSON file that is Google's.
+    It is config.json, or the only JSON file that is Google's, or the model garden's params.yaml.
     """
     if (folder / CONFIG).is_file():
         return read_configuration(folder / CONFIG)
@@ -261,11 +283,15 @@ def _config_beside(folder: Path, source: str) -> dict | None:
                 raise
     if len(found) > 1:
         raise UserError(f"{source}: {len(found)} configurations, as {found[0].name}; choose one with --config")
+    if not found and (folder / PARAMS).is_file():
+        found = [folder / PARAMS]
     return read_configuration(found[0]) if found else None
 
 
 def read_configuration(file: Path) -> dict:
-    """Return the fields of `MobileBertConfig` in a JSON file of transformers or of Google."""
+    """Return the fields of `MobileBertConfig` in a file of transformers, Google or the garden."""
+    if file.suffix in (".yaml", ".yml"):
+        return read_params(file)
     values = read_json(file, str(file.parent))
     if is_google(values):
         return from_google(values, file)

@@ -247,6 +247,8 @@ def test_another_architecture_is_refused(tmp_path):
     config = json.loads((folder / "bert_config.json").read_text())
     (folder / "bert_config.json").write_text(json.dumps(config | {"vocab_size": 30}))
     assert "word_embeddings.weight has shape (29, 8), the configuration's is (30, 8)" in refused(str(folder), tmp_path / "out")
+    (folder / "bert_config.json").write_text(json.dumps(config | {"normalization_type": "layer_norm"}))
+    assert "is 'layer_norm' in the configuration, but 'no_norm' in the weights" in refused(str(folder), tmp_path / "out")
     (folder / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert "it has no mobilebert.encoder.layer.2." in refused(str(folder), tmp_path / "out")
     (folder / "bert_config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))

@@ -1,5 +1,7 @@
 """Presets and configurations: their values, and refusals in one line."""
 
+import json
+
 import pytest
 import transformers
 
@@ -55,6 +57,7 @@ def test_bert_presets_belong_to_transformers(name):
         ("mobilebert", {"layer_norm_eps": float("nan")}, "layer_norm_eps: nan is not a positive number"),
         ("bert-base", {"initializer_range": float("inf")}, "initializer_range: inf is not a positive number"),
         ("mobilebert", {"vocab_size": 10, "pad_token_id": 10}, "pad_token_id: 10 is no token of a vocabulary of 10"),
+        ("mobilebert", {"pad_token_id": True}, "pad_token_id: True is no token of a vocabulary"),
         ("mobilebert", {"trigram_input": "no"}, "trigram_input: 'no' is neither true nor false"),
         ("mobilebert", {"mask_value": "-1"}, 'mask_value: \'-1\' is unknown: choose one of "min", "-10000", "-6"'),
         ("mobilebert", {"mask_value": -6}, "mask_value: -6 is unknown"),
@@ -85,3 +88,27 @@ def test_rows_become_configurations():
 def test_the_configuration_refuses_wrong_values():
     with pytest.raises(UserError, match="does not divide"):
         MobileBertConfig(num_attention_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("tie_word_embeddings", "no", "tie_word_embeddings: 'no' is neither true nor false"),
+        ("tie_word_embeddings", None, "tie_word_embeddings: None is neither true nor false"),
+        ("output_hidden_states", "no", "output_hidden_states: 'no' is neither true nor false"),
+        ("output_attentions", 1, "output_attentions: 1 is neither true nor false"),
+        ("return_dict", "false", "return_dict: 'false' is neither true nor false"),
+        ("problem_type", "ranking", "problem_type: 'ranking' is unknown: choose one of regression, "),
+        ("problem_type", [], "problem_type: \\[\\] is unknown"),
+    ],
+)
+def test_a_switch_of_transformers_with_another_type_is_refused(key, value, wanted, tmp_path):
+    with pytest.raises(UserError, match=wanted):
+        MobileBertConfig(**{key: value})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mobilebert", key: value}))
+    with pytest.raises(UserError, match=f"config.json: {wanted}"):
+        MobileBertConfig.from_pretrained(tmp_path)
+
+
+def test_switches_that_are_null_are_transformers_defaults():
+    assert MobileBertConfig(return_dict=None, output_hidden_states=None, problem_type=None).tie_word_embeddings
