@@ -16,6 +16,7 @@ import numpy as np
 
 from mobilebert.deployment.engines.table import ENGINES, INT8_FIXED_RANGES, engine_named, int8_share
 from mobilebert.deployment.int8 import processor
+from mobilebert.deployment.layer_errors import relative_error
 from mobilebert.deployment.worker_process import Worker
 from mobilebert.util.errors import UserError
 from mobilebert.util.machine import cores
@@ -138,13 +139,6 @@ def summary(samples_ms: list[float]) -> dict[str, float | None]:
         return dict.fromkeys(("p50", "p90", "p99", "min"))
     p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "min": float(min(samples_ms))}
-
-
-def relative_error(output: np.ndarray, reference: np.ndarray) -> float:
-    """Return |output - reference| / |reference| (2-norms), infinite if the shapes differ."""
-    if output.shape != reference.shape:
-        return float("inf")
-    return float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
 
 
 def busy_seconds(proc_stat: str, ticks_per_second: int) -> float:

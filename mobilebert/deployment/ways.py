@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mobilebert.deployment import int8
 from mobilebert.deployment.engines import programs
-from mobilebert.deployment.engines.table import ENGINES, INT8, INT8_FIXED_RANGES, Engine, int8_flops, int8_share
+from mobilebert.deployment.engines.table import ENGINES, INT8, Engine, int8_flops, int8_share
 from mobilebert.deployment.export import INPUTS
 from mobilebert.deployment.layer_errors import broken, hidden_errors, hidden_states, layer_errors, layer_outputs, relative_error
 from mobilebert.jobs.record import Quantization
@@ -36,15 +36,12 @@ METHODS = {
     "litert-int8": "static",
     "quanto": "weight-only",
 }
-_LITERT: dict[str, Any] = {
-    "program": "lite_rt",
-    "packages": ("tensorflow", "ai_edge_litert"),
-    "extra": "workflow,deploy,tensorflow,litert",
-}
-# Ways that are no engines of `mobilebert latency`: what they need.
-MORE: Mapping[str, Engine] = {
-    "litert-dynamic": Engine("litert-dynamic", "LiteRT, int8 weights", tolerance=INT8, **_LITERT),
-    "litert-int8": Engine("litert-int8", "LiteRT, int8, all ranges fixed in advance", tolerance=INT8_FIXED_RANGES, **_LITERT),
+# Ways that need more than their engine, or that are no engine of `mobilebert latency`.
+NEEDS: Mapping[str, Engine] = {
+    **{
+        way: replace(ENGINES[way], packages=("tensorflow", "ai_edge_litert"), extra="workflow,deploy,tensorflow,litert")
+        for way in ("litert-dynamic", "litert-int8")
+    },
     "quanto": Engine(
         "quanto", "PyTorch, int8 weights", "pytorch", INT8, packages=("optimum", "optimum.quanto"), extra="workflow,deploy,quanto"
     ),
@@ -83,7 +80,7 @@ def check(way: str, architecture: Mapping[str, Any]) -> None:
         raise UserError(f"{way}: runs models of the MobileBERT family; this is a {kind} model")
     if way == AWARE and (kind, norm) != ("mobilebert", "no_norm"):
         raise UserError(f"{way}: the released quantization-aware training is MobileBERT's with no_norm; this is {kind}, {norm}")
-    (MORE.get(way) or ENGINES.get(way, ENGINES["onnxruntime"])).check_installed()
+    (NEEDS.get(way) or ENGINES.get(way, ENGINES["onnxruntime"])).check_installed()
 
 
 def check_file(loaded: Callable, reference: Callable, rows: list[dict[str, np.ndarray]], path: Path, most: float) -> float:

@@ -260,6 +260,7 @@ def test_a_record_names_its_row_and_pretraining_seed(tmp_path):
         "data": (None, None),
         "pretrain/ib-bert-large": ("ib-bert-large", 4),
         "transfer/mobilebert-seed-2": ("mobilebert", 6),
+        "attention/mobilebert-seed-2": ("mobilebert", 6),
         "distill/mobilebert-seed-2": ("mobilebert", 6),
         "finetune/mobilebert-seed-2/sst2": ("mobilebert", 6),
         "quantize/mobilebert-seed-2/sst2": ("mobilebert", 6),
