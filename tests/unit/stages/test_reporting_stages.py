@@ -139,7 +139,7 @@ def test_an_unlearnt_score_is_counted_and_named(graph, tmp_path):
     page = (tmp_path / "study/report/index.html").read_text()
     assert '<span class="verdict bad">failed [1]</span>' in page
     assert '<span class="verdict bad">failed: 1 of 2 runs failed</span>' in page
-    assert "<dt>jobs</dt><dd>1 of 1; 1 failed</dd>" in page
+    assert "<dt>jobs</dt><dd>1 of 1; 1 failed (finetune/mobilebert/qnli)</dd>" in page
     assert "3 of 3 measured cells are of models that did not learn." in page
     assert reported.details["summary"].startswith("3 measured (3 failed), ")
 
