@@ -14,6 +14,8 @@ mobilebert claims --study smoke                   print which of the paper's cla
 mobilebert report --records FOLDER                write tables and page from committed records
 mobilebert bundle smoke smoke.tar                 carry a study to another machine, with `import`
 mobilebert publish --study smoke                  print what a push to the hub would upload
+mobilebert latency MODEL... --engine E ...         time models side by side
+mobilebert int8 --study smoke                     print every int8 model beside its float model
 mobilebert score --task cola --data D --predictions P   score predictions as the benchmark does
 mobilebert evaluate MODEL --task cola --data D    score a checkpoint
 mobilebert predict MODEL --task cola --text "..." run a checkpoint on your own text
