@@ -32,7 +32,8 @@ reproduce: $(READY)
 	if [ -d $$out ]; then echo; python -m mobilebert check --study $(STUDY); fi; \
 	if [ -f $$out/report/index.html ]; then echo "page: $$out/report/index.html"; fi; exit $$code
 
-# Tests run in one process a core, at most four, a file in one process; the longest files come first.
+# Tests run in one process a core, at most four, a file in one process; the folders with the
+# longest files come first.
 # Each benchmark runs once and compares results; `make bench` judges times.
 test: $(READY)
 	ruff check .
@@ -40,7 +41,7 @@ test: $(READY)
 	snakefmt --check Snakefile workflows/rules
 	pyrefly check
 	OMP_NUM_THREADS=1 pytest --benchmark-disable -n $(CORES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  tests/workflow tests/unit tests/bench
+	  --durations 25 tests/workflow tests/bench tests/unit
 
 bench: $(READY)
 	pytest -s tests/bench --benchmark-autosave

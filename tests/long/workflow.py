@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("workflow", "support"))
 from conftest import Workflow
 
 from mobilebert.jobs.record import read_record

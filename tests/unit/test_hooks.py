@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from family import HEADS, batch, close
+from family import batch, close
 from peers import MODES, PARTS, both, first
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -137,7 +137,7 @@ def test_plain_models_do_work_in_place():
     assert counts[1]["aten::add_"] >= 20
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["ForPreTraining", "ForMultipleChoice", "ForQuestionAnswering"])
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_traced_model_gives_the_models_outputs(head, grad):
     model, _ = both(head)

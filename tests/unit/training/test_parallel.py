@@ -1,6 +1,6 @@
 """A single process is a group of one; torchrun is refused for other stages.
 
-Tests of two processes are in test_training_programs.py.
+Tests of two processes are in workflow/test_training_programs.py.
 """
 
 import os
