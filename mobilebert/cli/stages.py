@@ -20,6 +20,7 @@ from mobilebert.util.errors import UserError, allowed, shown
 DEFAULT = "smoke"
 
 if TYPE_CHECKING:
+    from mobilebert.jobs.folder import RecordFolder
     from mobilebert.jobs.record import Record
 
 FORMATS = ("text", "md", "latex", "csv", "json", "html")  # of a table; reporting.formats imports torch
@@ -125,11 +126,9 @@ def print_table(options: argparse.Namespace) -> int:
     from mobilebert.reporting.tables import fill
 
     if options.records:
-        from mobilebert.jobs.folder import read_folder, study_of
+        from mobilebert.jobs.folder import study_of
 
-        folder = read_folder(options.records)
-        for path, problem in folder.damaged.items():
-            print(f"mobilebert: {path}: {problem}; the table goes without it", file=sys.stderr)
+        folder = _read_folder(options.records)
         study = study_of(folder, options.records, options.study)
         tables = fill(study, folder.records, folder.edited)
     else:
@@ -142,17 +141,32 @@ def print_table(options: argparse.Namespace) -> int:
     return 0
 
 
+def _read_folder(path: Path) -> RecordFolder:
+    """Return the records of a folder; print a line for each file that is no record."""
+    from mobilebert.jobs.folder import read_folder
+
+    folder = read_folder(path)
+    for file, problem in folder.damaged.items():
+        print(f"mobilebert: {file}: {problem}; the table goes without it", file=sys.stderr)
+    return folder
+
+
 def print_int8(options: argparse.Namespace) -> int:
     """Print every int8 model of a study, or of the records in a folder, beside its float model."""
     from mobilebert.deployment.int8_table import as_text, rows_of, verdicts
-    from mobilebert.jobs.folder import read_folder
+    from mobilebert.jobs.freshness import edited_records, record_file
 
     if options.records:
         if options.study != DEFAULT:
             raise UserError("int8: --study and --records; one of them is allowed")
-        found = read_folder(options.records).records
+        folder = _read_folder(options.records)
+        found, edited = folder.records, [options.records / key / "result.json" for key in folder.edited]
     else:
-        found = _open(options, options.command)[2]
+        study, graph, found = _open(options, options.command)
+        keys = edited_records(options.results, study.name, graph)
+        edited = [record_file(options.results, study.name, graph[key]) for key in keys]
+    for path in edited:
+        print(f"mobilebert: {path}: edited after it was written; the table goes without it", file=sys.stderr)
     rows = rows_of(found)
     if not rows:
         where = options.records or options.results
@@ -267,6 +281,8 @@ def time(options: argparse.Namespace) -> int:
 def run_stage(options: argparse.Namespace) -> int:
     """Run one stage; return 1 if it is `check` and an expectation does not hold."""
     from mobilebert.data.preflight import before_work
+    from mobilebert.deployment.quantized_files import AWARE
+    from mobilebert.deployment.requirements import check_jobs
     from mobilebert.jobs.execute import execute_job
     from mobilebert.study.graph import find_job
 
@@ -275,7 +291,8 @@ def run_stage(options: argparse.Namespace) -> int:
     job = find_job(graph, stage.name, getattr(options, "name", ""))
     if not stage.is_view:
         before_work(study, options.results, graph, [job.id])
-    takes_gpu = stage.gpu or "onnxruntime-qat" in job.config.get("also", ())  # which trains
+        check_jobs(study, options.results, graph, [job.id])
+    takes_gpu = stage.gpu or AWARE in job.config.get("also", ())  # which trains
     if takes_gpu and study.device == "cuda":
         from mobilebert.jobs import gpus
 
@@ -303,11 +320,15 @@ def _summary(record: Record, before: Record | None) -> str:
 
     before: the current record when the command began.
     """
+    from mobilebert.deployment.int8_table import failed_ways
     from mobilebert.reporting import reading
     from mobilebert.util.text import one_line
 
     why = reading.reason(record)
     status = f"{reading.status(record)} ({why})" if why else reading.status(record)
+    if record.stage == "quantize" and (failed := failed_ways(record)):
+        lacking = "; ".join(f"{way}: {reason.removeprefix(f'{way}: ')}" for way, reason in failed.items())
+        status = f"{'incomplete' if status == 'ok' else status} (not quantized in {lacking})"
     when = f"already done (made {record.started})" if record == before else f"in {record.seconds:.1f} s"
     if record.stage == "latency" and "models" in record.details:
         from mobilebert.deployment import latency_text

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mobilebert.deployment.requirements import CLIPPED
 from mobilebert.modeling.folding import foldable
 from mobilebert.modeling.layers import MobileBertSelfAttention
 from mobilebert.util.errors import UserError
@@ -184,10 +185,12 @@ def aware(model: Any) -> Any:
     """Return a model with the same weights that learns on the grids of 8-bit integers.
 
     Its activation is relu6 and its mask value "-6", as in the released configuration. Raises
-    UserError for other models than MobileBERT's with NoNorm.
+    UserError for other models than MobileBERT's with NoNorm and relu or relu6.
     """
     if not foldable(model):
         raise UserError(f"{type(model).__name__}: quantization-aware training is for models of this package with no_norm")
+    if model.config.hidden_act not in CLIPPED:
+        raise UserError(f"hidden_act: quantization-aware training is for {' and '.join(CLIPPED)}, not {model.config.hidden_act}")
     config = copy.deepcopy(model.config)
     config.hidden_act, config.mask_value = "relu6", "-6"
     kind: Any = type(model)

@@ -33,8 +33,8 @@ def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> d
 
     source: the float32 ONNX file. target: the int8 file that was made from it, ONNX or OpenVINO's
     (.xml). A layer's output is the last float tensor of the layer that both files have. A layer
-    without one, or whose output is zero or not finite, is left out, as are all layers of an
-    architecture that names them otherwise.
+    without one is left out, as are all layers of an architecture that names them otherwise. See
+    also `hidden_errors`.
     """
     import onnx
 
@@ -79,14 +79,18 @@ def hidden_states(model: Any, row: Mapping[str, np.ndarray]) -> dict[str, np.nda
 
 
 def hidden_errors(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the relative error of each layer's output in `after`, if it is finite."""
-    errors = {layer: relative_error(after[layer], array) for layer, array in before.items() if layer in after}
-    return {layer: error for layer, error in errors.items() if np.isfinite(error)}
+    """Return the relative error of each layer's output in `after`; not finite if the output is not.
+
+    A layer is left out if `after` lacks it or has another shape, or if its output in `before` is
+    zero: there is nothing to compare.
+    """
+    pairs = {layer: (after[layer], array) for layer, array in before.items() if layer in after}
+    return {layer: relative_error(*pair) for layer, pair in pairs.items() if pair[0].shape == pair[1].shape and np.any(pair[1])}
 
 
 def broken(errors: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the numbers of the layers whose error is larger than BROKEN, in their order."""
-    return tuple(sorted((layer for layer, error in errors.items() if error > BROKEN), key=int))
+    """Return the numbers of the layers whose error is above BROKEN or not finite, in order."""
+    return tuple(sorted((layer for layer, error in errors.items() if not error <= BROKEN), key=int))  # NaN too
 
 
 class _Onnx:

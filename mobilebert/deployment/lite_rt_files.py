@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,8 @@ def write(way: str, kind: str, checkpoint: Path, path: Path, rows: list[dict[str
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow logs its start
     from mobilebert import tf
 
-    is_integer = KINDS[way] == "int8"
-    model = getattr(tf, f"TF{kind}").from_pretrained(checkpoint, **({"mask_value": "-6"} if is_integer else {}))
-    calibration = [padded(row, length) for row in rows] if is_integer else None
+    model = getattr(tf, f"TF{kind}").from_pretrained(checkpoint, **_changes(way))
+    calibration = [padded(row, length) for row in rows] if KINDS[way] == "int8" else None
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         tf.export_tflite(
@@ -44,11 +44,39 @@ def write(way: str, kind: str, checkpoint: Path, path: Path, rows: list[dict[str
         raise UserError(f"{path}: TensorFlow cannot convert the model ({one_line(error)})") from error
 
 
+def _changes(way: str) -> dict[str, str]:
+    """Return the fields of the configuration that the file changes."""
+    return {"mask_value": "-6"} if KINDS[way] == "int8" else {}
+
+
+def float_model(way: str, model: Any, checkpoint: Path) -> Any:
+    """Return the float32 model, in PyTorch and evaluation mode, that a way's file quantizes.
+
+    model: of the class to build. checkpoint: the folder of its weights.
+    """
+    return type(model).from_pretrained(checkpoint, **_changes(way)).float().eval()
+
+
 def padded(row: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     """Return a batch, filled up to `length` tokens with masked zeros. Other keys stay."""
     tokens = row["input_ids"].shape[1]
     wide = ("input_ids", "attention_mask", "token_type_ids")
     return {name: np.pad(array, ((0, 0), (0, length - tokens))) if name in wide else array for name, array in row.items()}
+
+
+def on_padded(forward: Callable, length: int) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return `forward` for rows of up to `length` tokens: it gets them padded.
+
+    The outputs are those without padding. But padding acts on them: the last token's neighbour is
+    [PAD], and padded keys may keep some weight.
+    """
+
+    def padded_forward(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tokens = batch["input_ids"].shape[1]
+        found = forward(padded(batch, length))
+        return {name: array if name == "logits" else array[:, :tokens] for name, array in found.items()}
+
+    return padded_forward
 
 
 class PaddedModel(LiteRtModel):
@@ -60,9 +88,7 @@ class PaddedModel(LiteRtModel):
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name, without those of padding."""
-        tokens = batch["input_ids"].shape[1]
-        found = super().__call__(padded(batch, self._length))
-        return {name: array if name == "logits" else array[:, :tokens] for name, array in found.items()}
+        return on_padded(super().__call__, self._length)(batch)
 
     def weight_range(self) -> tuple[int, int]:
         """Return the least and greatest integer among the weights of the products."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,13 @@ import numpy as np
 
 from mobilebert.deployment import int8
 from mobilebert.deployment.engines import programs
-from mobilebert.deployment.engines.table import ENGINES, INT8, Engine, int8_flops, int8_share
+from mobilebert.deployment.engines.table import ENGINES, int8_flops, int8_share
 from mobilebert.deployment.export import INPUTS
 from mobilebert.deployment.layer_errors import broken, hidden_errors, hidden_states, layer_errors, layer_outputs, relative_error
+from mobilebert.deployment.quantized_files import AWARE, FILES, FIRST
 from mobilebert.jobs.record import Quantization
 from mobilebert.util.errors import UserError
 
-FIRST, AWARE = "onnxruntime-int8", "onnxruntime-qat"
-FILES = {
-    FIRST: "model.int8.onnx",
-    "onnxruntime-static": "model.static.onnx",
-    AWARE: "model.qat.onnx",
-    "openvino-int8": "model.nncf.xml",
-    "litert-dynamic": "model.dynamic.tflite",
-    "litert-int8": "model.int8.tflite",
-    "quanto": "model.quanto.safetensors",
-}
 METHODS = {
     FIRST: "dynamic",
     "onnxruntime-static": "static",
@@ -35,16 +26,6 @@ METHODS = {
     "litert-dynamic": "dynamic",
     "litert-int8": "static",
     "quanto": "weight-only",
-}
-# Ways that need more than their engine, or that are no engine of `mobilebert latency`.
-NEEDS: Mapping[str, Engine] = {
-    **{
-        way: replace(ENGINES[way], packages=("tensorflow", "ai_edge_litert"), extra="workflow,deploy,tensorflow,litert")
-        for way in ("litert-dynamic", "litert-int8")
-    },
-    "quanto": Engine(
-        "quanto", "PyTorch, int8 weights", "pytorch", INT8, packages=("optimum", "optimum.quanto"), extra="workflow,deploy,quanto"
-    ),
 }
 FLOAT_EXPORT = 1e-4  # largest relative error of the float32 file's outputs beside PyTorch's
 
@@ -68,19 +49,6 @@ class Source:
     length: int
     aware: Any = None
     aware_rows: int = 0
-
-
-def check(way: str, architecture: Mapping[str, Any]) -> None:
-    """Raise UserError if a package is missing, or if the way cannot quantize the model.
-
-    architecture: the model's, as in the configuration of a fine-tuning job.
-    """
-    kind, norm = architecture["model_type"], architecture.get("normalization_type", "layer_norm")
-    if way.startswith("litert") and kind != "mobilebert":
-        raise UserError(f"{way}: runs models of the MobileBERT family; this is a {kind} model")
-    if way == AWARE and (kind, norm) != ("mobilebert", "no_norm"):
-        raise UserError(f"{way}: the released quantization-aware training is MobileBERT's with no_norm; this is {kind}, {norm}")
-    (NEEDS.get(way) or ENGINES.get(way, ENGINES["onnxruntime"])).check_installed()
 
 
 def check_file(loaded: Callable, reference: Callable, rows: list[dict[str, np.ndarray]], path: Path, most: float) -> float:
@@ -154,7 +122,8 @@ def describe(way: str, source: Source, folder: Path, loaded: Any) -> Quantizatio
         )
     calibrated = {FIRST: 0, AWARE: source.aware_rows, "litert-dynamic": 0, "quanto": 0}.get(way, len(source.rows))
     errors = _errors(way, source, path, loaded)
-    more = {"ran_int8_flops_share": ran, "layer_errors": errors, "broken_layers": broken(errors), "calibration_rows": calibrated}
+    finite = {layer: error for layer, error in errors.items() if np.isfinite(error)}  # JSON has no other numbers
+    more = {"ran_int8_flops_share": ran, "layer_errors": finite, "broken_layers": broken(errors), "calibration_rows": calibrated}
     return found.model_copy(update=more)
 
 

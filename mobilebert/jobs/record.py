@@ -38,7 +38,7 @@ class Quantization(BaseModel):
     ran_int8_flops_share: float | None = None  # by the kernels that ran: an engine may fall back to float32
     layer_errors: dict[str, float] = {}  # encoder layer -> |int8 - float32| / |float32| of its output on one row
     calibration_rows: int = 0  # rows of the training split that fixed the ranges of activations; 0: none did
-    broken_layers: tuple[str, ...] = ()  # those of `layer_errors` with an error above 0.1
+    broken_layers: tuple[str, ...] = ()  # with an error above 0.1, or one that is not finite: it is not in `layer_errors`
 
 
 class AttentionMaps(BaseModel):

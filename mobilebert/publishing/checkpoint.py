@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mobilebert.deployment.quantized_files import FILES, FIRST
 from mobilebert.jobs.freshness import record_folder
 from mobilebert.jobs.record import Record
 from mobilebert.util.errors import UserError, allowed, shown
 from mobilebert.util.files import file_sha256
 
-FIRST = "onnxruntime-int8"  # the engine whose scores fill Table 6; its metrics have their plain names
-# Engine -> its file beside the record of `quantize`, as in `deployment.ways`, which imports torch.
-INT8 = {FIRST: "model.int8.onnx", "onnxruntime-static": "model.static.onnx", "openvino-int8": "model.nncf.xml"}
 TRAINED = ("pretrain", "transfer", "distill", "finetune")  # stages that leave a checkpoint
 FOLDER = "model/"  # the names of a checkpoint's files among a record's artefacts begin so
 
@@ -99,9 +97,13 @@ def _tuned(key: str) -> str:
 
 def hub_name(file: str) -> str:
     """Return the place of an int8 file on the hub. That of Table 6 has the hub's usual name."""
-    if file == INT8[FIRST]:
+    if file == FILES[FIRST]:
         return "onnx/model_quantized.onnx"
-    return f"onnx/{file.removesuffix('.onnx').replace('.', '_')}_quantized.onnx" if file.endswith(".onnx") else f"openvino/{file}"
+    if file.endswith(".onnx"):
+        return f"onnx/{file.removesuffix('.onnx').replace('.', '_')}_quantized.onnx"
+    if file.endswith(".tflite"):
+        return f"tflite/{file}"
+    return f"quanto/{file}" if file.startswith("model.quanto.") else f"openvino/{file}"
 
 
 def _int8(folder: Path, record: Record) -> dict[str, Path]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mobilebert.deployment.quantized_files import FILES, FIRST
 from mobilebert.jobs.record import Quantization, Record
-from mobilebert.publishing.checkpoint import FIRST, INT8, Checkpoint, hub_name
+from mobilebert.publishing.checkpoint import Checkpoint, hub_name
 from mobilebert.publishing.text import code, digits, table
 from mobilebert.reporting import reading
 from mobilebert.study.tasks import Task
 from mobilebert.util.text import markdown
+
+RUN = {  # folder on the hub -> what runs its files
+    "onnx": "ONNX Runtime runs a file of `onnx/`: its inputs are `input_ids`, `attention_mask` and `token_type_ids`.",
+    "openvino": "OpenVINO runs the `.xml` file of `openvino/`, with its weights beside it.",
+    "tflite": "LiteRT runs a file of `tflite/`. It has one length: shorter rows are padded and masked.",
+    "quanto": "optimum's `quanto` loads the file of `quanto/`; the `.json` file beside it lists the quantized layers.",
+}
 
 
 def section(checkpoint: Checkpoint, task: Task | None) -> str:
@@ -20,14 +28,17 @@ def section(checkpoint: Checkpoint, task: Task | None) -> str:
     rows = []
     for engine, how in _engines(record).items():
         prefix = "" if engine == FIRST else f"{engine}:"
-        file = code(hub_name(INT8.get(engine, engine)))
+        file = hub_name(FILES.get(engine, engine))
+        if file not in checkpoint.int8:
+            continue
         for metric in task.metrics:
             own, change = (reading.number(record.metrics.get(f"{prefix}{metric}{end}")) for end in ("", "_change"))
             if reading.is_number(own):
-                rows.append((file, markdown(metric), digits(own), _signed(change), _size(how), _cpu(how)))
+                rows.append((code(file), markdown(metric), digits(own), _signed(change), _size(how), _cpu(how)))
     head = ("file", "metric", "value", "change from this checkpoint in float32", "bytes", "scored on")
     lines = ["## int8", "", *table(head, rows)]
-    lines += ["", "ONNX Runtime runs a file of `onnx/`: its inputs are `input_ids`, `attention_mask` and `token_type_ids`."]
+    folders = {name.partition("/")[0] for name in checkpoint.int8 if not name.endswith("result.json")}
+    lines += ["", *(text for folder, text in RUN.items() if folder in folders)]
     if reading.status(record) != "ok":
         lines.insert(2, f"**The int8 model has not learnt its task**: {markdown(reading.reason(record))}.\n")
     if any(how and how.saturates for how in _engines(record).values()):

@@ -9,6 +9,7 @@ from statistics import mean
 
 from mobilebert import paper
 from mobilebert.deployment.engines.table import ENGINES, FLOAT
+from mobilebert.deployment.quantized_files import PLAIN
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import attention_maps, latency_cells, reading
 from mobilebert.reporting.chart import Curve, Dot, Interval, can_be_drawn, curves, dots, intervals
@@ -17,7 +18,6 @@ from mobilebert.study.pretraining_seeds import row_of
 from mobilebert.study.tasks import TASKS
 
 SIZE = ("hidden_size", "num_hidden_layers", "intermediate_size")  # models that agree in these are of one size
-PLAIN = ("onnxruntime-int8", "onnxruntime-int8-fixed")  # their scores have plain names in a record of `quantize`
 MOST = 120  # points of a curve; a longer one is averaged over equal numbers of steps
 # Curves of one kind share an axis: (stages, name of the curve) -> title. Other curves have the
 # title "<stage>: <name>".

@@ -5,10 +5,12 @@ The model is exported to ONNX, quantized in one or more ways, and scored again w
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 from tokenizers import Tokenizer
@@ -17,11 +19,13 @@ from transformers import PreTrainedModel
 from mobilebert.claims.effects import paired
 from mobilebert.compare.interval import quantile
 from mobilebert.data.tokenizer import load_tokenizer
-from mobilebert.deployment import ways
+from mobilebert.deployment import lite_rt_files, ways
 from mobilebert.deployment.engines.table import ENGINES, Loaded
 from mobilebert.deployment.export import export_onnx
 from mobilebert.deployment.layer_errors import BROKEN
 from mobilebert.deployment.quantize import OnnxModel
+from mobilebert.deployment.quantized_files import AWARE, FILES, FIRST
+from mobilebert.deployment.requirements import check_installed, unfit
 from mobilebert.evaluation.scoring import evaluate, training_rows
 from mobilebert.finetuning.aware import train_aware
 from mobilebert.finetuning.outcomes import failure
@@ -33,7 +37,7 @@ from mobilebert.study.schema import Study
 from mobilebert.study.stage_config import FinetuneConfig, QuantizeConfig
 from mobilebert.study.tasks import TASKS
 from mobilebert.training.device import device_of
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import Diverged, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +49,13 @@ def main(context: JobContext, study: Study) -> None:
     """Write the int8 models, their scores and the change of each from the float model's.
 
     Metrics of ONNX Runtime's dynamic quantization have their plain names, as in Table 6. Another
-    way's metrics begin with its name and a colon.
+    way's metrics begin with its name and a colon. A further way that is refused or diverges leaves
+    its reason in the details. Raises UserError if one lacks a package.
     """
     setting, tuned = context.settings(QuantizeConfig), f"finetune/{context.job.name}"
     architecture = context.graph[tuned].settings(FinetuneConfig).architecture
     for way in setting.also:
-        ways.check(way, architecture)
+        check_installed(way)
     data = context.artefact_of("data", "tokenizer/tokenizer.json").parents[1]
     folder = weights_folder(context, tuned)
     record = context.record_of(tuned)
@@ -58,30 +63,67 @@ def main(context: JobContext, study: Study) -> None:
     tokenizer = load_tokenizer(data / "tokenizer")
     check_tokens(tuned, tokenizer, model)
     source = prepare(context, model, folder, training_rows(tokenizer, data, setting, CALIBRATION_ROWS))
-    if ways.AWARE in setting.also:
-        learner, seen = train_aware(context, tuned, model, tokenizer, data, device_of(study))
-        source = replace(source, aware=learner, aware_rows=seen)
-    for way in (*setting.also, ways.FIRST):  # FIRST is last: its predictions are the record's
-        loaded, files = ways.quantize(way, source, context.folder)
-        found = ways.describe(way, source, context.folder, loaded)
-        warn(context.job.id, way, found)
-        prefix = "" if way == ways.FIRST else f"{way}:"
-        context.quantization = context.quantizations[way] = found
-        context.metrics |= {f"{prefix}{key}": float(getattr(found, key)) for key in ("bytes_before", "bytes_after")}
-        trained = score_trained(context, source, loaded, tokenizer, data) if way == ways.AWARE else {}
-        metrics, details = evaluate(loaded, tokenizer, data, setting, context.folder, OnnxModel.ROWS)
-        details["statuses"] = [status(setting.task, record, metrics, details)]
-        details["change"] = change(setting.task, context.folder / "predictions.parquet", folder.parent / "predictions.parquet")
-        if trained:
-            details |= trained | {"fake_quantized_agreement": agreement(context.folder, context.state)}
-        context.details |= details if way == ways.FIRST else {way: details}
-        context.artefacts += files
-        best = record.details["seeds"].index(record.details["best_seed"])
-        for name, value in metrics.items():
-            context.samples[f"float_{name}"] = [record.samples[name][best]]
-            context.metrics |= {f"{prefix}{name}": value, f"{prefix}{name}_change": value - record.samples[name][best]}
+    add(context, FIRST, source, tokenizer, data, context.folder)
+    for way in setting.also:
+        with contained(context, way):
+            if reason := unfit(way, architecture):
+                raise UserError(reason)
+            if way == AWARE:
+                learner, seen = train_aware(context, tuned, model, tokenizer, data, device_of(study))
+                source = replace(source, aware=learner, aware_rows=seen)
+            out = context.state / way
+            out.mkdir(exist_ok=True)
+            add(context, way, source, tokenizer, data, out)
     context.artefacts += [name for name in record.artefacts if name.startswith("predictions")]
     context.label([], tuned)
+
+
+def add(context: JobContext, way: str, source: ways.Source, tokenizer: Tokenizer, data: Path, out: Path) -> None:
+    """Quantize and score in one way, and add to the record all that it found.
+
+    out: the folder for the predictions. The record stays as it is if anything raises.
+    """
+    setting, tuned = context.settings(QuantizeConfig), f"finetune/{context.job.name}"
+    record = context.record_of(tuned)
+    loaded, files = ways.quantize(way, source, context.folder)
+    found = ways.describe(way, source, context.folder, loaded)
+    warn(context.job.id, way, found)
+    metrics, details = evaluate(loaded, tokenizer, data, setting, out, OnnxModel.ROWS)
+    details["statuses"] = [status(setting.task, record, metrics, details)]
+    float_file = source.checkpoint.parent / "predictions.parquet"
+    if way in lite_rt_files.KINDS:
+        details["padded_float"], float_file = score_padded(context, way, source, tokenizer, data, float_file)
+    details["change"] = change(setting.task, out / "predictions.parquet", float_file)
+    if way == AWARE:
+        details |= score_trained(context, source, loaded, tokenizer, data, out)
+    best = record.details["seeds"].index(record.details["best_seed"])
+    floats = {name: record.samples[name][best] for name in metrics}
+    prefix = "" if way == FIRST else f"{way}:"
+    context.quantizations[way] = found
+    if way == FIRST:
+        context.quantization = found
+    context.details |= details if way == FIRST else {way: details}
+    context.artefacts += files
+    context.samples |= {f"float_{name}": [value] for name, value in floats.items()}
+    context.metrics |= {f"{prefix}{key}": float(getattr(found, key)) for key in ("bytes_before", "bytes_after")}
+    for name, value in metrics.items():
+        context.metrics |= {f"{prefix}{name}": value, f"{prefix}{name}_change": value - floats[name]}
+
+
+@contextlib.contextmanager
+def contained(context: JobContext, way: str) -> Iterator[None]:
+    """Keep a way that is refused or diverges from ending the job: its reason goes to the details.
+
+    Its files are deleted.
+    """
+    try:
+        yield
+    except (UserError, Diverged) as error:
+        context.details[way] = {"reason": str(error)}
+        logger.warning("%s: %s: not quantized: %s", context.job.id, way, error)
+        file = context.folder / FILES[way]
+        for path in (file, file.with_suffix(".bin"), file.with_suffix(".json")):
+            path.unlink(missing_ok=True)
 
 
 def prepare(context: JobContext, model: PreTrainedModel, folder: Path, rows: list) -> ways.Source:
@@ -108,20 +150,44 @@ def check_tokens(tuned: str, tokenizer: Tokenizer, model: PreTrainedModel) -> No
 def warn(job: str, way: str, found: Quantization) -> None:
     """Name the layers that the quantization broke, on stderr."""
     if found.broken_layers:
-        layers = ", ".join(f"{layer} ({found.layer_errors[layer]:.2f})" for layer in found.broken_layers)
+        errors = found.layer_errors
+        layers = ", ".join(
+            f"{layer} ({errors[layer]:.2f})" if layer in errors else f"{layer} (not finite)" for layer in found.broken_layers
+        )
         logger.warning("%s: %s: layers whose output is off by more than %g of float32's: %s", job, way, BROKEN, layers)
 
 
-def score_trained(context: JobContext, source: ways.Source, loaded: Loaded, tokenizer: Tokenizer, data: Path) -> dict:
+def score_trained(
+    context: JobContext, source: ways.Source, loaded: Loaded, tokenizer: Tokenizer, data: Path, out: Path
+) -> dict[str, Any]:
     """Return the scores of the model with fake quantization, and the error of its int8 file.
 
-    Its predictions go to the saved state. Raises UserError if the file holds another model.
+    out: the folder with the file's predictions. Raises UserError if the file holds another model.
     """
-    reference = forward_of(source.aware, "cpu")
-    path, most = context.folder / ways.FILES[ways.AWARE], ENGINES[ways.FIRST].tolerance
-    error = ways.check_file(loaded, reference, source.rows, path, most)
-    scores, _ = evaluate(reference, tokenizer, data, context.settings(QuantizeConfig), context.state)
-    return {"export_error": error, "fake_quantized": scores}
+    setting, reference = context.settings(QuantizeConfig), forward_of(source.aware, "cpu")
+    error = ways.check_file(loaded, reference, source.rows, context.folder / FILES[AWARE], ENGINES[FIRST].tolerance)
+    scores, _ = evaluate(reference, tokenizer, data, setting, context.state)
+    found = {"export_error": error, "fake_quantized": scores}
+    if TASKS[setting.task].is_regression:
+        return found
+    return found | {"fake_quantized_agreement": agreement(out, context.state)}
+
+
+def score_padded(
+    context: JobContext, way: str, source: ways.Source, tokenizer: Tokenizer, data: Path, float_file: Path
+) -> tuple[dict[str, Any], Path]:
+    """Score the float model on rows padded as the way's file pads them, with the file's mask.
+
+    float_file: predictions of the float model without padding. Return the scores with the change
+    that padding alone makes, and the file of the predictions.
+    """
+    setting, out = context.settings(QuantizeConfig), context.state / f"{way}-float"
+    out.mkdir(exist_ok=True)
+    model = lite_rt_files.float_model(way, source.model, source.checkpoint)
+    forward = lite_rt_files.on_padded(forward_of(model, "cpu"), source.length)
+    scores, _ = evaluate(forward, tokenizer, data, setting, out)
+    mine = out / "predictions.parquet"
+    return {"tokens": source.length, "scores": scores, "change": change(setting.task, mine, float_file)}, mine
 
 
 def agreement(folder: Path, other: Path) -> float:

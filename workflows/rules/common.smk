@@ -12,6 +12,7 @@ from pathlib import Path
 from snakemake.settings.enums import RerunTrigger
 
 from mobilebert.data import preflight
+from mobilebert.deployment.quantized_files import AWARE
 from mobilebert.jobs import locks, modes, staleness
 from mobilebert.jobs.demand import Demand, Forced
 from mobilebert.jobs.freshness import current_records
@@ -100,7 +101,10 @@ onstart:
                 "or write elsewhere: --config results=FOLDER",
             )
         )
+        from mobilebert.deployment import requirements
+
         preflight.before_work(STUDY, RESULTS, GRAPH, GRAPH)
+        requirements.check_jobs(STUDY, RESULTS, GRAPH, jobs_in_scope(STUDY, GRAPH))
     except (UserError, OSError) as error:
         refuse(error)
 

@@ -10,6 +10,6 @@ rule quantize:
         ENVIRONMENT
     threads: 1
     resources:
-        gpu=GPUS * ("onnxruntime-qat" in STUDY.quantize_also),  # which trains
+        gpu=GPUS * (AWARE in STUDY.quantize_also),  # which trains
     shell:
         program("quantize", "{wildcards.model}/{wildcards.task}")

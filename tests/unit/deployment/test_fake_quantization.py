@@ -114,6 +114,13 @@ def test_other_models_are_refused_in_one_line(make):
         aware(make())
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_an_activation_that_relu6_would_replace_is_refused(activation):
+    model = MobileBertForSequenceClassification(MobileBertConfig(**SMALL, hidden_act=activation))
+    with pytest.raises(UserError, match=f"^hidden_act: [^\n]*relu and relu6, not {activation}$"):
+        aware(model)
+
+
 # --- training and the file
 
 

@@ -1,12 +1,14 @@
 """`mobilebert int8` says whether int8 keeps the score; each of its conditions fails alone."""
 
 import json
+import re
 
 import pytest
 import short_records
 from written import write
 
 from mobilebert.cli.main import main
+from mobilebert.cli.stages import _summary
 from mobilebert.deployment.int8_table import as_text, rows_of, verdicts
 
 MADE = {
@@ -80,9 +82,66 @@ def test_a_record_of_an_older_version_is_printed(tmp_path, capsys):
     assert main(["int8", "--records", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["models"][0]["change"], found["models"][0]["isa"]) == (None, "unknown")
-    assert "not shown" in found["verdicts"][0]
+    assert found["verdicts"] == ["mobilebert/squad_v1.1: not judged: no paired interval for this task"]
+    assert found["models"][0]["broken_layers"] is None
     assert main(["int8", "--records", str(tmp_path)]) == 0
-    assert "80.00  79.00" in capsys.readouterr().out
+    assert re.search(r"80.00  79.00 .* - +unknown\n", capsys.readouterr().out)  # nobody measured the layers
+
+
+def test_measured_layers_of_which_none_is_broken_are_printed_so():
+    (row,) = rows(made={"broken_layers": []})
+    assert re.search(r"96.0% +none +avx2", as_text([row]))
+    (row,) = rows(made={"layer_errors": {}, "broken_layers": ["2"]})  # its error is not finite
+    assert row["broken_layers"] == ["2"]
+
+
+def test_a_way_without_an_int8_model_is_printed_with_its_reason():
+    tuned, (key, fields) = records()
+    fields["config"]["also"] = ["quanto", "openvino-int8"]
+    fields["details"]["quanto"] = {"reason": "quanto: no such layer"}
+    found = rows(tuned, (key, fields))
+    assert [row["way"] for row in found] == ["onnxruntime-int8", "quanto"]
+    assert verdicts(found) == [
+        "mobilebert/sst2: int8 keeps the score within 1 point in onnxruntime-int8",
+        "  quanto: not quantized: no such layer",
+    ]
+    assert re.search(r"mobilebert/sst2  quanto +90.00  - +- +- +- +- +-\n", as_text(found))
+    (record,) = (one for one in short_records.of(short_records.record(key, **fields)).values())
+    assert _summary(record.model_copy(update={"seconds": 2.0}), None).startswith(
+        "quantize/mobilebert/sst2: incomplete (not quantized in quanto: no such layer) in 2.0 s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("padding", "against"),
+    [
+        ({**CHANGE, "low": -0.5}, []),
+        ({**CHANGE, "low": -4.0}, ["padding to 16 tokens alone changes the float score by -4.00 to +0.90"]),
+        (None, ["no interval of what padding alone changes"]),
+    ],
+)
+def test_padding_that_changes_the_float_score_is_named(padding, against):
+    tuned, (key, fields) = records(way="litert-int8")
+    fields["details"]["litert-int8"]["padded_float"] = {"tokens": 16, "scores": {"accuracy": 0.89}, "change": padding}
+    (row,) = rows(tuned, (key, fields))
+    assert (row["float"], row["against"]) == (0.89, against)
+
+
+def test_damaged_and_edited_records_are_named(tmp_path, capsys):
+    for key, fields in records():
+        fields = {"metrics": {}, **fields}
+        write(tmp_path, key, **fields)
+    path = write(tmp_path, "quantize/mobilebert/mrpc", {"task": "mrpc"}, {})
+    path.write_text(path.read_text().replace('"mrpc"', '"qnli"'))
+    (tmp_path / "finetune/mobilebert/mrpc").mkdir()
+    damaged = tmp_path / "finetune/mobilebert/mrpc/result.json"
+    damaged.write_text("{")
+    assert main(["int8", "--records", str(tmp_path)]) == 0
+    found = capsys.readouterr()
+    assert "onnxruntime-int8" in found.out
+    lines = found.err.splitlines()
+    assert [line for line in lines if line.startswith(f"mobilebert: {damaged}: ")]
+    assert f"mobilebert: {path}: edited after it was written; the table goes without it" in lines
 
 
 def test_a_folder_without_int8_models_is_one_line(tmp_path, capsys):

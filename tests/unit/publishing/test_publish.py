@@ -12,11 +12,11 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from mobilebert.cli.main import main
-from mobilebert.deployment.ways import FILES
+from mobilebert.deployment.quantized_files import FILES
 from mobilebert.jobs.freshness import record_folder
 from mobilebert.jobs.record import read_record, sealed
 from mobilebert.publishing.card import card
-from mobilebert.publishing.checkpoint import INT8, Checkpoint
+from mobilebert.publishing.checkpoint import Checkpoint
 from mobilebert.study.graph import build_graph
 from mobilebert.study.load import load_study
 
@@ -122,20 +122,25 @@ def test_without_push_every_checkpoint_is_listed_and_nothing_uploaded(place, cap
 QUANTIZED = "quantize/mobilebert/sst2"
 HOW = {"method": "dynamic", "engine": "onnxruntime 1", "weight_range": [-64, 64], "activation_type": "uint8", "saturates": False,
        "scored_on": {"cpu": "a | b", "isa": "avx2"}, "bytes_before": 400_000, "bytes_after": 100_000}  # fmt: skip
-ONNX = {"model.int8.onnx": b"int8", "model.static.onnx": b"static", "model.nncf.xml": b"graph", "model.nncf.bin": b"weights"}
+INT8 = {
+    **{"model.int8.onnx": b"int8", "model.static.onnx": b"static", "model.nncf.xml": b"graph", "model.nncf.bin": b"weights"},
+    **{"model.qat.onnx": b"qat", "model.dynamic.tflite": b"dynamic", "model.int8.tflite": b"integers"},
+    **{"model.quanto.safetensors": b"quanto", "model.quanto.json": b"{}"},
+}
 
 
 @pytest.fixture
 def quantized(place):
     """Return the folder of the int8 files of the student, beside their record."""
     graph = build_graph(load_study("mine.yaml"))
-    engines = {name: HOW | {"saturates": name == "onnxruntime-static"} for name in ("onnxruntime-int8", "onnxruntime-static")}
-    metrics = {"accuracy": 0.75, "accuracy_change": -0.15, "onnxruntime-static:accuracy": 0.5}
-    hashes = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": 9} for name, content in ONNX.items()}
+    engines = {name: HOW | {"saturates": name == "onnxruntime-static"} for name in FILES}
+    metrics = {f"{name}:accuracy": 0.6 for name in FILES}
+    metrics |= {"accuracy": 0.75, "accuracy_change": -0.15, "onnxruntime-static:accuracy": 0.5}
+    hashes = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": 9} for name, content in INT8.items()}
     hashes["predictions.parquet"] = {"sha256": "0", "bytes": 9}
     write(place / "results", graph, QUANTIZED, artefacts=hashes, metrics=metrics, quantizations=engines)
     folder = place / "results/mine" / QUANTIZED
-    for name, content in ONNX.items():
+    for name, content in INT8.items():
         (folder / name).write_bytes(content)
     return folder
 
@@ -144,13 +149,24 @@ def test_the_int8_files_stand_beside_the_checkpoint_with_their_own_scores(quanti
     assert published(SCORE) == 0
     printed = capsys.readouterr().out
     files = re.findall(r"bytes  (.+)", printed)
-    assert files[-5:] == [
+    assert files[-10:] == [
         "onnx/model_quantized.onnx",
         "onnx/model_static_quantized.onnx",
         "openvino/model.nncf.xml",
         "openvino/model.nncf.bin",
+        "onnx/model_qat_quantized.onnx",
+        "tflite/model.dynamic.tflite",
+        "tflite/model.int8.tflite",
+        "quanto/model.quanto.safetensors",
+        "quanto/model.quanto.json",
         "onnx/result.json",
     ]
+    section = printed.partition("## int8")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+    assert len(named) == len(FILES)
+    assert set(named) < set(files)
+    for program in ("ONNX Runtime", "OpenVINO", "LiteRT", "quanto"):
+        assert program in section
     cpu = "100,000 of 400,000 | `a / b, avx2`"
     assert f"| `onnx/model_quantized.onnx` | accuracy | 0.7500 | -0.1500 | {cpu} |" in printed
     assert f"| `onnx/model_static_quantized.onnx` | accuracy | 0.5000 | – | {cpu} |" in printed
@@ -194,8 +210,15 @@ def test_an_int8_model_that_has_not_learnt_says_so(quantized, capsys):
     assert "**The int8 model has not learnt its task**: 1 of 1 runs failed." in capsys.readouterr().out
 
 
-def test_the_names_of_int8_files_are_those_that_the_stage_writes():
-    assert FILES == INT8
+def test_a_card_names_no_int8_file_that_the_record_lacks(quantized, capsys):
+    content = json.loads((quantized / "result.json").read_text())
+    kept = {name: known for name, known in content["artefacts"].items() if name in ("model.int8.onnx", "model.nncf.xml")}
+    rewrite(quantized / "result.json", artefacts=kept)
+    assert published(SCORE) == 0
+    section = capsys.readouterr().out.partition("## int8")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE) == ["onnx/model_quantized.onnx", "openvino/model.nncf.xml"]
+    assert "LiteRT" not in section
+    assert "quanto" not in section
 
 
 class Hub:
