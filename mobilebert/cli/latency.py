@@ -55,7 +55,7 @@ def time_models(options: argparse.Namespace) -> int:
 
     specs = [spec for model in options.models for spec in specs_of(model, options.engine)]
     length, batch, rounds = options.length or 128, options.batch or 1, options.rounds or 50
-    sizes = {"length": length, "batch": batch, "threads": options.threads, "rounds": rounds, "warmup": 5, "seed": 0}
+    sizes = {"length": length, "batch": batch, "threads": options.threads or 1, "rounds": rounds, "warmup": 5, "seed": 0}
     found = latency.measure(specs, **sizes)
     if options.json:
         print(json.dumps(json_safe(found)))
@@ -80,6 +80,8 @@ def time_on_phones(options: argparse.Namespace, phones: list[str | None]) -> int
     for name in ("engine", "length", "batch", "profile"):
         if getattr(options, name):
             raise UserError(f"latency: --{name} is not for a phone, which runs the file as it is")
+    if options.threads:
+        raise UserError("latency: --threads is not for a phone, which runs the file with 1, 2 and 4 threads")
     if options.benchmark_binary is None:
         raise UserError("latency: --device android needs --benchmark-binary PATH, LiteRT's benchmark_model for the phone")
     for model in options.models:

@@ -33,7 +33,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         if stage.takes:
             one.add_argument("name", help=stage.takes)
         _add_study(one)
-        one.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
+        default = None if stage.name == "latency" else 1  # a phone refuses the option
+        one.add_argument("--threads", type=positive, default=default, help="CPU threads (default 1)")
         one.set_defaults(func=run_stage)
         if stage.name == "track":
             one.add_argument(
@@ -94,7 +95,7 @@ def _open(options: argparse.Namespace, stage_name: str):
     from mobilebert.study.load import load_study
 
     study = load_study(options.study)
-    prepare_environment(getattr(options, "threads", 1))
+    prepare_environment(getattr(options, "threads", None) or 1)
     graph = build_graph(study)
     check_results(options.results, study.name)
     found = current_records(options.results, study.name, graph)
@@ -268,7 +269,7 @@ def time(options: argparse.Namespace) -> int:
     if options.models or options.engine == ["list"]:
         if options.study != DEFAULT:
             raise UserError("latency: a MODEL and --study; one of them is allowed")
-        prepare_environment(options.threads)
+        prepare_environment(options.threads or 1)
         return latency.time_models(options)
     own = ("engine", "length", "batch", "rounds", "device", "benchmark_binary", "profile", "json")
     if given := [name.replace("_", "-") for name in own if getattr(options, name)]:

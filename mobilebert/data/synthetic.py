@@ -337,14 +337,13 @@ def _squad_table(rng: np.random.Generator, task: str, split: str) -> pd.DataFram
         context = " ".join(_text(sentences[index]) for index in rng.permutation(4))
         given = [answer, answer, answer.split()[-1]] if split == "validation" else [answer]
         texts = [] if impossible else given
-        starts = [f" {context}".index(f" {text} ") for text in texts]
         rows += [
             {
                 "id": f"{task}-{split}-{number:05d}",
                 "title": f"topic-{w.topic}",
                 "context": context,
                 "question": _text(w.question(kind, impossible), "?"),
-                "answers": {"text": list(texts), "answer_start": list(starts)},
+                "answers": {"text": list(texts), "answer_start": [f" {context}".index(f" {text} ") for text in texts]},
             }
             for number in (first, first + 1)
         ]

@@ -17,6 +17,7 @@ LOCAL, ANDROID = "local", "android"
 HOME = "/data/local/tmp"  # the one folder in which the shell user may run programs
 SERIAL = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 ABIS = {40: "armeabi-v7a", 183: "arm64-v8a", 3: "x86", 62: "x86_64"}  # e_machine of an ELF file -> Android's name
+TIMED_OUT = (124, 143)  # exit codes of a program that `timeout` ended: its own, and that of the signal
 WAIT_S = 60  # for an answer; a phone that is asked for a permission never answers
 HELP = {
     "unauthorized": "unlock it and allow USB debugging for this computer",
@@ -79,9 +80,13 @@ class Adb:
             raise UserError("android: adb is not installed; Debian and Ubuntu: apt install adb")
         self._program = run or _run
 
-    def __call__(self, *words: str, seconds: float = WAIT_S) -> str:
-        """Return what `adb WORDS` printed. Raises UserError if it fails or does not answer."""
-        what = f"adb {' '.join(words[:4])}"
+    def __call__(self, *words: str, seconds: float = WAIT_S, name: str = "") -> str:
+        """Return what `adb WORDS` printed.
+
+        name: what an error calls the command, in place of its words. Raises UserError if it fails
+        or does not answer.
+        """
+        what = name or f"adb {' '.join(words[:4])}"
         try:
             done = self._program(["adb", *words], seconds)
         except subprocess.TimeoutExpired:
@@ -132,8 +137,8 @@ class Phone:
         with contextlib.suppress(*([UserError] if failed else [])):
             self._ask("shell", f"rm -rf {self.folder}")
 
-    def _ask(self, *words: str, seconds: float = WAIT_S) -> str:
-        return self._adb("-s", self.serial, *words, seconds=seconds)
+    def _ask(self, *words: str, seconds: float = WAIT_S, name: str = "") -> str:
+        return self._adb("-s", self.serial, *words, seconds=seconds, name=name)
 
     def property(self, name: str) -> str:
         """Return one of the phone's properties, such as ro.product.model."""
@@ -154,13 +159,21 @@ class Phone:
         """Copy a file of the folder to this computer."""
         self._ask("pull", f"{self.folder}/{name}", str(target.resolve()))
 
-    def run(self, program: str, arguments: Sequence[str], log: str, seconds: float) -> None:
-        """Run a program of the folder; its output goes to the file `log` there.
+    def run(self, program: str, arguments: Sequence[str], log: str, seconds: int) -> int:
+        """Run a program of the folder and return its exit code; its output goes to the file `log`
+        there.
 
-        The phone joins the words to a line for its shell. So they may have only letters, digits
-        and "-_=.,:/", which no shell reads as anything else.
+        The phone itself ends the program after `seconds`, for it goes on if this computer leaves.
+        The exit code is then one of TIMED_OUT. The phone joins the words to a line for its shell.
+        So they may have only letters, digits and "-_=.,:/", which no shell reads as anything else.
         """
         line = " ".join([program, *arguments])
         if not re.fullmatch(r"[A-Za-z0-9_=.,:/ -]+", line):
             raise UserError(f"android:{self.serial}: a word of {line!r} has a sign that a shell could read")
-        self._ask("shell", f"chmod 755 {program} && {line} > {self.folder}/{log} 2>&1", seconds=seconds)
+        self._ask("shell", f"chmod 755 {program}")
+        line = f"timeout {seconds} {line} > {self.folder}/{log} 2>&1; echo $?"
+        name = f"android:{self.serial}: {program.rpartition('/')[2]}"
+        code = self._ask("shell", line, seconds=seconds + WAIT_S, name=name).strip()
+        if not code.isdecimal():
+            raise UserError(f"{name}: the phone gave no exit code ({one_line(code)})")
+        return int(code)

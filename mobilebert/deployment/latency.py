@@ -210,8 +210,9 @@ def _error(worker: Worker, source: dict) -> float | None:
 def _difference(spec: dict, workers: dict, source: dict, ran_with: dict) -> str | None:
     """Return why a model's last output voids the run, or None."""
     name, engine = spec["name"], ENGINES[spec["engine"]]
-    is_own_int8 = engine.program == "lite_rt" and "int8" in ran_with["precision"]  # a user's file may be of any kind
-    tolerance = max(engine.tolerance, INT8_FIXED_RANGES) if is_own_int8 else engine.tolerance
+    # The engine litert runs a user's file of any kind.
+    is_int8 = spec["engine"] == "litert" and "int8" in ran_with["precision"].split(", ")
+    tolerance = INT8_FIXED_RANGES if is_int8 else engine.tolerance
     error = _error(workers[name], source)
     if error is None or error <= tolerance:  # not for NaN
         return None

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobilebert.deployment.engines.lite_rt import PRODUCTS, LiteRtModel
-from mobilebert.util.errors import UserError, one_line
-
-KINDS = {"litert-dynamic": "dynamic int8", "litert-int8": "int8"}  # way -> kind of `tf.export_tflite`
+from mobilebert.deployment.engines.lite_rt import KINDS, PRODUCTS, LiteRtModel
+from mobilebert.deployment.tflite import convert, fields_of, keras_classes
 
 
 def write(way: str, kind: str, checkpoint: Path, path: Path, rows: list[dict[str, np.ndarray]], length: int) -> None:
     """Write the model in the folder `checkpoint` to `path` for rows of `length` tokens.
 
     kind: the name of the model's class. rows: batches of one row each; the full-integer file takes
-    the ranges of activations from them. Its mask value is "-6": the larger values of the other
-    files would leave the attention scores none of the 256 steps, but padded keys keep some weight.
-    Raises UserError if TensorFlow cannot convert the model.
+    the ranges of activations from them. Raises UserError if TensorFlow cannot convert the model.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow logs its start
-    from mobilebert import tf
-
-    model = getattr(tf, f"TF{kind}").from_pretrained(checkpoint, **_changes(way))
-    calibration = [padded(row, length) for row in rows] if KINDS[way] == "int8" else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tf.export_tflite(
-            model,
-            path,
-            length,
-            kind=KINDS[way],
-            calibration=calibration,
-            fold=model.config.normalization_type == "no_norm",
-        )
-    except UserError:
-        raise
-    except Exception as error:  # the converter raises exceptions of many kinds
-        raise UserError(f"{path}: TensorFlow cannot convert the model ({one_line(error)})") from error
-
-
-def _changes(way: str) -> dict[str, str]:
-    """Return the fields of the configuration that the file changes."""
-    return {"mask_value": "-6"} if KINDS[way] == "int8" else {}
+    model = getattr(keras_classes(), f"TF{kind}").from_pretrained(checkpoint, **fields_of(KINDS[way]))
+    convert(model, path, KINDS[way], [padded(row, length) for row in rows], length)
 
 
 def float_model(way: str, model: Any, checkpoint: Path) -> Any:
@@ -54,7 +27,7 @@ def float_model(way: str, model: Any, checkpoint: Path) -> Any:
 
     model: of the class to build. checkpoint: the folder of its weights.
     """
-    return type(model).from_pretrained(checkpoint, **_changes(way)).float().eval()
+    return type(model).from_pretrained(checkpoint, **fields_of(KINDS[way])).float().eval()
 
 
 def padded(row: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:

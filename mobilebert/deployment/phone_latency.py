@@ -7,17 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mobilebert.deployment.devices import Adb, abi_of
+from mobilebert.deployment.devices import TIMED_OUT, Adb, abi_of
 from mobilebert.deployment.export import INPUTS
 from mobilebert.util.errors import UserError
+from mobilebert.util.text import cut
 
 THREADS = (1, 2, 4)  # the paper has 4, the big cores of a Pixel 4
 WARMUP = 5
-LONGEST_S = 600  # of one run of the program
+LONGEST_S = 600  # the program starts no run of the model after this
+ENDED_S = 700  # the phone ends the program, which loads, warms up and may be within a slow run
 RANGES = {"input_ids": (0, 99), "attention_mask": (1, 1), "token_type_ids": (0, 0)}  # least and greatest value
 COUNTED = re.compile(r"^(?:INFO: )?count=(\d+) (.*)$", re.MULTILINE)
 VALUE = re.compile(r"\b(first|min|max|avg|std|p5|median|p95)=([0-9.e+]+)")
-SUMMARY = re.compile(r"Inference timings in us: Init: ([0-9.e+]+), .*Inference \(avg\): ([0-9.e+]+)")
+SUMMARY = re.compile(
+    r"Inference timings in us: Init: ([0-9.e+]+), First inference: ([0-9.e+]+), .*Inference \(avg\): ([0-9.e+]+)"
+)
 MEMORY = re.compile(r"overall=([0-9.]+)")
 HEADS = ("phone", "model", "threads", "p50 ms", "p95", "mean", "min", "std", "runs", "start ms", "memory MB")
 
@@ -51,10 +55,10 @@ def measure(models: list[Path], phones: list[str | None], binary: Path, rounds: 
                 place = phone.push(model, f"model-{number}.tflite")
                 for threads in THREADS:
                     log = f"{number}-{threads}.log"
-                    phone.run(program, _arguments(place, inputs, threads, rounds), log, LONGEST_S + 60)
+                    code = phone.run(program, _arguments(place, inputs, threads, rounds), log, ENDED_S)
                     phone.pull(log, Path(folder, log))
                     text = Path(folder, log).read_text(encoding="utf-8", errors="replace")
-                    times.setdefault(str(model), {})[str(threads)] = parse(text, f"android:{phone.serial}: {model}")
+                    times.setdefault(str(model), {})[str(threads)] = parse(text, code, f"android:{phone.serial}: {model}")
             found.append({**known, "models": times})
     return {"rounds": rounds, "phones": found}
 
@@ -90,17 +94,19 @@ def _arguments(place: str, inputs: list[tuple[str, list[int]]], threads: int, ro
     ]
 
 
-def parse(log: str, where: str) -> dict[str, float | int | None]:
-    """Return what the program printed: runs, and milliseconds of p50, p95, mean, min, max, std,
-    first and cold start, and memory in MB.
+def parse(log: str, code: int, where: str) -> dict[str, float | int | None]:
+    """Return what the program printed: runs, milliseconds of p50, p95, mean, min, max, std and cold
+    start (from the file to the first output), and memory in MB.
 
-    Raises UserError with the last line if it printed no result.
+    code: the program's exit code. Raises UserError with the last line if the program failed or
+    printed no result.
     """
     counted, summary = COUNTED.findall(log), SUMMARY.search(log)
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    if not counted or not summary:
-        last = lines[-1] if lines else "it printed nothing"
-        raise UserError(f"{where}: the benchmark printed no result ({last[:200]})")
+    if code or not counted or not summary:
+        lines = [line for line in log.splitlines() if line.strip()]
+        last = cut(lines[-1], 200) if lines else "it printed nothing"
+        ended = f"did not end within {ENDED_S} seconds" if code in TIMED_OUT else f"ended with exit code {code}"
+        raise UserError(f"{where}: the benchmark {ended if code else 'printed no result'} ({last})")
     runs, rest = counted[-1]  # the first one counts the warm-up
     us = {name: float(value) for name, value in VALUE.findall(rest)}
     memory = MEMORY.search(log, summary.end())
@@ -109,8 +115,11 @@ def parse(log: str, where: str) -> dict[str, float | int | None]:
         return us[name] / 1e3 if name in us else None
 
     found: dict[str, float | int | None] = {"runs": int(runs), "p50": ms("median"), "p95": ms("p95")}
-    found |= {"mean": float(summary[2]) / 1e3, "min": ms("min"), "max": ms("max"), "std": ms("std")}
-    return found | {"cold_start_ms": float(summary[1]) / 1e3, "memory_mb": float(memory[1]) if memory else None}
+    found |= {"mean": float(summary[3]) / 1e3, "min": ms("min"), "max": ms("max"), "std": ms("std")}
+    return found | {
+        "cold_start_ms": (float(summary[1]) + float(summary[2])) / 1e3,
+        "memory_mb": float(memory[1]) if memory else None,
+    }
 
 
 def table(found: dict[str, Any]) -> str:

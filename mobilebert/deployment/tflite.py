@@ -43,22 +43,44 @@ def write_tflite(model: PreTrainedModel, path: Path, kind: str, rows: list[dict[
 
     Raises UserError for another class, and for a model that TensorFlow cannot convert.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow logs its start
+    batch, length = rows[0]["input_ids"].shape
+    convert(_twin(model, fields_of(kind)), path, kind, rows, length, batch)
+
+
+def fields_of(kind: str) -> dict[str, Any]:
+    """Return the fields of the configuration that a file of this kind needs.
+
+    The larger mask values of the other files would leave an int8 score none of its 256 steps; with
+    -6 padded keys keep some weight.
+    """
+    return {"mask_value": "-6"} if kind == "int8" else {}
+
+
+def keras_classes() -> Any:
+    """Return the package `mobilebert.tf`; keep TensorFlow from logging its start."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mobilebert import tf
 
-    # The mask value of the other files would leave an int8 score none of its 256 steps.
-    twin = _twin(model, {"mask_value": "-6"} if kind == "int8" else {})
-    batch, length = rows[0]["input_ids"].shape
+    return tf
+
+
+def convert(model: Any, path: Path, kind: str, rows: list[dict[str, np.ndarray]], length: int, batch: int = 1) -> None:
+    """Write a Keras model to `path` for inputs of (batch, length), folded if it has NoNorm.
+
+    kind: of `tf.export_tflite`; "int8" takes the ranges of activations from `rows`.
+
+    Raises UserError if TensorFlow cannot convert the model.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        tf.export_tflite(
-            twin,
+        keras_classes().export_tflite(
+            model,
             path,
             length,
             batch,
             kind,
             calibration=rows if kind == "int8" else None,
-            fold=twin.config.normalization_type == "no_norm",
+            fold=model.config.normalization_type == "no_norm",
         )
     except UserError:
         raise
@@ -68,8 +90,7 @@ def write_tflite(model: PreTrainedModel, path: Path, kind: str, rows: list[dict[
 
 def _twin(model: PreTrainedModel, overrides: dict[str, Any]) -> Any:
     """Return the model's Keras twin: the same weights, and outputs equal to rounding."""
-    from mobilebert import tf
-
+    tf = keras_classes()
     arrays = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     fields = model.config.to_dict()
     if isinstance(model, MobileBertModel):

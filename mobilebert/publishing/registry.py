@@ -38,19 +38,20 @@ def register(folder: Path, study: str, chosen: Iterable[Checkpoint], say: Say) -
     has not learnt and is left out. Raises UserError if the store fails or lacks the record's run.
     """
     counts = {"registered": 0, "there": 0}
-    store = open_store(folder.resolve(), study, say)
-    if not store.keeps_files:
-        raise UserError("track: --models: this store keeps its files in another results folder; name a server")
-    with writer(folder), trouble(folder), _used(store):
-        for checkpoint in chosen:
-            record = checkpoint.record
-            if reading.status(record) != "ok":
-                say(f"{record.id}: {reading.status(record)}; not registered")
-                continue
-            checkpoint.check()
-            outcome, version = _register(store, checkpoint)
-            counts[outcome] += 1
-            say(f"models:/{checkpoint.name}@{ALIAS}: version {version}, {outcome}")
+    with writer(folder), trouble(folder):  # to open a store may create its database
+        store = open_store(folder.resolve(), study, say)
+        if not store.keeps_files:
+            raise UserError("track: --models: this store keeps its files in another results folder; name a server")
+        with _used(store):
+            for checkpoint in chosen:
+                record = checkpoint.record
+                if reading.status(record) != "ok":
+                    say(f"{record.id}: {reading.status(record)}; not registered")
+                    continue
+                checkpoint.check()
+                outcome, version = _register(store, checkpoint)
+                counts[outcome] += 1
+                say(f"models:/{checkpoint.name}@{ALIAS}: version {version}, {outcome}")
     return counts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mobilebert import paper
+from mobilebert.deployment.engines.table import INT8_FIXED_RANGES
 from mobilebert.jobs.record import Record
 from mobilebert.reporting import reading, verdicts
 from mobilebert.reporting.cell import Cell
@@ -69,7 +70,7 @@ def cell(row: paper.Row, column: paper.Column, record: Record | None, printed: f
     if record is None or (record.status == "ok" and any(f"{name}:p50_ms" not in record.metrics for name in names)):
         return Cell(printed, None, "not run", column.unit)
     setting = [f"{record.config.get('threads')} threads", f"length {record.config.get('length')}", "median of rounds"]
-    labels = (*reading.labels(record), ", ".join([str(engine), *setting]))
+    labels = (*reading.labels(record), ", ".join([str(engine), *setting]), *_far_outputs(record, names))
     if record.status != "ok":
         labels += (f"{record.status}: {reading.reason(record)}",)
     times = [reading.number(record.metrics.get(f"{name}:p50_ms")) for name in names]
@@ -77,3 +78,18 @@ def cell(row: paper.Row, column: paper.Column, record: Record | None, printed: f
     verdict = verdicts.cell(printed, measured, column.tolerance, labels, record.status, column.relative)
     count = len(record.samples.get(names[0], [])) or None
     return Cell(printed, measured, verdict, column.unit, count=count, labels=labels)
+
+
+def _far_outputs(record: Record, names: list[str]) -> list[str]:
+    """Return a label for each model whose output is too far from float32 for its speed to count.
+
+    names: the cell's own model, then the one that it is compared with.
+    """
+    models, found = record.details.get("models"), []
+    for name in dict.fromkeys(names):
+        facts = models.get(name) if isinstance(models, dict) else None
+        error = reading.number(facts.get("error")) if isinstance(facts, dict) else math.nan
+        if error > INT8_FIXED_RANGES:
+            whose = "output" if name == names[0] else f"output of {name.rpartition('/')[0]}"
+            found.append(f"{whose} {error:.0%} away from float32")
+    return found

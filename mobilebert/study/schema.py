@@ -203,10 +203,11 @@ class Study(Strict):
             if row not in rows or row in self.checkpoints or row == BAG:
                 names = allowed([name for name in timed if name not in self.checkpoints], row)
                 raise ValueError(f"seeds: {shown(row)} is no row that this study pre-trains; {names}")
-        shapes = [*timed, *(name for name in presets.names() if name not in timed)]
+        shapes = [*timed, *(name for name in presets.names() if name not in models)]
         for model in self.latency.models:
             if model not in shapes:
-                raise ValueError(f"latency.models: unknown model {shown(model)}; {allowed(shapes, model)}")
+                kind = "no shape is known of the baseline" if model in self.checkpoints else "unknown model"
+                raise ValueError(f"latency.models: {kind} {shown(model)}; {allowed(shapes, model)}")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """Define block, encoder, pooler and the layer that holds them, in Keras."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -1,6 +1,5 @@
 """Write a Keras model as a TensorFlow Lite file."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import os

@@ -1,6 +1,5 @@
 """Build the folded form of a Keras model, for inference: `mobilebert.modeling.folding` has why."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

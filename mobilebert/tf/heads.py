@@ -1,6 +1,5 @@
 """Define the pre-training models in Keras, with the outputs and losses of the PyTorch classes."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -1,6 +1,5 @@
 """Bring the inputs of a model into one form, check them, and build the attention mask."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Mapping

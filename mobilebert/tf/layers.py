@@ -3,7 +3,6 @@
 Shapes: `batch, tokens, width`, with the widths of `mobilebert.modeling.layers`.
 """
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

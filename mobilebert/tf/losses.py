@@ -1,6 +1,5 @@
 """Compute the losses of the PyTorch classes in TensorFlow."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -1,6 +1,5 @@
 """Define the base of all Keras models, and the model without a head."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import os

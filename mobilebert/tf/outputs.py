@@ -1,6 +1,5 @@
 """Define the outputs of the Keras models, with the names that transformers gave them."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from dataclasses import dataclass

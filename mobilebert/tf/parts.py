@@ -1,6 +1,5 @@
 """Define the smallest Keras layers, and the names that their weights have in PyTorch."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,6 +1,5 @@
 """Load and save the weights of Keras models in the folder layout of the PyTorch classes."""
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import contextlib

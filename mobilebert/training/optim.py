@@ -6,8 +6,6 @@ to normalisation parameters and biases; LAMB applies no trust ratio to them eith
 functions start a few kernels a step, not a few a parameter.
 """
 
-# torch lists no _foreach function in __all__.
-
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable

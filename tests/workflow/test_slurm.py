@@ -95,6 +95,13 @@ def running(name):
     return next((line.split()[0] for line in lines if f"rule_{name}" in line), None)
 
 
+def test_a_timing_gets_the_memory_that_the_study_of_all_engines_needs():
+    folder = Path(__file__).parents[2] / "workflows"
+    (needed_gb,) = re.findall(r"(\d+) GB of memory", (folder / "config/engines.yaml").read_text())
+    profile = yaml.safe_load((folder / "profiles/slurm/config.yaml").read_text())
+    assert profile["set-resources"]["latency"]["mem_mb"] > 1024 * int(needed_gb)
+
+
 @pytest.mark.slow
 def test_jobs_carry_the_profiles_resources(submit):
     run = submit("data")

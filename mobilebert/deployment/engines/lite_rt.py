@@ -28,7 +28,7 @@ class LiteRtModel:
     """
 
     def __init__(self, path: Path, threads: int):
-        from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
+        from ai_edge_litert.interpreter import Interpreter
 
         if not path.is_file():
             raise UserError(f"{path}: no such file; litert runs a .tflite file")

@@ -27,7 +27,7 @@ class OpenVinoModel:
     """A model in OpenVINO, on the CPU."""
 
     def __init__(self, engine: Engine, path: Path, threads: int):
-        import openvino  # pyright: ignore[reportMissingImports]
+        import openvino
 
         core = openvino.Core()
         precision = "bf16" if engine.name == "openvino-bf16" else "f32"
@@ -51,7 +51,7 @@ class OpenVinoModel:
         }
 
     def _compile(self, more: dict[str, Any]):
-        import openvino  # pyright: ignore[reportMissingImports]
+        import openvino
 
         try:
             compiled = openvino.Core().compile_model(self._path, "CPU", self._settings | more)
@@ -123,12 +123,9 @@ def quantize_nncf(source: Path, target: Path, rows: list[dict[str, np.ndarray]])
     if not rows:
         raise UserError(f"{target}: no rows to calibrate on; the ranges of the activations come from at least one batch")
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    import nncf  # pyright: ignore[reportMissingImports]
-    import openvino  # pyright: ignore[reportMissingImports]
-    from nncf.quantization.advanced_parameters import (  # pyright: ignore[reportMissingImports]
-        AdvancedQuantizationParameters,
-        OverflowFix,
-    )
+    import nncf
+    import openvino
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     nncf.set_log_level(logging.ERROR)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +155,7 @@ def integers_of(path: Path) -> tuple[tuple[int, int], str]:
     The types are "uint8", "int8" or both with a comma. A quantizer whose range starts below zero
     gives int8.
     """
-    import openvino  # pyright: ignore[reportMissingImports]
+    import openvino
 
     low, high, types = 0, 0, set()
     for node in openvino.Core().read_model(path).get_ordered_ops():

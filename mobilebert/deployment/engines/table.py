@@ -85,7 +85,7 @@ class Engine:
                 raise UserError(f"{self.name}: {name} is not installed; it comes with: pip install '.[{self.extra}]'")
 
 
-_ONNX: dict[str, Any] = {"program": "onnx_runtime", "packages": ("onnxruntime", "onnx"), "extra": "workflow,deploy"}
+_ONNX: dict[str, Any] = {"program": "onnx_runtime", "packages": ("onnxruntime", "onnx"), "extra": "deploy"}
 _OPENVINO: dict[str, Any] = {"program": "open_vino", "packages": ("openvino", "onnx"), "extra": "deploy,openvino"}
 _NNCF: dict[str, Any] = {**_OPENVINO, "packages": ("openvino", "onnx", "nncf")}
 _LITERT: dict[str, Any] = {"program": "lite_rt", "packages": ("ai_edge_litert",), "extra": "litert"}

@@ -7,8 +7,6 @@ Every process holds all weights and takes the same steps; the optimizer's moment
 results folder: on several machines it must be a folder that all of them see.
 """
 
-# torch lists no _foreach function in __all__.
-
 from __future__ import annotations
 
 import contextlib

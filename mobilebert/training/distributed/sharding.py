@@ -13,8 +13,6 @@ tensors too. But it needs the gradients summed in all processes first (half as m
 also sends tensors that do not learn in a stage of PKT, and collects its state by pickle.
 """
 
-# torch lists no _foreach function in __all__.
-
 from __future__ import annotations
 
 import contextlib

@@ -40,18 +40,22 @@ INPUTS = [("input_ids", [1, 128]), ("token_type_ids", [1, 128]), ("attention_mas
 class Dialogue:
     """A client that answers as written, for phones that are ready, and notes what it was asked."""
 
-    def __init__(self, devices="A1\tdevice\n", log=NEW_LOG, abis="arm64-v8a,armeabi-v7a", fails=""):
-        self.devices, self.log, self.abis, self.fails, self.asked = devices, log, abis, fails, []
+    def __init__(self, devices="A1\tdevice\n", log=NEW_LOG, abis="arm64-v8a,armeabi-v7a", fails="", code="0\n"):
+        self.devices, self.log, self.abis, self.fails, self.code = devices, log, abis, fails, code
+        self.asked, self.waits = [], []  # what was asked, and how long the answer may take
 
     def __call__(self, words, seconds):
         assert words[0] == "adb"
         assert all(isinstance(word, str) for word in words)
         self.asked.append(words[1:])
+        self.waits.append(seconds)
         line = " ".join(words[1:])
         if self.fails and self.fails in line:
             return subprocess.CompletedProcess(words, 1, "", "adb: error: device 'A1' not found\n")
         if words[1] == "devices":
             return self.answer(words, f"* daemon started successfully\nList of devices attached\n{self.devices}\n")
+        if line.endswith("echo $?"):
+            return self.answer(words, self.code)
         if words[3] == "pull":
             Path(words[5]).write_text(self.log)
         known = {"getprop ro.product.model": "Pixel 4\n", "getprop ro.build.version.release": "13\n"}
@@ -89,7 +93,7 @@ def test_a_model_is_pushed_run_with_each_number_of_threads_read_and_removed(mode
     assert list(times) == ["1", "2", "4"]
     assert times["4"] == {
         "runs": 50, "p50": 60.5, "p95": 66.0, "mean": 61.0, "min": 59.0, "max": 1200.0, "std": 3.0,
-        "cold_start_ms": 20.0, "memory_mb": 120.25,
+        "cold_start_ms": 110.0, "memory_mb": 120.25,
     }  # fmt: skip
     shell = dialogue.shell("A1")
     runs = [line for line in shell if "--graph=" in line]
@@ -167,6 +171,43 @@ def test_output_without_a_result_is_one_line_and_the_phone_is_cleaned(log, says,
     assert dialogue.shell("A1")[-1].startswith("rm -rf ")
 
 
+@pytest.mark.parametrize(
+    ("code", "log", "says"),
+    [
+        ("1\n", "STARTING!\nERROR: Failed to load model\n", "ended with exit code 1 (ERROR: Failed to load model)"),
+        ("139\r\n", "", "ended with exit code 139 (it printed nothing)"),
+        ("1\n", NEW_LOG + "ERROR: out of memory\x1b[0m\n", "ended with exit code 1 (ERROR: out of memory [0m)"),
+        ("124\n", "STARTING!\n", f"did not end within {phone_latency.ENDED_S} seconds (STARTING!)"),
+    ],
+)
+def test_a_benchmark_that_fails_says_its_last_line_and_the_phone_is_cleaned(code, log, says, model, binary):
+    dialogue = Dialogue(log=log, code=code)
+    with pytest.raises(UserError) as caught:
+        phone_latency.measure([model], [None], binary, 50, Adb(dialogue))
+    assert str(caught.value) == f"android:A1: {model}: the benchmark {says}"
+    assert dialogue.shell("A1")[-1].startswith("rm -rf ")
+
+
+def test_a_benchmark_that_the_phone_cannot_start_is_called_by_its_name(model, binary):
+    for answers, says in (
+        ({"fails": "--graph="}, "failed (adb: error"),
+        ({"code": "no shell"}, "the phone gave no exit code (no"),
+    ):
+        with pytest.raises(UserError) as caught:
+            phone_latency.measure([model], [None], binary, 50, Adb(Dialogue(**answers)))
+        assert str(caught.value).startswith(f"android:A1: benchmark_model: {says}")
+
+
+def test_the_phone_ends_the_program_before_the_computer_leaves(model, binary):
+    dialogue = Dialogue()
+    phone_latency.measure([model], [None], binary, 50, Adb(dialogue))
+    runs = [(words[-1].split(), wait) for words, wait in zip(dialogue.asked, dialogue.waits) if "--graph=" in words[-1]]
+    assert len(runs) == 3
+    for words, wait in runs:
+        assert words[0] == "timeout"
+        assert phone_latency.LONGEST_S < int(words[1]) < wait
+
+
 def test_a_phone_that_is_unplugged_is_named_by_the_first_failure(model, binary):
     dialogue = Dialogue(fails="model-0.tflite")
     with pytest.raises(UserError, match=r"^adb -s A1 push .*: failed \(adb: error: device 'A1' not found\)$"):
@@ -175,7 +216,8 @@ def test_a_phone_that_is_unplugged_is_named_by_the_first_failure(model, binary):
 
 
 def test_an_old_benchmark_program_has_no_median():
-    found = phone_latency.parse(OLD_LOG, "x")
+    found = phone_latency.parse(OLD_LOG, 0, "x")
+    assert found["cold_start_ms"] == pytest.approx(359.587)  # Init and the first inference
     assert (found["runs"], found["p50"], found["mean"], found["min"], found["memory_mb"]) == (50, None, 2660.0, 265.837, None)
 
 
@@ -228,6 +270,7 @@ def test_the_program_refuses_what_a_phone_does_not_take(tmp_path, capsys):
     for words, problem in [
         ([str(file), *phone], "--device android needs --benchmark-binary PATH"),
         ([str(file), *phone, "--length", "64"], "--length is not for a phone"),
+        ([str(file), *phone, "--threads", "1"], "--threads is not for a phone"),
         (["mobilebert", *phone, "--benchmark-binary", "x"], "mobilebert: a phone runs .tflite files"),
         ([str(file), "--benchmark-binary", "x"], "--benchmark-binary is for --device android"),
         ([str(file), *phone, "--benchmark-binary", str(tmp_path / "none")], "none: cannot be read"),

@@ -146,6 +146,27 @@ def test_a_wrong_model_voids_the_run_by_name(monkeypatch):
     assert result["models"]["impostor"]["error"] > ENGINES["onnxruntime-int8"].tolerance
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision", "limit"),
+    [
+        ("litert", "float32, int32", 0.001),
+        ("litert", "float32, uint8", 0.001),  # no int8
+        ("litert", "float32, int32, int8", 0.2),  # a user's file of any kind
+        ("litert-dynamic", "float32, int32, int8", 0.1),
+        ("litert-int8", "int32, int8", 0.8),
+        ("onnxruntime-int8", "int8", 0.1),
+    ],
+)
+def test_an_output_may_differ_as_far_as_its_engine_and_file_allow(engine, precision, limit):
+    reference = np.array([3e7, 4e7], np.float32)
+    for share, is_void in ((0.98, False), (1.02, True)):
+        output = reference * np.float32(1 + share * limit)
+        workers = {"mine": SimpleNamespace(ask=lambda _, output=output: output)}
+        reason = latency._difference(spec("mine", engine=engine), workers, {"reference": reference}, {"precision": precision})
+        assert (reason is not None) == is_void
+        assert reason is None or reason.endswith(f"allowed is {limit:g}")
+
+
 def test_a_loaded_machine_voids_the_run():
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
     try:

@@ -76,7 +76,7 @@ def test_a_model_that_a_way_cannot_quantize_is_named_in_one_line(way, architectu
         ("litert-dynamic", "tensorflow", "workflow,deploy,tensorflow,litert"),
         ("litert-int8", "ai_edge_litert", "workflow,deploy,tensorflow,litert"),
         ("openvino-int8", "nncf", "deploy,openvino"),
-        ("onnxruntime-qat", "onnx", "workflow,deploy"),
+        ("onnxruntime-qat", "onnx", "deploy"),
     ],
 )
 def test_a_missing_extra_is_one_line_before_any_work(way, package, extra, monkeypatch):

@@ -76,6 +76,19 @@ def test_two_programs_at_once_register_a_record_once(results, monkeypatch):
     assert int(client.get_model_version_by_alias(name, "current").version) == 1
 
 
+def test_the_store_is_opened_under_its_lock(results, monkeypatch):
+    """Two programs that create a database at the same time break it."""
+
+    def opened(folder, study, say):
+        with (folder / ".mlflow.lock").open("a") as stream, pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise UserError("opened")
+
+    monkeypatch.setattr(registry, "open_store", opened)
+    with pytest.raises(UserError, match=r"^opened$"):
+        register(results / "study", "study", [], lambda line: None)
+
+
 @pytest.mark.parametrize(
     ("task", "given", "found"),
     [

@@ -1,5 +1,6 @@
 """Filled tables: their text for records written by hand, with lines worked out by hand."""
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -322,6 +323,29 @@ def test_every_engine_of_a_timing_has_its_own_columns():
         "60.0 (n=3), not judged [2]", "not run", "70.0, not judged [1]", "1.10, not judged [1] |",
     ]  # fmt: skip
     assert "- [1] litert, 4 threads, length 128, median of rounds" in lines(7, records)
+
+
+def test_the_speed_of_an_output_far_from_float32_says_so():
+    times = {"mobilebert": {"litert-int8": 60.0, "pytorch": 50.0}, "mobilebert_no_opt": {"litert-int8": 90.0, "pytorch": 99.0}}
+    found = timed("pytorch", "litert-int8", **times)
+    errors = {
+        "mobilebert/litert-int8": 0.2, "mobilebert-no-opt/litert-int8": 0.449,
+        "mobilebert/pytorch": 1e-6, "mobilebert-no-opt/pytorch": None,
+    }  # fmt: skip
+    found = found.model_copy(update={"details": {"models": {name: {"error": error} for name, error in errors.items()}}})
+    found._seal = "sealed"
+    text = {row: line(7, row, of(found)) for row in ("NoNorm, relu", "LayerNorm, gelu")}
+    notes = dict(re.findall(r"^- \[(\d+)\] (.*)$", "\n".join(lines(7, of(found))), re.MULTILINE))
+
+    def labels(cell):
+        return ", ".join(notes[number] for number in re.findall(r"\[(\d+)\]", cell))
+
+    setting = "4 threads, length 128, median of rounds"
+    mine, base = text["NoNorm, relu"][-4:], text["LayerNorm, gelu"][-4:]
+    assert labels(mine[0]) == labels(base[1]) == f"pytorch, {setting}"
+    assert labels(mine[2]) == f"litert-int8, {setting}"
+    assert labels(mine[3]) == f"litert-int8, {setting}, output of mobilebert-no-opt 45% away from float32"
+    assert labels(base[2]) == labels(base[3]) == f"litert-int8, {setting}, output 45% away from float32"
 
 
 def test_published_speed_ups_are_ratios_of_the_printed_latencies():

@@ -77,6 +77,14 @@ def test_the_defaults_are_the_paper():
         ({"quantize": {"bag-of-embeddings": ["sst2"]}}, ["quantize.bag-of-embeddings: a bag of embeddings is not quantized"]),
         ({"quantize": {"bag-of-embeddings": "all"}}, ["quantize.bag-of-embeddings: a bag of embeddings is not quantized"]),
         ({"latency": {"models": ["bag-of-embeddings"]}}, ["latency.models: unknown model 'bag-of-embeddings'; allowed: "]),
+        (
+            {
+                "checkpoints": {"distilbert": {"source": "org/name"}},
+                "run": {"distilbert": "all"},
+                "latency": {"models": ["distilbert"]},
+            },
+            ["latency.models: no shape is known of the baseline 'distilbert'; allowed: "],
+        ),
         ({"latency": {"models": ["mobilebert", "mobilebert"]}}, ["latency.models", "'mobilebert' is given twice"]),
         ({"latency": {"engines": ["pytorch", "pytorch"]}}, ["latency.engines", "'pytorch' is given twice"]),
         ({"checkpoints": {"bag-of-embeddings": {"source": "x"}}}, ["checkpoints: bag-of-embeddings is never pre-trained"]),
