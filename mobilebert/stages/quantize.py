@@ -81,13 +81,19 @@ def main(context: JobContext, study: Study) -> None:
 def add(context: JobContext, way: str, source: ways.Source, tokenizer: Tokenizer, data: Path, out: Path) -> None:
     """Quantize and score in one way, and add to the record all that it found.
 
-    out: the folder for the predictions. The record stays as it is if anything raises.
+    out: the folder for the predictions. If scoring fails, the record still says how the file was
+        made.
     """
     setting, tuned = context.settings(QuantizeConfig), f"finetune/{context.job.name}"
     record = context.record_of(tuned)
     loaded, files = ways.quantize(way, source, context.folder)
     found = ways.describe(way, source, context.folder, loaded)
     warn(context.job.id, way, found)
+    prefix = "" if way == FIRST else f"{way}:"
+    context.quantizations[way] = found
+    if way == FIRST:
+        context.quantization = found
+    context.metrics |= {f"{prefix}{key}": float(getattr(found, key)) for key in ("bytes_before", "bytes_after")}
     metrics, details = evaluate(loaded, tokenizer, data, setting, out, OnnxModel.ROWS)
     details["statuses"] = [status(setting.task, record, metrics, details)]
     float_file = source.checkpoint.parent / "predictions.parquet"
@@ -98,14 +104,9 @@ def add(context: JobContext, way: str, source: ways.Source, tokenizer: Tokenizer
         details |= score_trained(context, source, loaded, tokenizer, data, out)
     best = record.details["seeds"].index(record.details["best_seed"])
     floats = {name: record.samples[name][best] for name in metrics}
-    prefix = "" if way == FIRST else f"{way}:"
-    context.quantizations[way] = found
-    if way == FIRST:
-        context.quantization = found
     context.details |= details if way == FIRST else {way: details}
     context.artefacts += files
     context.samples |= {f"float_{name}": [value] for name, value in floats.items()}
-    context.metrics |= {f"{prefix}{key}": float(getattr(found, key)) for key in ("bytes_before", "bytes_after")}
     for name, value in metrics.items():
         context.metrics |= {f"{prefix}{name}": value, f"{prefix}{name}_change": value - floats[name]}
 
@@ -114,12 +115,15 @@ def add(context: JobContext, way: str, source: ways.Source, tokenizer: Tokenizer
 def contained(context: JobContext, way: str) -> Iterator[None]:
     """Keep a way that is refused or diverges from ending the job: its reason goes to the details.
 
-    Its files are deleted.
+    Its files are deleted. The record forgets them.
     """
     try:
         yield
     except (UserError, Diverged) as error:
         context.details[way] = {"reason": str(error)}
+        context.quantizations.pop(way, None)
+        for name in [name for name in context.metrics if name.startswith(f"{way}:")]:
+            del context.metrics[name]
         logger.warning("%s: %s: not quantized: %s", context.job.id, way, error)
         file = context.folder / FILES[way]
         for path in (file, file.with_suffix(".bin"), file.with_suffix(".json")):

@@ -163,7 +163,7 @@ def test_the_graph_holds_baselines_beside_the_papers_rows(tmp_path):
         ({"run": {}}, "checkpoints: unknown model 'distilbert'; allowed: "),
         ({"run": {"distilbrt": "all"}}, "checkpoints: unknown model 'distilbert'"),
         ({"run": {"distilbert": ["sst2"], "x": ["sst2"]}}, "run: unknown model 'x'; allowed: "),
-        ({"latency": {"length": 32, "models": ["distilbert"]}}, "latency.models: unknown model 'distilbert'"),
+        ({"latency": {"length": 32, "models": ["distilbert"]}}, "latency.models: no shape is known of the baseline 'distilbert'"),
     ],
 )
 def test_unknown_model_names_are_refused(tmp_path, changes, message):
