@@ -48,10 +48,9 @@ def test_inference(monkeypatch, tmp_path):
     assert all(one["median_seconds"] > 0 for one in found["versions"].values())
 
 
-@pytest.mark.parametrize("task", ["sst2", "squad_v1.1"])
-def test_finetuning(task, monkeypatch, tmp_path):
-    lengths = np.arange(5, 45)
-    targets = {"labels": lengths % 2} if task == "sst2" else {"start_positions": lengths // 4, "end_positions": lengths // 2}
+def test_finetuning(monkeypatch, tmp_path):
+    task, lengths = "squad_v1.1", np.arange(5, 45)
+    targets = {"start_positions": lengths // 4, "end_positions": lengths // 2}
     arrays = {
         "bounds": np.cumsum([0, *lengths]),
         "ids": np.arange(lengths.sum()) % 30_000,

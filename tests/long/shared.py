@@ -2,7 +2,7 @@
 
 The weights must be the same to the bit.
 
-python tests/long/shared.py KILLS [--seed SEED]
+python tests/long/shared.py KILLS [--stages STAGE ...] [--seed SEED]
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ def study(stage: str, steps: int, share: bool):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int)
+    parser.add_argument("--stages", nargs="+", choices=STUDENTS, default=list(STUDENTS), help="to kill (default: all)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments (default: drawn)")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        for stage, students in STUDENTS.items():
+        for stage in options.stages:
+            students = STUDENTS[stage]
             saved = killed(stage, students, options.kills, moments, Path(folder))
             print(f"{stage}: {len(students)} students, {options.kills} kills; steps saved: {saved}", flush=True)
 
