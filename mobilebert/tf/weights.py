@@ -96,7 +96,7 @@ def _tied(wanted: Mapping[str, Named]) -> dict[str, list[str]]:
 
 def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, overrides: dict[str, Any]) -> Any:
     """Return a model of class `kind` with the weights of a folder or a hub name."""
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     path = Path(source)
     with converted(path) if is_of_tensorflow(path) else contextlib.nullcontext(source) as place, checked(place) as files:
@@ -109,8 +109,7 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
                 raise UserError(f"{source}: {name} has type {tensor.type}; allowed: {', '.join(FLOATS.values())}")
         arrays = {}
         for path in weight_files(files.folder, files.source):
-            with safe_open(path, "pt") as stream:
-                arrays |= {name: stream.get_tensor(name).float().numpy() for name in stream.keys()}  # noqa: SIM118 - not a mapping
+            arrays |= {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
         model = kind(chosen)
         load_state_dict(model, arrays, source, may_lack_head=True)
         model.config.name_or_path = str(source)

@@ -36,6 +36,8 @@ def source(request, tmp_path_factory):
     torch.manual_seed(0)
     model = KINDS[request.param](MobileBertConfig(**SMALL)).eval()
     with torch.no_grad():
+        for parameter in model.parameters():  # else the outputs are near 0, and rounding is most of them
+            parameter.add_(0.05 * torch.randn_like(parameter))
         model.mobilebert.embeddings.word_embeddings.weight[0].normal_(std=0.5)  # [PAD]: training moves it, and it is a neighbour
     model.save_pretrained(folder / "model")
     export_onnx(model, folder / "model.onnx", length=LENGTH)
@@ -59,7 +61,8 @@ def test_a_way_writes_a_file_near_the_model_and_a_whole_record(way, source, tmp_
     if way.startswith("litert"):  # its rows are padded, which changes the float model's outputs too
         model = lite_rt_files.float_model(way, source.model, source.checkpoint)
         reference = lite_rt_files.on_padded(forward_of(model, "cpu"), source.length)
-    error = ways.check_file(loaded, reference, source.rows, tmp_path, 0.2)
+    most = 0.05 if way.startswith("litert") else 0.2  # padding alone moves the start and the end of an answer by 0.4
+    error = ways.check_file(loaded, reference, source.rows, tmp_path, most)
     assert error < 1e-3 if way == ways.AWARE else error > 1e-6  # the former has the grids of its reference
     assert {path.name for path in tmp_path.iterdir()} == set(names)
     assert record.bytes_after == sum((tmp_path / name).stat().st_size for name in names if name != "model.quanto.json")

@@ -50,7 +50,7 @@ class _Node(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a weight is: PyTorch's name, the variable's name, and its kind.
+    """A weight: its name in PyTorch, the name of its variable, and its kind.
 
     kind: "kernel" (PyTorch transposes it), "bias", "embeddings" and others.
     """

@@ -236,7 +236,7 @@ def test_a_client_that_hangs_or_cannot_start_is_one_line():
 def test_no_word_reaches_the_phones_shell_that_it_could_read():
     for word in ("a;reboot", "$(id)", "a\nb", "'", "a|b", "`id`", "a>b", "*", "\\"):
         with pytest.raises(UserError, match="a sign that a shell could read"):
-            Phone(Adb(Dialogue()), "A1").run("/data/local/tmp/x", [word], "log", 1)
+            Phone(Adb(Dialogue()), "A1").run(f"{HOME}/x", [word], "log", 1)
 
 
 @pytest.mark.parametrize(

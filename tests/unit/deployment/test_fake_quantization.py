@@ -141,7 +141,10 @@ def trained(folder, stop=None):
 
     torch.manual_seed(0)
     model = aware(MobileBertForSequenceClassification(MobileBertConfig(**SMALL)).train())
-    loss = lambda batch, step: {"loss": model(**batch).loss}  # noqa: E731
+
+    def loss(batch, step):
+        return {"loss": model(**batch).loss}
+
     plan = TrainingPlan(steps=6, batch=batch, loss=loss, rate=lambda step: 1.0, seed=3, checkpoint_every=2)
     train(new_run(folder), model, optim.make(model, "adamw", 0.003, 0.01), plan, "qat")
     return model

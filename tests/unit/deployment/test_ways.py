@@ -121,8 +121,9 @@ def test_a_way_that_fits_no_model_is_refused_and_one_that_fits_some_is_not(asked
 def test_a_file_of_another_model_is_refused(tmp_path):
     wanted = {"logits": np.array([[1.0, -2.0]])}
     rows = [{}, {}]
-    near = lambda row: {"logits": wanted["logits"] * 1.00005}  # noqa: E731
-    assert ways.check_file(near, lambda row: wanted, rows, tmp_path, 1e-4) == pytest.approx(5e-5)
+    assert ways.check_file(
+        lambda row: {"logits": wanted["logits"] * 1.00005}, lambda row: wanted, rows, tmp_path, 1e-4
+    ) == pytest.approx(5e-5)
     for other in (wanted["logits"] * 1.001, wanted["logits"] * np.nan, wanted["logits"][:, :1]):
         with pytest.raises(UserError, match=r"model.onnx: its outputs are off by .* it is not the same model$"):
             ways.check_file(lambda row, other=other: {"logits": other}, lambda row: wanted, rows, tmp_path / "model.onnx", 1e-4)
