@@ -90,10 +90,11 @@ def _compare_with_paper(options: argparse.Namespace) -> int:
     from mobilebert.compare import paper
     from mobilebert.compare.open import open_folder
     from mobilebert.jobs.folder import study_of
+    from mobilebert.util.files import json_safe
 
     found = open_folder(options.new[0])
     rows = paper.paper_rows(study_of(found, Path(options.new[0])), found)
-    print(json.dumps(paper.as_json(rows)) if options.json else paper.text(rows))
+    print(json.dumps(json_safe(paper.as_json(rows))) if options.json else paper.text(rows))
     return 0
 
 

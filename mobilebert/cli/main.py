@@ -93,7 +93,8 @@ def _refuse(error: object) -> int:
 def _forget_output() -> None:
     """Send what stdout still holds to nowhere if it cannot be written: Python would try again."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -50,13 +50,26 @@ def comparable(key: str, base: Side, new: Side) -> str | None:
         if job in seen:
             continue
         seen.add(job)
-        mine, theirs = base.jobs.get(job), new.jobs.get(job)
-        if mine is None or theirs is None:
-            continue
-        for kind in IDENTITY:
-            for name, _, _ in _changes(_mapping(kind, mine), _mapping(kind, theirs)):
-                return f"{kind} of {job}: {name}"
-        waiting += [*mine.inputs, *theirs.inputs]
+        if problem := own_change(job, base, new):
+            return problem
+        waiting += [item for facts in (base.jobs.get(job), new.jobs.get(job)) if facts for item in facts.inputs]
+    return None
+
+
+def own_change(job: str, base: Side, new: Side) -> str | None:
+    """Return what differs first in the configuration or the data of a job that both sides have.
+
+    Facts that the base has and the new lacks differ too: they may hide another experiment.
+    """
+    mine, theirs = base.jobs.get(job), new.jobs.get(job)
+    if mine is None or theirs is None:
+        return None
+    for kind in IDENTITY:
+        before, now = _mapping(kind, mine), _mapping(kind, theirs)
+        if before and not now:
+            return f"{kind} of {job}: not recorded"
+        for name, _, _ in _changes(before, now):
+            return f"{kind} of {job}: {name}"
     return None
 
 

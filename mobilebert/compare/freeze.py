@@ -22,13 +22,17 @@ def freeze_study(out: Path, name: str, results: Path, seeds: Iterable[int] | Non
     """Write the baseline of a study and yield what to print.
 
     Raises UserError, before anything is written, if the file exists and `reason` is None, if seeds
-    are missing, if the reason is empty, or if a gated metric cannot be a gate (`rule.unfit`).
+    are missing, if the reason is empty, if the file is another study's, or if a gated metric cannot
+    be a gate (`rule.unfit`).
     """
     if out.exists() and reason is None:
         raise UserError(f"{out}: exists; --accept REASON replaces it")
     if reason is not None and not reason.strip():
         raise UserError("baseline: --accept needs a reason, which the file keeps")
     study = load_study(name)
+    before = read_baseline(out) if out.exists() else None
+    if before and before.study != study.name:
+        raise UserError(f"{out}: a baseline of the study {before.study}, not of {study.name}; name it with --study")
     folders = seeded.folders(study, results, seeds)
     if len(folders) < LEAST_SEEDS:
         most = f"run more: mobilebert seeds 1-20 --study {name}"
@@ -36,7 +40,6 @@ def freeze_study(out: Path, name: str, results: Path, seeds: Iterable[int] | Non
     side = _one(study.name, results, folders)
     for metric in study.gate.metrics:
         _check(side, metric, study.gate.ignore)
-    before = read_baseline(out) if out.exists() else None
     change = Change(made=datetime.now(UTC).date().isoformat(), reason=reason or "first")
     write_baseline(out, study.name, study.gate, side, [*(before.history if before else ()), change])
     if before:

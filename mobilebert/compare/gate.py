@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mobilebert.compare.baseline import Baseline
-from mobilebert.compare.differences import comparable
+from mobilebert.compare.differences import comparable, own_change
 from mobilebert.compare.metrics import Better, better
 from mobilebert.compare.rule import LEAST_SEEDS, judge_fresh
 from mobilebert.compare.side import Side, is_usable
@@ -65,7 +65,8 @@ def direction(metric: str) -> Better:
 
 
 def gate(baseline: Baseline, base: Side, new: Sequence[Side]) -> list[GateRow]:
-    """Return a row for each gated metric, and for each record that is edited or missing.
+    """Return a row for each gated metric, and for each record that is edited, missing or of another
+    experiment.
 
     new: the sides to judge; the first holds the runs, any further one differs in configuration.
     """
@@ -91,8 +92,8 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
     may_lack = any(job in rule.ignore for job in jobs)
     before, now = values_of(base, metric), values_of(new, metric)
     known, values = ([value for value in column if value is not None] for column in (before, now))
-    if edited := [job for job in jobs if job in new.edited]:
-        return GateRow(metric, "edited", f"{edited[0]} was changed after it was written")
+    if edited := [(job, problem) for job in jobs if (problem := _edit(job, new))]:
+        return GateRow(metric, "edited", " ".join(edited[0]))
     if len(known) < LEAST_SEEDS:
         return GateRow(metric, "ignored" if may_lack else "missing", f"{len(known)} seeds of the baseline have a value")
     if not values or (len(values) < len(now) and not may_lack):
@@ -100,7 +101,7 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
         return GateRow(metric, "ignored" if may_lack else "missing", reason)
     for job in jobs:
         if problem := comparable(job, base, new):
-            return GateRow(metric, "not comparable", f"another experiment: {problem}")
+            return GateRow(metric, "ignored" if may_lack else "not comparable", f"another experiment: {problem}")
     mean = sum(known) / len(known)
     twins = dict(zip(base.seeds, before, strict=True))
     runs = [(seed, value) for seed, value in zip(new.seeds, now, strict=True) if value is not None]
@@ -123,13 +124,26 @@ def _status(side: Side, jobs: Sequence[str]) -> str:
     return f" ({', '.join(sorted(found))})" if found else ""
 
 
+def _edit(job: str, new: Side) -> str | None:
+    """Return why a record's values may not be those that its job wrote; None if they are."""
+    if job in new.edited:
+        return "was changed after it was written"
+    return "has no checksum, so it may have been edited" if job in new.unsealed else None
+
+
 def _records(base: Side, new: Side, ignore: Collection[str], judged: Collection[str]) -> list[GateRow]:
-    """Return a row for each record, behind no gated metric, that was edited or that a run lacks."""
-    rows = [GateRow(job, "edited", "changed after it was written") for job in new.edited if job not in judged]
-    for job in base.jobs:
-        facts = new.jobs.get(job)
-        if job in judged or job in new.edited or (facts and "missing" not in facts.status):
+    """Return a row for each record, behind no gated metric, that was edited, that a run lacks, or
+    that is of another experiment."""
+    rows = []
+    for job in dict.fromkeys([*base.jobs, *new.edited]):
+        if job in judged:
             continue
-        count = facts.status.count("missing") if facts else len(new.seeds)
-        rows.append(GateRow(job, "ignored" if job in ignore else "missing", f"no record in {count} of {len(new.seeds)} runs"))
+        facts = new.jobs.get(job)
+        if problem := _edit(job, new):
+            rows.append(GateRow(job, "edited", problem))
+        elif facts is None or "missing" in facts.status:
+            count = facts.status.count("missing") if facts else len(new.seeds)
+            rows.append(GateRow(job, "ignored" if job in ignore else "missing", f"no record in {count} of {len(new.seeds)} runs"))
+        elif problem := own_change(job, base, new):
+            rows.append(GateRow(job, "ignored" if job in ignore else "not comparable", f"another experiment: {problem}"))
     return rows

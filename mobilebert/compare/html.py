@@ -68,4 +68,5 @@ def _table(
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(lines) or "<tr><td>nothing</td></tr>"
     inner = f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody>"
-    return f'<div class="wide"><table>{inner}</table></div>'
+    scrolled = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}">'  # by keyboard too
+    return f"{scrolled}<table>{inner}</table></div>"

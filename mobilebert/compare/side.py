@@ -68,13 +68,15 @@ class Run:
 class Side:
     """The runs of one experiment. seeds: those of each run. jobs: job id -> facts.
 
-    study: the name that the records have; "" for a baseline.
+    edited: ids of the records that were edited by hand. unsealed: ids of those without a checksum,
+    which may have been. study: the name that the records have; "" for a baseline.
     """
 
     name: str
     seeds: tuple[str, ...]
     jobs: Mapping[str, Facts]
     edited: tuple[str, ...] = ()
+    unsealed: tuple[str, ...] = ()
     study: str = ""
 
 
@@ -82,8 +84,9 @@ def side(name: str, runs: Sequence[Run]) -> Side:
     """Return the side of some runs of one experiment."""
     jobs = dict.fromkeys(key for run in runs for key in run.records)
     edited = tuple(dict.fromkeys(key for run in runs for key in run.edited))
+    unsealed = tuple(key for key in jobs if any(key in run.records and run.records[key].seal == "unsealed" for run in runs))
     study = next((record.study for run in runs for record in run.records.values()), "")
-    return Side(name, tuple(run.seeds for run in runs), {key: _facts(key, runs) for key in jobs}, edited, study)
+    return Side(name, tuple(run.seeds for run in runs), {key: _facts(key, runs) for key in jobs}, edited, unsealed, study)
 
 
 def sides(runs: Iterable[Run]) -> list[Side]:

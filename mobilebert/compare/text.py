@@ -12,7 +12,8 @@ from mobilebert.util.text import cut
 
 WIDTH = 120
 VALUE = 30  # columns of a value of a configuration
-NAME = 38  # columns of a metric's name
+NAME = 38  # columns of a metric's name, fewer beside long numbers
+VERDICT = 8  # columns of the longest verdict
 LEGEND = (
     "mean ± standard deviation; difference ± half of its 95 % interval; n of base/new; ↑ higher is better, ↓ lower.\n"
     "Five of a hundred unchanged metrics lie outside their interval by chance."
@@ -28,11 +29,14 @@ def text(report: Report) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number with four digits after the point; a count without, a large one with six."""
+    """Return a number with four digits after the point; a count without; a large or a small one
+    with six or four digits."""
     if value is None:
         return NONE
     if value.is_integer() and abs(value) < 1e15:
         return f"{value:.0f}"
+    if abs(value) < 0.001:
+        return f"{value:.4g}"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
 
 
@@ -88,17 +92,20 @@ def _differences(found: Sequence[Difference]) -> list[str]:
 
 
 def _metrics(rows: Sequence[MetricRow]) -> list[str]:
-    table = [[cut(f"{row.metric} {row.arrow}", NAME), shown(row.base), shown(row.new), change(row), sizes(row)] for row in rows]
-    widths = [max((len(line[place]) for line in table), default=0) for place in range(5)]
+    numbers = [(shown(row.base), shown(row.new), change(row), sizes(row)) for row in rows]
+    widths = [max((len(line[place]) for line in numbers), default=0) for place in range(4)]
+    room = min(NAME, WIDTH - VERDICT - sum(width + 2 for width in widths) - 4)
+    names = [cut(f"{row.metric} {row.arrow}", room) for row in rows]
+    first = max(map(len, names), default=0)
     present = {row.job for row in rows if row.verdict != "missing"}
     lines, job = [], None
-    for row, cells in zip(rows, table, strict=True):
+    for row, name, cells in zip(rows, names, numbers, strict=True):
         if row.job != job:
             job = row.job
             lines.append(cut(job if job in present else f"{job}: missing in the {'base' if row.base is None else 'new'}", WIDTH))
         if job not in present:
             continue
-        padded = [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
+        padded = [name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))]
         lines.append(f"  {'  '.join(padded)}  {row.verdict}")
     return lines
 

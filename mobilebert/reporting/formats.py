@@ -143,7 +143,9 @@ _LATEX = {
     "–": "--",
     "†": r"\dag{}",
     "‡": r"\ddag{}",
+    "|": r"\textbar{}",
 }
+_LATIN = set(map(chr, range(0xA1, 0x100))) - set("«»ÐÞðþ")  # not ASCII, and in every encoding of TeX's fonts
 
 
 def latex(filled: FilledTable) -> str:
@@ -173,7 +175,9 @@ def _latex_line(label: str, kind: str, cells: list[str]) -> str:
 
 
 def _latex(words: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in one_line(words))
+    """Return a text in LaTeX; "U+6F22" in place of a sign at which pdflatex would stop."""
+    signs = (sign if sign.isascii() or sign in _LATIN or sign in _LATEX else f"U+{ord(sign):04X}" for sign in one_line(words))
+    return "".join(_LATEX.get(sign, sign) for sign in signs)
 
 
 # --- one row a cell

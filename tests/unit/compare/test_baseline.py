@@ -90,6 +90,14 @@ def test_an_empty_reason_is_refused(place, capsys):
     assert capsys.readouterr().err == "mobilebert: baseline: --accept needs a reason, which the file keeps\n"
 
 
+def test_a_baseline_of_another_study_is_not_replaced(place, capsys):
+    Path("mine.yaml").rename("other.yaml")
+    before = Path("base.json").read_bytes()
+    assert main(["baseline", "base.json", "--study", "other.yaml", "--seeds", "1-20", "--accept", "a reason"]) == 2
+    assert capsys.readouterr().err.startswith("mobilebert: base.json: a baseline of the study mine, not of other; ")
+    assert Path("base.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", "[" * 100_000, "NaN", '{"schema": 1}'])
 def test_a_file_that_is_no_baseline_is_one_line(place, capsys, text):
     Path("other.json").write_text(text)

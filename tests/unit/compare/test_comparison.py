@@ -117,6 +117,19 @@ def test_no_line_is_wider_than_120_columns(two, capsys):
     assert max(map(len, compared(capsys, *two).splitlines())) <= 120
 
 
+def test_long_numbers_take_their_room_from_the_names(tmp_path, capsys):
+    samples = [[-1.2345678e99, 9.8765432e98], [-1.2345678e-99, -9.8765432e-98, 3e-5]]
+    for folder, each in zip((tmp_path / "a", tmp_path / "b"), samples, strict=True):
+        write(folder, "finetune/mobilebert/sst2", {"seeds": [0]}, {"long_" * 9 + "f1": 0.5}, samples={"long_" * 9 + "f1": each})
+    assert 110 < max(map(len, compared(capsys, tmp_path / "a", tmp_path / "b").splitlines())) <= 120
+
+
+def test_a_small_number_is_not_shown_as_0(tmp_path, capsys):
+    a, b = write_run(tmp_path / "a", accuracy=4e-5), write_run(tmp_path / "b", accuracy=3e-5)
+    (line,) = [line.split() for line in compared(capsys, a, b).splitlines() if line.startswith("  accuracy")]
+    assert line[2:5] == ["4e-05", "3e-05", "-1e-05"]
+
+
 def test_html_escapes_what_records_say_and_loads_nothing(two, capsys, tmp_path):
     rewrite(two[1] / "data/result.json", versions={"torch": '<script>alert("x")</script>'})
     page = tmp_path / "page.html"
@@ -166,6 +179,13 @@ def test_a_full_disk_is_one_line_even_if_it_is_met_at_the_exit(two):
         done = command(*two, stdout=full)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("mobilebert: ")
+
+
+def test_an_error_without_any_output_is_one_line(two):
+    line = f"{sys.executable} -m mobilebert compare a b --html a/data/result.json/page.html >&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_a_closed_pipe_is_silent(two):

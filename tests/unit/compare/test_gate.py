@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy import stats
-from written import LOSS, RATIO, SCORE, rewrite, values, write_run
+from written import LOSS, RATIO, SCORE, rewrite, values, write, write_run
 
 from mobilebert.cli.main import main
 from mobilebert.compare.rule import ALPHA, judge_fresh, two_groups, unfit
@@ -169,14 +169,47 @@ def test_a_metric_edited_by_hand_fails(place, capsys):
     assert (code, rows[SCORE]) == (1, "edited")
 
 
+def test_a_record_without_its_checksum_counts_as_edited(place, capsys):
+    for key, what in (("finetune/mobilebert/sst2", SCORE), ("data", "data")):
+        path = place / "results/mine-seed103" / key / "result.json"
+        content = path.read_text()
+        path.write_text(json.dumps({name: value for name, value in json.loads(content).items() if name != "checksum"}))
+        code, rows = gated(capsys, *fresh())
+        assert (code, rows[what]) == (1, "edited")
+        path.write_text(content)
+
+
+def test_data_that_no_record_names_are_not_comparable(place, capsys):
+    for folder in fresh():
+        rewrite(place / folder / "data/result.json", details={})
+    code, rows = gated(capsys, *fresh())
+    assert (code, rows[SCORE], rows["data"]) == (1, "not comparable", "not comparable")
+
+
+def ignoring(*jobs) -> None:
+    """Make the baseline again, of a study that ignores jobs."""
+    study = yaml.safe_load(Path("mine.yaml").read_text())
+    study["gate"]["ignore"] = [*jobs]
+    Path("mine.yaml").write_text(yaml.safe_dump(study))
+    assert main(["baseline", "base.json", "--study", "mine.yaml", "--seeds", "1-20", "--accept", "it may differ"]) == 0
+
+
+def test_another_experiment_fails_behind_no_gated_metric_unless_the_study_ignores_it(place, capsys):
+    for folder in (*fresh(), *(f"results/mine-seed{seed}" for seed in range(1, 21))):
+        steps = 100 if folder in fresh() else 200
+        write(place / folder, "distill/mobilebert", {"seed": 0, "steps": steps}, {"heldout_mlm_loss": 1.0})
+        rewrite(place / folder / "latency/result.json", config={"length": steps})
+    for jobs, wanted, verdict in (((), 1, "not comparable"), (("distill/mobilebert", "latency"), 0, "ignored")):
+        ignoring(*jobs)
+        code, rows = gated(capsys, *fresh())
+        assert (code, rows["distill/mobilebert"], rows[RATIO], rows[LOSS]) == (wanted, verdict, verdict, "pass")
+
+
 def test_a_void_timing_fails_unless_the_study_ignores_it(place, capsys):
     for folder in fresh():
         rewrite(place / folder / "latency/result.json", status="void", reason="busy")
     assert gated(capsys, *fresh())[1][RATIO] == "missing"
-    study = yaml.safe_load(Path("mine.yaml").read_text())
-    study["gate"]["ignore"] = ["latency"]
-    Path("mine.yaml").write_text(yaml.safe_dump(study))
-    assert main(["baseline", "base.json", "--study", "mine.yaml", "--seeds", "1-20", "--accept", "the machine is busy"]) == 0
+    ignoring("latency")
     code, rows = gated(capsys, *fresh())
     assert (code, rows[RATIO]) == (0, "ignored")
 
