@@ -15,7 +15,7 @@ Better = Literal["higher", "lower"]
 
 ALPHA = 0.025  # of each end of an interval: 95 % together
 _HIGHER = ("accuracy", "f1", "exact", "exact_match", "em", "matthews_correlation", "pearson", "spearmanr", "speed")
-_LOWER = ("loss", "ms", "failed_share")
+_LOWER = ("loss", "bits_per_byte", "ms", "failed_share")
 _NEUTRAL = ("constant_exact_match", "thresh")
 
 

@@ -52,7 +52,8 @@ def open_base(name: str) -> tuple[Side, Baseline | None]:
 def open_new(names: Iterable[str], base: str) -> list[Side]:
     """Return the sides that are compared; runs that differ in their seeds alone are one side.
 
-    Raises UserError if a side cannot be read, or if two names, or `base` and a name, are one place.
+    Raises UserError if a side cannot be read, if two names, or `base` and a name, are one place, or
+    if one is a copy of another.
     """
     names = list(names)
     places = [_place(name) for name in names]
@@ -66,7 +67,10 @@ def open_new(names: Iterable[str], base: str) -> list[Side]:
         if not name.startswith(MLFLOW) and Path(name).is_file():
             found.append(open_base(name)[0])
         else:
-            runs.append(open_run(name))
+            run = open_run(name)
+            if twin := next((other.name for other in runs if other.records == run.records), None):
+                raise UserError(f"{name}: holds the records of {twin}; the same values are no further seeds")
+            runs.append(run)
     return [*found, *sides(runs)]
 
 

@@ -91,6 +91,13 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_side(two, tmp_path, capsy
     assert score["new"]["mean"] == pytest.approx(0.92)
 
 
+def test_a_copy_is_no_further_seed(two, tmp_path, capsys):
+    write_run(tmp_path / "c", seed=1)
+    assert main(["compare", "c", "a", "b"]) == 2
+    assert capsys.readouterr().err == "mobilebert: b: holds the records of a; the same values are no further seeds\n"
+    compared(capsys, "a", "b", "c")  # a copy of the base is no seed of the other side
+
+
 def test_seeds_of_fine_tuning_give_an_interval(tmp_path, capsys):
     a = write_run(tmp_path / "a", samples=[0.90, 0.91, 0.89, 0.90, 0.92])
     b = write_run(tmp_path / "b", samples=[0.80, 0.81, 0.79, 0.80, 0.82], accuracy=0.8)
@@ -240,6 +247,7 @@ def test_a_wrong_side_is_one_line(two, tmp_path, capsys, monkeypatch, words, sai
     [
         ("heldout_mlm_loss", "lower"),
         ("heldout_transfer_loss", "lower"),
+        ("heldout_bits_per_byte", "lower"),
         ("mobilebert/pytorch:p50_ms", "lower"),
         ("failed_share", "lower"),
         ("accuracy_change", "higher"),
