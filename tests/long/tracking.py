@@ -157,8 +157,8 @@ def main() -> None:
         folder = Path(place)
         graph, found = write_study(folder / "results")
         server = Server(folder)
-        server.start()
         try:
+            server.start()
             check(server, folder, graph, found, options.kills, moments)
         finally:
             server.kill()
