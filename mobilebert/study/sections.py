@@ -290,7 +290,8 @@ class Gate(Strict):
     )
     ignore: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(),
-        description="Records that a run may lack or whose timing may be void: the gate lists them and does not fail.",
+        description="Records that a run may lack, or that may be void or of another experiment: the gate lists them and "
+        "does not fail.",
     )
 
     @field_validator("metrics")
