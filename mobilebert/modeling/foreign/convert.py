@@ -15,6 +15,7 @@ import numpy as np
 from mobilebert.modeling.checkpoint_config import CONFIG, WEIGHTS
 from mobilebert.modeling.checkpoint_files import TOKENIZER
 from mobilebert.modeling.foreign import sources
+from mobilebert.modeling.foreign.kinds import is_of_keras, is_wrapped_pickle, kind_of
 from mobilebert.modeling.foreign.sources import Foreign
 from mobilebert.modeling.presets import preset as preset_fields
 from mobilebert.modeling.weight_files import check_counts
@@ -52,7 +53,7 @@ def convert(source: str, out: Path, preset: str | None = None, config_file: Path
         values = preset_fields(preset)
     elif config_file is not None:
         if not config_file.is_file():
-            raise UserError(f"{config_file}: no such file")
+            raise UserError(f"{config_file}: {'is a folder, not a file' if config_file.is_dir() else 'no such file'}")
         values = sources.read_configuration(config_file)
     if values is None:
         raise UserError(
@@ -66,9 +67,17 @@ def convert(source: str, out: Path, preset: str | None = None, config_file: Path
     return [f"{out}: {kind}, {total:,} weights, from {found.kind} {source}", *notes]
 
 
-def is_of_tensorflow(path: Path) -> bool:
-    """Return whether a local path holds weights of TensorFlow, and none of PyTorch."""
-    return sources.kind_of(path.expanduser()) in ("h5", "google")
+def needs_conversion(path: Path, reads_pickles: bool = False) -> bool:
+    """Return whether `from_pretrained` must read a local path through `converted`.
+
+    Weights of TensorFlow need it, and pickles. reads_pickles: the caller reads a folder's pickle
+    itself, unless a wrapper's prefix is on its names.
+    """
+    path = path.expanduser()
+    kind = kind_of(path)
+    if kind == "pickle":
+        return not reads_pickles or path.is_file() or is_wrapped_pickle(path)
+    return kind in ("h5", "google") or (kind == "safetensors" and is_of_keras(path))
 
 
 @contextlib.contextmanager
