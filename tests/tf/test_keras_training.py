@@ -43,7 +43,12 @@ def test_a_round_trip_through_keras_leaves_every_bit(head, tied, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("pretraining", "ForPreTraining"), ("classification", "ForSequenceClassification"), ("answers", "ForQuestionAnswering")],
+    [
+        ("pretraining", "ForPreTraining"),
+        ("classification", "ForSequenceClassification"),
+        ("answers", "ForQuestionAnswering"),
+        ("next-sentence", "ForNextSentencePrediction"),
+    ],
 )
 def test_an_h5_file_of_transformers_gives_its_outputs(name, head):
     model = getattr(keras_models, f"TFMobileBert{head}").from_pretrained(GOLDEN / name)

@@ -97,6 +97,8 @@ def _architecture(found: Foreign, values: dict) -> tuple[str, Any]:
     values = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "torch_dtype")}
     if values.get("num_labels", 0) is None:  # transformers takes it for no count at all
         del values["num_labels"]
+    if found.kind == sources.OF_KERAS:
+        values.setdefault("mask_value", "-10000")  # of those classes; their PyTorch ones have "min"
     architectures = values.pop("architectures", None) or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"{found.source}: architectures in the configuration is {shown(architectures)}; allowed: a list of names")

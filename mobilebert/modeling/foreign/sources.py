@@ -21,6 +21,7 @@ from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS, r
 from mobilebert.util.errors import UserError
 
 GOOGLE_CONFIG = "bert_config.json"
+OF_KERAS = "transformers' TensorFlow weights"
 
 
 @dataclass
@@ -85,7 +86,7 @@ def _of_keras(found: Mapping[str, np.ndarray], folder: Path, source: str) -> For
             _put(arrays, renamed[0], array.T if renamed[1] else array, source)
     if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
         raise UserError(f"{source}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
-    return Foreign(source, "transformers' TensorFlow weights", folder, arrays, notes=_left_out(unknown))
+    return Foreign(source, OF_KERAS, folder, arrays, notes=_left_out(unknown))
 
 
 def _put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray, source: str) -> None:

@@ -28,6 +28,7 @@ H5 = {
     "classification": "MobileBertForSequenceClassification",
     "answers": "MobileBertForQuestionAnswering",
     "encoder": "MobileBertModel",
+    "next-sentence": "MobileBertForNextSentencePrediction",
 }
 STUDENT, DATA = "google-student", "mobilebert_variables.ckpt.data-00000-of-00001"
 CHECKPOINT = "mobilebert_variables.ckpt.index"
