@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, WEIGHTS, read_json
 from mobilebert.modeling.checkpoint_files import Files, refuse_adapter
-from mobilebert.modeling.foreign.convert import converted, is_of_tensorflow
+from mobilebert.modeling.foreign.convert import converted, needs_conversion
 from mobilebert.modeling.weight_files import FLOATS, Tensor, check_counts, read_tensors, unwrap, weight_files
 from mobilebert.util.errors import UserError
 
@@ -90,7 +90,7 @@ def readable(source: str | os.PathLike, **options) -> Iterator[tuple[str | os.Pa
     if folder is None or options.keys() & {"subfolder", "variant", "gguf_file"}:
         yield source, {}
         return
-    if is_of_tensorflow(folder):
+    if needs_conversion(folder, reads_pickles=True):
         with converted(folder) as place:
             yield place, read_tensors(weight_files(place, str(source)), str(source))
         return

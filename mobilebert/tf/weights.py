@@ -15,7 +15,7 @@ from mobilebert import modeling
 from mobilebert.modeling.checkpoint_config import CONFIG, WEIGHTS
 from mobilebert.modeling.checkpoint_files import checked
 from mobilebert.modeling.configuration import MobileBertConfig
-from mobilebert.modeling.foreign.convert import converted, is_of_tensorflow
+from mobilebert.modeling.foreign.convert import converted, needs_conversion
 from mobilebert.modeling.loading import check_size, configuration, one_refusal
 from mobilebert.modeling.weight_files import FLOATS, weight_files
 from mobilebert.tf.parts import Named, weights_of_parts
@@ -99,7 +99,7 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
     from safetensors.torch import load_file
 
     path = Path(source)
-    with converted(path) if is_of_tensorflow(path) else contextlib.nullcontext(source) as place, checked(place) as files:
+    with converted(path) if needs_conversion(path) else contextlib.nullcontext(source) as place, checked(place) as files:
         with one_refusal(files.source, files.folder):
             values = (configuration(files, _Reader) if config is None else config).to_dict()
             chosen: MobileBertConfig = MobileBertConfig.from_dict({**values, **overrides})

@@ -152,6 +152,9 @@ def main() -> None:
     model.tie_weights()
     arrays = {key: value.numpy().copy() for key, value in model.state_dict().items() if "decoder" not in key}
     save_file(arrays, GOLDEN / "google-student" / "by-transformers.safetensors")
+    # Its attention scores are so large that the mask of TensorFlow's classes, -10000, does not hide
+    # padding.
+    write_h5("next-sentence", "ForNextSentencePrediction", {}, np.random.default_rng(1))
     # transformers cannot build the teacher. Its JSON leaves out what is Google's default.
     write_google("google-teacher", google | {"hidden_act": "gelu", "hidden_dropout_prob": 0.1, "num_hidden_layers": 1}, random)
 

@@ -4,12 +4,14 @@ The rows are generated: both classes have the same words in another order, so a 
 right on half of them.
 """
 
-import keras
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 import torch
+from keras_fit import Recipe, Rows, accuracy, compiled, logits_of_keras, logits_of_pytorch, shown, with_keras, with_pytorch
 
 from mobilebert import MobileBertConfig, MobileBertForSequenceClassification
 from mobilebert import tf as keras_models
@@ -52,7 +54,14 @@ def tables() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
 
 
 TRAIN, JUDGED, VOCABULARY = tables()
-STEPS = EPOCHS * len(TRAIN["labels"]) // BATCH
+RECIPE = Recipe(1e-3, EPOCHS * len(TRAIN["labels"]) // BATCH)
+
+
+def epochs(seed: int) -> list[list[Rows]]:
+    """Return the batches of all epochs."""
+    draw = np.random.default_rng(seed)
+    orders = [draw.permutation(len(TRAIN["labels"])).reshape(-1, BATCH) for _ in range(EPOCHS)]
+    return [[{name: array[rows] for name, array in TRAIN.items()} for rows in order] for order in orders]
 
 
 def new_model(seed: int) -> MobileBertForSequenceClassification:
@@ -61,65 +70,33 @@ def new_model(seed: int) -> MobileBertForSequenceClassification:
     return MobileBertForSequenceClassification(MobileBertConfig(vocab_size=VOCABULARY, **FIELDS))
 
 
-def with_pytorch(model: torch.nn.Module, seed: int, rate: float = 1e-3) -> float:
-    """Train a model of PyTorch; return its accuracy in percent."""
-    tensors = {name: torch.tensor(array) for name, array in TRAIN.items()}
-    labels = tensors.pop("labels")
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=rate, eps=1e-6)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
-            logits = model(**{name: value[rows] for name, value in tensors.items()})["logits"]
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, labels[rows]).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        inputs = {name: torch.tensor(JUDGED[name]) for name in tensors}
-        return accuracy(model.eval()(**inputs)["logits"].numpy())
-
-
-def with_keras(ours, model: torch.nn.Module, seed: int) -> float:
-    """Train a compiled Keras model from the weights of a model of PyTorch; return its accuracy."""
-    keras.utils.set_random_seed(seed)
-    ours.load_state_dict({name: value.numpy() for name, value in model.state_dict().items()})
-    for variable in ours.optimizer.variables:
-        variable.assign(keras.ops.zeros_like(variable))
-    inputs = {name: TRAIN[name] for name in ("input_ids", "attention_mask")}
-    ours.fit(inputs, TRAIN["labels"], batch_size=BATCH, epochs=EPOCHS, verbose=0)
-    return accuracy(logits_of(ours))
-
-
-def logits_of(model) -> np.ndarray:
-    return model.predict({name: JUDGED[name] for name in ("input_ids", "attention_mask")}, batch_size=500, verbose=0).logits
-
-
-def accuracy(logits: np.ndarray) -> float:
-    return 100 * float((logits.argmax(1) == JUDGED["labels"]).mean())
-
-
 @pytest.fixture(scope="module")
 def trained():
     """Return a Keras model, trained with the last seed, and the accuracy with each."""
     model = keras_models.TFMobileBertForSequenceClassification(MobileBertConfig(vocab_size=VOCABULARY, **FIELDS))
-    rate = keras.optimizers.schedules.PolynomialDecay(1e-3, STEPS, 0.0)
-    model.compile(optimizer=keras.optimizers.Adam(rate, epsilon=1e-6, global_clipnorm=1.0))
-    model.optimizer.build(model.trainable_variables)
-    return model, [with_keras(model, new_model(seed), seed) for seed in SEEDS]
+    compiled(model, RECIPE)
+    found = []
+    for seed in SEEDS:
+        weights = {name: value.numpy() for name, value in new_model(seed).state_dict().items()}
+        with_keras(model, weights, epochs(seed), seed)
+        found.append(accuracy(logits_of_keras(model, JUDGED), JUDGED))
+    return model, found
+
+
+def accuracy_with_pytorch(model, seed: int, recipe: Recipe = RECIPE) -> float:
+    with_pytorch(model, epochs(seed), recipe, seed)
+    return accuracy(logits_of_pytorch(model, JUDGED), JUDGED)
 
 
 def test_fit_is_as_good_as_pytorch_from_the_same_weights(trained, capsys):
     _, ours = trained
-    theirs = [with_pytorch(new_model(seed), seed) for seed in SEEDS]
+    theirs = [accuracy_with_pytorch(new_model(seed), seed) for seed in SEEDS]
     bags = []
     for seed in SEEDS:
         torch.manual_seed(seed)
-        bags.append(with_pytorch(BagOfEmbeddings(VOCABULARY, 64, 2), seed, 1e-2))
+        bags.append(accuracy_with_pytorch(BagOfEmbeddings(VOCABULARY, 64, 2), seed, replace(RECIPE, rate=1e-2)))
     with capsys.disabled():
-        for name, found in {"Keras": ours, "PyTorch": theirs, "bag of embeddings": bags}.items():
-            print(f"\nSST-2, {name}: {np.mean(found):.2f} ({', '.join(f'{value:.2f}' for value in found)})", end="")
+        print(shown("SST-2, generated", {"Keras": ours, "PyTorch": theirs, "bag of embeddings": bags}), end="")
     assert abs(np.mean(ours) - np.mean(theirs)) <= 1.0
     assert min(ours) > max(bags) + 20
 
@@ -142,15 +119,15 @@ def test_an_8_bit_file_of_a_trained_model_with_no_norm_keeps_its_predictions(kin
         samples = [{name: array[at : at + 50] for name, array in inputs.items()} for at in range(0, 400, 50)]
     path, model = tmp_path / "model.tflite", trained[0]
     keras_models.export_tflite(model, path, length=LENGTH, batch=50, kind=kind, calibration=samples, fold=fold)
-    wanted, found = logits_of(model), int8_logits(path)
+    wanted, found = logits_of_keras(model, JUDGED), int8_logits(path)
     same = 100 * (wanted.argmax(1) == found.argmax(1)).mean()
     distance = abs(found - wanted).max() / abs(wanted).max()
     with capsys.disabled():
         form = "folded" if fold else "plain"
         print(
-            f"\n{kind}, {form}: accuracy {accuracy(found):.2f} of {accuracy(wanted):.2f}, "
+            f"\n{kind}, {form}: accuracy {accuracy(found, JUDGED):.2f} of {accuracy(wanted, JUDGED):.2f}, "
             f"{same:.2f} % of the predictions the same, logits within {distance:.3f}",
             end="",
         )
-    assert accuracy(found) >= accuracy(wanted) - 1.0
+    assert accuracy(found, JUDGED) >= accuracy(wanted, JUDGED) - 1.0
     assert same >= 99.0

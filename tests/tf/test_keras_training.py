@@ -43,7 +43,12 @@ def test_a_round_trip_through_keras_leaves_every_bit(head, tied, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [("pretraining", "ForPreTraining"), ("classification", "ForSequenceClassification"), ("answers", "ForQuestionAnswering")],
+    [
+        ("pretraining", "ForPreTraining"),
+        ("classification", "ForSequenceClassification"),
+        ("answers", "ForQuestionAnswering"),
+        ("next-sentence", "ForNextSentencePrediction"),
+    ],
 )
 def test_an_h5_file_of_transformers_gives_its_outputs(name, head):
     model = getattr(keras_models, f"TFMobileBert{head}").from_pretrained(GOLDEN / name)
@@ -51,6 +56,32 @@ def test_an_h5_file_of_transformers_gives_its_outputs(name, head):
     outputs = model({key[3:]: arrays[key] for key in arrays if key.startswith("in.")})
     for key, value in outputs.items():
         close(value, arrays[f"out.{key}.0"])
+
+
+@pytest.mark.parametrize("kind", ["pickle", "shards", "wrapped", "half"])
+def test_every_form_of_pytorch_s_weights_loads(kind, tmp_path, capsys):
+    _, theirs = pair("ForMaskedLM")
+    weights = theirs.state_dict()
+    theirs.save_pretrained(tmp_path, max_shard_size="5KB" if kind == "shards" else "1GB")
+    assert (tmp_path / "model.safetensors").is_file() == (kind != "shards")
+    if kind == "wrapped":
+        save_file({f"module.{name}": value.numpy() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    elif kind != "shards":
+        (tmp_path / "model.safetensors").unlink()
+        weights = {f"_orig_mod.{name}": value.half() if kind == "half" else value for name, value in weights.items()}
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+    ours = keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path)
+    inputs, arrays = inputs_of("ForMaskedLM", True)
+    agree(ours(arrays), theirs(**inputs), 1e-2 if kind == "half" else 1e-5)
+    said = capsys.readouterr().err
+    assert ("float16 weights" in said) == (kind == "half")
+    assert ("wrapper" in said) == (kind != "shards")
+
+
+def test_safetensors_of_keras_load():
+    models = [keras_models.TFMobileBertModel.from_pretrained(GOLDEN / name) for name in ("encoder", "encoder-safetensors")]
+    wanted, found = (model.state_dict() for model in models)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_google_s_checkpoint_loads():

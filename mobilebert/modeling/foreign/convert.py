@@ -15,6 +15,7 @@ import numpy as np
 from mobilebert.modeling.checkpoint_config import CONFIG, WEIGHTS
 from mobilebert.modeling.checkpoint_files import TOKENIZER
 from mobilebert.modeling.foreign import sources
+from mobilebert.modeling.foreign.kinds import is_of_keras, is_wrapped_pickle, kind_of
 from mobilebert.modeling.foreign.sources import Foreign
 from mobilebert.modeling.presets import preset as preset_fields
 from mobilebert.modeling.weight_files import check_counts
@@ -52,7 +53,7 @@ def convert(source: str, out: Path, preset: str | None = None, config_file: Path
         values = preset_fields(preset)
     elif config_file is not None:
         if not config_file.is_file():
-            raise UserError(f"{config_file}: no such file")
+            raise UserError(f"{config_file}: {'is a folder, not a file' if config_file.is_dir() else 'no such file'}")
         values = sources.read_configuration(config_file)
     if values is None:
         raise UserError(
@@ -66,9 +67,17 @@ def convert(source: str, out: Path, preset: str | None = None, config_file: Path
     return [f"{out}: {kind}, {total:,} weights, from {found.kind} {source}", *notes]
 
 
-def is_of_tensorflow(path: Path) -> bool:
-    """Return whether a local path holds weights of TensorFlow, and none of PyTorch."""
-    return sources.kind_of(path.expanduser()) in ("h5", "google")
+def needs_conversion(path: Path, reads_pickles: bool = False) -> bool:
+    """Return whether `from_pretrained` must read a local path through `converted`.
+
+    Weights of TensorFlow need it, and pickles. reads_pickles: the caller reads a folder's pickle
+    itself, unless a wrapper's prefix is on its names.
+    """
+    path = path.expanduser()
+    kind = kind_of(path)
+    if kind == "pickle":
+        return not reads_pickles or path.is_file() or is_wrapped_pickle(path)
+    return kind in ("h5", "google") or (kind == "safetensors" and is_of_keras(path))
 
 
 @contextlib.contextmanager
@@ -88,6 +97,8 @@ def _architecture(found: Foreign, values: dict) -> tuple[str, Any]:
     values = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "torch_dtype")}
     if values.get("num_labels", 0) is None:  # transformers takes it for no count at all
         del values["num_labels"]
+    if found.kind == sources.OF_KERAS:
+        values.setdefault("mask_value", "-10000")  # of those classes; their PyTorch ones have "min"
     architectures = values.pop("architectures", None) or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UserError(f"{found.source}: architectures in the configuration is {shown(architectures)}; allowed: a list of names")

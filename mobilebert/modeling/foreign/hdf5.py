@@ -34,7 +34,7 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     except (KeyError, AttributeError, TypeError, ValueError):
         raise UserError(f"{path}: an HDF5 file, but not of weights that Keras wrote") from None
     if not found:
-        raise UserError(f"{path}: an HDF5 file, but it holds no weights that Keras wrote")
+        raise UserError(f"{path}: an HDF5 file, but it holds no weights that transformers' TensorFlow classes wrote")
     return found
 
 

@@ -1,8 +1,7 @@
-"""Find out what kind of checkpoint a path holds, and read it into arrays with PyTorch's names."""
+"""Read a checkpoint of any kind into arrays with PyTorch's names."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from mobilebert.modeling.checkpoint_config import CONFIG, INDEX, PICKLE, WEIGHTS, check_values, name_classes, read_json
+from mobilebert.modeling.checkpoint_config import CONFIG, PICKLE, check_values, name_classes, read_json
 from mobilebert.modeling.foreign import garden, names
 from mobilebert.modeling.foreign.bundle import BFLOAT16, Bundle
 from mobilebert.modeling.foreign.garden_config import PARAMS, read_params
 from mobilebert.modeling.foreign.google_config import from_google, is_google
 from mobilebert.modeling.foreign.hdf5 import H5, H5_INDEX, read_h5
+from mobilebert.modeling.foreign.kinds import PICKLE_INDEX, has_data, kind_of, shards, what_is_missing
 from mobilebert.modeling.weight_files import INNER_WRAPPERS, LEADING_WRAPPERS, read_tensors, weight_files
 from mobilebert.util.errors import UserError
 
-PICKLE_INDEX, GOOGLE_CONFIG = f"{PICKLE}.index.json", "bert_config.json"
+GOOGLE_CONFIG = "bert_config.json"
+OF_KERAS = "transformers' TensorFlow weights"
 
 
 @dataclass
@@ -51,7 +52,7 @@ def read(source: str, is_configured: bool = False) -> Foreign:
     path = Path(source).expanduser()
     kind = kind_of(path)
     if kind is None:
-        raise UserError(f"{source}: {_what_is_missing(path)}")
+        raise UserError(f"{source}: {what_is_missing(path)}")
     readers = {"safetensors": _read_safetensors, "h5": _read_h5, "google": _read_bundle, "pickle": _read_pickle}
     found = readers[kind](path, source)
     found.values = None if is_configured else _config_beside(found.folder, source)
@@ -60,46 +61,13 @@ def read(source: str, is_configured: bool = False) -> Foreign:
     return found
 
 
-def _what_is_missing(path: Path) -> str:
-    if not path.exists():
-        return "no such folder or file, and no .index file of a TensorFlow checkpoint with that name"
-    return f"neither {H5} nor a TensorFlow checkpoint (NAME.index) nor {PICKLE} nor {WEIGHTS} is there"
-
-
-def kind_of(path: Path) -> str | None:
-    """Return "safetensors", "h5", "google" or "pickle", the first that is there, or None."""
-    try:
-        if path.is_dir():
-            if (path / WEIGHTS).exists() or (path / INDEX).exists():
-                return "safetensors"
-            if (path / H5).is_file() or (path / H5_INDEX).is_file():
-                return "h5"
-            if any(_has_data(index) for index in path.glob("*.index")):
-                return "google"
-            if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file():
-                return "pickle"
-            return "google" if any(path.glob("*.index")) else None
-        if path.suffix in (".h5", ".hdf5") and path.is_file():
-            return "h5"
-        if path.with_name(path.name + ".index").is_file() or (path.suffix == ".index" and path.is_file()):
-            return "google"
-        return "pickle" if path.suffix in (".bin", ".pt", ".pth") and path.is_file() else None
-    except (OSError, ValueError):  # a name too long for a path, or none at all
-        return None
-
-
-def _has_data(index: Path) -> bool:
-    """Return whether a data file lies beside an index; other programs' indexes have none."""
-    return any(file.name.startswith(f"{index.stem}.data-") for file in index.parent.glob("*.data-*"))
-
-
 # ---- one reader for each kind
 
 
 def _read_h5(path: Path, source: str) -> Foreign:
     folder = path if path.is_dir() else path.parent
     if path.is_dir() and not (path / H5).is_file():
-        files = _shards(path / H5_INDEX, source, "h5")
+        files = shards(path / H5_INDEX, source, "h5")
     else:
         files = [path / H5 if path.is_dir() else path]
     found = {name: array for file in files for name, array in read_h5(file).items()}
@@ -118,7 +86,7 @@ def _of_keras(found: Mapping[str, np.ndarray], folder: Path, source: str) -> For
             _put(arrays, renamed[0], array.T if renamed[1] else array, source)
     if not any(name.startswith(("mobilebert.", "embeddings.")) for name in arrays):
         raise UserError(f"{source}: no weights of MobileBERT; its first is {(list(arrays) + unknown)[0]}")
-    return Foreign(source, "transformers' TensorFlow weights", folder, arrays, notes=_left_out(unknown))
+    return Foreign(source, OF_KERAS, folder, arrays, notes=_left_out(unknown))
 
 
 def _put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray, source: str) -> None:
@@ -217,7 +185,7 @@ def _read_pickle(path: Path, source: str) -> Foreign:
 
     folder = path if path.is_dir() else path.parent
     if path.is_dir() and not (path / PICKLE).is_file():
-        files = _shards(path / PICKLE_INDEX, source, "bin")
+        files = shards(path / PICKLE_INDEX, source, "bin")
     else:
         files = [path / PICKLE if path.is_dir() else path]
     arrays: dict[str, np.ndarray] = {}
@@ -243,27 +211,11 @@ def _prefix(path: Path, source: str) -> Path:
     """Return the path of a checkpoint without `.index`."""
     if path.is_dir():
         indexes = sorted(path.glob("*.index"))
-        found = [index for index in indexes if _has_data(index)] or indexes
+        found = [index for index in indexes if has_data(index)] or indexes
         if len(found) > 1:
             raise UserError(f"{source}: {len(found)} checkpoints, as {found[0].name}; name one of them")
         path = found[0]
     return path.with_suffix("") if path.suffix == ".index" else path
-
-
-def _shards(index: Path, source: str, kind: str) -> list[Path]:
-    """Return the files that an index names, each once."""
-    places = read_json(index, source).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{source}: {index.name} has no weight_map of file names")
-    found = []
-    for name in sorted(set(places.values())):
-        if not re.fullmatch(rf"[\w-][\w.-]{{,200}}\.{kind}", name, re.ASCII):
-            raise UserError(f"{source}: {index.name} names {name!r:.80}; allowed: .{kind} files in the same folder")
-        found.append(index.with_name(name))
-    for file in found:
-        if not file.is_file():
-            raise UserError(f"{source}: {file.name}, which {index.name} names, is missing")
-    return found
 
 
 def _config_beside(folder: Path, source: str) -> dict | None:

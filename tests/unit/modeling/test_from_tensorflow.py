@@ -28,6 +28,7 @@ H5 = {
     "classification": "MobileBertForSequenceClassification",
     "answers": "MobileBertForQuestionAnswering",
     "encoder": "MobileBertModel",
+    "next-sentence": "MobileBertForNextSentencePrediction",
 }
 STUDENT, DATA = "google-student", "mobilebert_variables.ckpt.data-00000-of-00001"
 CHECKPOINT = "mobilebert_variables.ckpt.index"
@@ -89,6 +90,12 @@ def test_safetensors_of_keras_are_the_weights_of_the_h5_file(tmp_path):
     assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
 
 
+def test_safetensors_of_keras_load_without_the_command():
+    pytest.importorskip("h5py")
+    wanted, found = (modeling.MobileBertModel.from_pretrained(GOLDEN / name) for name in ("encoder", "encoder-safetensors"))
+    assert all(torch.equal(one, other) for one, other in zip(wanted.parameters(), found.parameters(), strict=True))
+
+
 def test_safetensors_of_half_precision_are_rewritten(tmp_path):
     config = MobileBertConfig(vocab_size=29, hidden_size=16, embedding_size=8, intra_bottleneck_size=8, num_hidden_layers=1)
     modeling.MobileBertForMaskedLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="20KB")
@@ -123,7 +130,7 @@ def test_a_damaged_or_foreign_h5_file_is_refused(tmp_path):
     assert "truncated, or no HDF5 file" in refused(str(folder), tmp_path / "out")
     with h5py.File(file, "w") as stream:
         stream["weights"] = np.zeros(3)
-    assert "holds no weights that Keras wrote" in refused(str(folder), tmp_path / "out")
+    assert "holds no weights that transformers' TensorFlow classes wrote" in refused(str(folder), tmp_path / "out")
     with h5py.File(file, "w") as stream:
         stream.attrs["layer_names"] = ["bert"]
         stream.create_group("bert").attrs["weight_names"] = ["tf_bert_model/bert/pooler/dense/bias:0"]
@@ -268,54 +275,11 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-# ---- pickles
-
-
-def pickle_of(tmp_path: Path, change) -> Path:
-    """Write a small model as a pickle with changed weights; return its folder."""
-    config = MobileBertConfig(vocab_size=29, hidden_size=16, embedding_size=8, intra_bottleneck_size=8, num_hidden_layers=1)
-    folder = tmp_path / "pickle"
-    config.save_pretrained(folder)
-    torch.manual_seed(0)
-    torch.save(change(modeling.MobileBertForMaskedLM(config).state_dict()), folder / "pytorch_model.bin")
-    return folder
-
-
-def test_half_precision_wrappers_and_position_ids_are_named(tmp_path):
-    def change(weights):
-        found = {f"module.{name}": value.half() for name, value in weights.items()}
-        return found | {"module.mobilebert.embeddings.position_ids": torch.arange(512)[None]}
-
-    lines = "\n".join(convert(str(pickle_of(tmp_path, change)), tmp_path / "out"))
-    assert "a wrapper's prefix was taken off" in lines
-    assert "module." in lines
-    assert "float16 weights were converted to float32" in lines
-    assert "position_ids" in lines
-    model = modeling.MobileBertForMaskedLM.from_pretrained(tmp_path / "out")
-    assert model.dtype == torch.float32
-
-
-def test_sharded_pickles_are_read_and_a_missing_shard_is_named(tmp_path):
-    folder = pickle_of(tmp_path, lambda weights: weights)
-    weights = torch.load(folder / "pytorch_model.bin")
-    (folder / "pytorch_model.bin").unlink()
-    names = list(weights)
-    shards = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
-    for shard, inside in shards.items():
-        torch.save({name: weights[name] for name in inside}, folder / shard)
-    places = {name: shard for shard, inside in shards.items() for name in inside}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    convert(str(folder), tmp_path / "out")
-    assert modeling.MobileBertForMaskedLM.from_pretrained(tmp_path / "out")
-    (folder / "pytorch_model-00002-of-00002.bin").unlink()
-    assert "pytorch_model-00002-of-00002.bin, which pytorch_model.bin.index.json names, is missing" in refused(
-        str(folder), tmp_path / "again"
-    )
-
-
-def test_a_pickle_with_code_is_refused(tmp_path):
-    folder = pickle_of(tmp_path, lambda weights: weights | {"code": print})
-    assert "holds more than weights" in refused(str(folder), tmp_path / "out")
+def test_a_file_that_is_not_read_by_itself_is_refused_with_what_to_name(tmp_path):
+    folder = copy(STUDENT, tmp_path)
+    for name in (DATA, "by-transformers.safetensors", "bert_config.json"):
+        assert f"{name}: no file that is read by itself; name the folder" in refused(str(folder / name), tmp_path / "out")
+    assert f"{folder}: is a folder, not a file" in refused(str(folder), tmp_path / "out", None, folder)
 
 
 # ---- without TensorFlow

@@ -11,7 +11,7 @@ import torch
 from mobilebert.modeling.foreign import bundle
 from mobilebert.modeling.foreign.bundle import Bundle
 from mobilebert.modeling.foreign.convert import convert
-from mobilebert.modeling.foreign.sources import kind_of
+from mobilebert.modeling.foreign.kinds import kind_of
 from mobilebert.modeling.weight_files import convert_pickle
 from mobilebert.util.errors import UserError
 
