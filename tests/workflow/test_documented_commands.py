@@ -33,6 +33,7 @@ STAGES = "takes a minute: test_smoke.py runs the stages"
 RUNS = "needs runs: tests/unit/compare writes some by hand"
 STORE = "needs an MLflow store:"
 TRAINED = "needs a trained study: tests/unit/publishing/test_publish.py writes one by hand"
+WIDE = "needs gcc, and hours: tests/unit/training/test_wide_products.py builds and loads the library"
 BENCH = "needs a GPU: tests/bench/test_gpu_programs.py tries the program without one"
 INSTALLS = "installs packages"
 QUIET = "takes minutes and a quiet machine: tests/unit/deployment/test_latency.py times small models"
@@ -60,6 +61,8 @@ NOT_RUN = {
     "mobilebert report --from-mlflow runs:/ID --out page": f"{STORE} tests/unit/reporting/test_mlflow_reader.py does",
     "mobilebert compare runs:/BASE runs:/NEW --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
     "mobilebert compare results/before results/after --log": f"{STORE} tests/unit/compare/test_mlflow_run.py does",
+    "echo 'int mkl_serv_intel_cpu_true(void) { return 1; }' | gcc -shared -fPIC -x c - -o avx512.so": WIDE,
+    "LD_PRELOAD=$PWD/avx512.so snakemake --cores 2 --config study=evening": WIDE,
     "mobilebert report --study cpu": "needs records: the smoke study writes its own page",
     "mobilebert attention mobilebert-jkt --study cpu": "needs trained models: tests/unit/stages/test_attention.py has small ones",
     "mobilebert publish --study cpu": TRAINED,
