@@ -181,7 +181,13 @@ def _why_untold(finding: Finding) -> str:
         confidence = 100 * (1 - (1 - finding.confidence) / count)
         needed_of_one = f"but as one of {count} it must do so with {confidence:.4g} % confidence"
         return f"a comparison lies beyond the margin on the other side, {needed_of_one}"
-    return "the interval holds values on both sides of the margin"
+    above = thresholds(finding.claim)[0]
+    untold = [low <= above <= high or low <= below <= high for low, high in finding.intervals]
+    if not any(untold):
+        between = f"between {_figure(finding.claim, below)} and {_figure(finding.claim, above)}"
+        return f"{'an' if count > 1 else 'the'} interval lies {between}, which counts neither as a gain nor as a loss"
+    which = f" of comparison {untold.index(True) + 1}" if count > 1 and sum(untold) == 1 else ""
+    return f"the interval{which} holds values on both sides of a margin"
 
 
 def _told(finding: Finding) -> str:

@@ -92,3 +92,12 @@ def test_records_of_other_code_are_named_not_passed_over(tmp_path, capsys):
 def test_bad_arguments_are_one_line(arguments, capsys):
     assert main(["claims", *arguments]) == 2
     assert re.fullmatch(r"mobilebert: .+\n", capsys.readouterr().err)
+
+
+def test_an_open_claim_says_where_its_interval_lies():
+    measured = collect(sources_in(REPORT.parent / "evening"))
+    words = {finding.claim.id: text.paragraph(finding) for finding in judge(claims(), measured)}
+    between = "This study cannot tell: the interval lies between -0.050 and +0.050, which counts neither as a gain nor as a loss."
+    assert between in words["fmt-helps"] and between in words["at-helps"]
+    # PKT is as good as JKT within the margin; JKT may be worse than AKT by more.
+    assert "the interval of comparison 2 holds values on both sides of a margin" in words["order-of-schedules"]
