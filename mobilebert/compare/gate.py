@@ -16,6 +16,7 @@ from mobilebert.util.errors import UserError
 
 Verdict = Literal["same", "pass", "worse", "suspicious", "missing", "edited", "not comparable", "ignored"]
 HOLDS = ("same", "pass", "ignored")
+FAILS = ("worse", "suspicious", "missing", "edited")  # whatever else could not be compared
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ def gate(baseline: Baseline, base: Side, new: Sequence[Side]) -> list[GateRow]:
 
 
 def exit_code(rows: Sequence[GateRow]) -> int:
-    """Return 0 if all rows hold, 1 if one does not, 2 if no gated metric could be compared."""
-    compared = [row for row in rows if row.base is not None and row.new is not None]
-    if not compared:
+    """Return 0 if all rows hold, 1 if one does not, 2 if none fails but no metric was compared."""
+    is_compared = any(row.base is not None and row.new is not None for row in rows)
+    if not is_compared and not any(row.verdict in FAILS for row in rows):
         return 2
     return 0 if all(row.holds for row in rows) else 1
 

@@ -68,7 +68,8 @@ def open_new(names: Iterable[str], base: str) -> list[Side]:
             found.append(open_base(name)[0])
         else:
             run = open_run(name)
-            if twin := next((other.name for other in runs if other.records == run.records), None):
+            # A run with edited records is shown so; those that are left may well be another run's.
+            if not run.edited and (twin := next((other.name for other in runs if other.records == run.records), None)):
                 raise UserError(f"{name}: holds the records of {twin}; the same values are no further seeds")
             runs.append(run)
     return [*found, *sides(runs)]

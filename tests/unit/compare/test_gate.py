@@ -153,7 +153,19 @@ def test_nothing_comparable_is_exit_code_2(place, capsys):
     for folder in fresh():
         rewrite(place / folder / "data/result.json", details={"files": {"synthetic/sst2": "other"}})
         (place / folder / "latency/result.json").unlink()
-    assert gated(capsys, *fresh())[0] == 2
+    code, rows = gated(capsys, *fresh())
+    assert (code, rows[RATIO]) == (1, "missing")  # what is missing fails, whatever else was compared
+    ignoring("latency")
+    code, rows = gated(capsys, *fresh())
+    assert (code, rows[SCORE], rows[LOSS], rows[RATIO]) == (2, "not comparable", "not comparable", "ignored")
+
+
+def test_an_edit_fails_even_if_nothing_else_can_be_compared(place, capsys):
+    for folder in fresh():
+        for job in ("finetune/mobilebert/sst2", "pretrain/ib-bert-large", "latency"):
+            rewrite(place / folder / job / "result.json", seal=False, reason="edited")
+    code, rows = gated(capsys, *fresh())
+    assert (code, rows) == (1, dict.fromkeys((SCORE, LOSS, RATIO), "edited"))
 
 
 def test_a_missing_record_fails_even_behind_no_gated_metric(place, capsys):
