@@ -19,7 +19,7 @@ from mobilebert.reporting.tables import fill
 from mobilebert.stages.report import from_records
 from mobilebert.study.schema import Study
 
-COMMITTED = Path(__file__).parents[2] / "reports" / "cpu-2-cores"
+COMMITTED = Path(__file__).parents[2] / "reports" / "cpu"
 AXE = Path(sys.prefix) / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

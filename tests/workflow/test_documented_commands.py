@@ -83,7 +83,7 @@ NOT_RUN = {
     "mobilebert baseline reports/baselines/smoke.json --study smoke --seeds 0-19 --accept 'a better schedule'": RUNS,
     "mobilebert compare reports/baselines/smoke.json results/smoke --gate": RUNS,
     "mobilebert compare reports/baselines/smoke.json results/smoke-seed10[1-5] --gate --junit gate.xml": RUNS,
-    "mobilebert report --records reports/cpu-2-cores --out page": (
+    "mobilebert report --records reports/cpu --out page": (
         "draws figures, 5 seconds: tests/unit/claims/test_committed_reports.py does"
     ),
     "python -m mobilebert data --study smoke": STAGES,

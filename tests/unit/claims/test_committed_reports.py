@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mobilebert.cli.main import main
+from mobilebert.jobs.record import sealed
 from mobilebert.paper.claims import claims
 
 REPORTS = Path(__file__).parents[3] / "reports"
@@ -30,7 +31,7 @@ def test_claims_read_every_timing_and_the_tables_show_the_first(tmp_path, capsys
         record["metrics"]["bert-base/pytorch:p50_ms"] = (4 + number) * record["metrics"]["mobilebert/pytorch:p50_ms"]
         path = tmp_path / f"again/{number}/latency/result.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(record))
+        path.write_text(json.dumps(sealed(record)))
     assert main(["report", "--records", str(tmp_path), "--study", str(FOLDERS[0] / "cpu.yaml")]) == 0
     capsys.readouterr()
     text = (tmp_path / "tables.md").read_text()

@@ -19,7 +19,7 @@ from mobilebert.study.schema import Study
 from mobilebert.study.sections import Expectation
 from mobilebert.util.errors import UserError
 
-REAL = Path(__file__).parents[3] / "reports" / "cpu-2-cores"
+REAL = Path(__file__).parents[3] / "reports" / "cpu"
 VIEWS = ("report", "track", "check")
 MISSING = object()
 ODD = (MISSING, None, "a\n<b>$\\x$", [], [None, "x", [1]], {}, {"../x": [1]}, -1, 1e308, 10**400)

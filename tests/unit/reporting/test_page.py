@@ -20,7 +20,7 @@ from mobilebert.stages.report import from_records
 from mobilebert.study.schema import Study
 from mobilebert.study.sections import Expectation
 
-COMMITTED = Path(__file__).parents[3] / "reports" / "cpu-2-cores"
+COMMITTED = Path(__file__).parents[3] / "reports" / "cpu"
 EXPECT = Expectation(what="beats the baseline", metric="finetune/mobilebert/sst2:accuracy", above=0.8, reason="a < b & c")
 STUDY = Study(schema=1, description="<script>alert(1)</script>", expect=(EXPECT,))
 
@@ -152,7 +152,7 @@ def test_every_cell_leads_to_its_record_its_command_and_its_log(committed):
         else:
             assert "no current record, no log" in facts.text
             assert "not run" in cell.text
-    assert ran >= 60
+    assert ran >= 54  # cells that `cpu` measured
     logged = [element for element in page.all("a") if element.attributes.get("href", "").endswith("sst2.log")]
     assert (folder / unquote(logged[0].attributes["href"])).read_text() == "epoch 1\n"
 
