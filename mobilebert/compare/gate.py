@@ -101,8 +101,8 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
         reason = f"no value in {len(now) - len(values)} of {len(now)} runs{_status(new, jobs)}"
         return GateRow(metric, "ignored" if may_lack else "missing", reason)
     for job in jobs:
-        if problem := comparable(job, base, new):
-            return GateRow(metric, "ignored" if may_lack else "not comparable", f"another experiment: {problem}")
+        if problem := _other_experiment(job, base, new) or (_other_processor(job, base, new) if timing else None):
+            return GateRow(metric, "ignored" if may_lack else "not comparable", problem)
     mean = sum(known) / len(known)
     twins = dict(zip(base.seeds, before, strict=True))
     runs = [(seed, value) for seed, value in zip(new.seeds, now, strict=True) if value is not None]
@@ -117,6 +117,21 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
     verdict = judge_fresh(known, fresh, len(rule.metrics), direction(metric), timing)
     reason = f"{len(fresh)} {'runs' if timing else 'fresh seeds'} against {len(known)}"
     return GateRow(metric, verdict, reason, mean, sum(fresh) / len(fresh))
+
+
+def _other_experiment(job: str, base: Side, new: Side) -> str | None:
+    problem = comparable(job, base, new)
+    return f"another experiment: {problem}" if problem else None
+
+
+def _other_processor(job: str, base: Side, new: Side) -> str | None:
+    """Return how the processors of a timing differ. On another one the ratio of two models is
+    another."""
+    sides = [{key: value for key, value in one.jobs[job].environment.items() if "processor" in key} for one in (base, new)]
+    if sides[0] == sides[1]:
+        return None
+    before, now = (" ".join(found.values()) or "an unnamed processor" for found in sides)
+    return f"on {now}, the baseline on {before}"
 
 
 def _status(side: Side, jobs: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ class Facts(BaseModel):
     config: dotted key -> value as text, without seeds.
     data: hash of each file, and the number of rows.
     modules: module of this package -> start of its syntax hash.
-    environment: packages, processor and threads.
+    environment: packages, processor, threads and, of a timing, the instruction set.
     status, metrics: a value for each run of the side; None if a run has none.
     samples: the values of each seed, if the side is one run.
     """
@@ -163,7 +163,8 @@ def data_facts(record: Record) -> dict[str, str]:
 
 def _environment(record: Record) -> dict[str, str]:
     machine = {key: value for key, value in record.machine.items() if key != "load"}
-    return flatten(record.versions | machine)
+    timed = {"processor": record.details["processor"]} if "processor" in record.details else {}
+    return flatten(record.versions | machine | timed)
 
 
 def _merged(each: Iterable[Mapping[str, str]]) -> dict[str, str]:

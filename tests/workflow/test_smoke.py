@@ -4,10 +4,17 @@ import json
 import re
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 from test_modes import check_notes, check_packing, check_views, jobs_of, look
 
+from mobilebert.compare.baseline import read_baseline
+from mobilebert.compare.differences import own_change
+from mobilebert.compare.gate import direction, values_of
+from mobilebert.compare.open import open_run
+from mobilebert.compare.rule import judge_fresh
+from mobilebert.compare.side import side
 from mobilebert.jobs.freshness import VIEWS
 from mobilebert.jobs.record import read_record
 from mobilebert.study import expectations
@@ -16,6 +23,7 @@ from mobilebert.study.load import load_study
 from mobilebert.study.sections import Expectation
 from mobilebert.study.stages import STAGES
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(1500)  # other tests run beside the study
 
 
@@ -39,6 +47,20 @@ def test_every_stage_left_a_record_that_ended_well(smoke):
     assert {record.status for key, record in found.items() if key != "latency"} == {"ok"}
     assert found["latency"].status in ("ok", "void")  # void if other processes shared the machine
     assert all(record.seconds > 0 and record.versions["python"] for record in found.values())
+
+
+def test_the_run_is_one_seed_of_the_committed_baseline(smoke):
+    """The experiment is the baseline's, and each gated metric lies where one more seed would."""
+    baseline = read_baseline(ROOT / "reports/baselines/smoke.json")
+    base, run = baseline.side("baseline"), side("smoke", [open_run(str(smoke / "smoke"))])
+    for job in base.jobs:
+        hint = "freeze the baseline again: mobilebert seeds 0-19, then mobilebert baseline --accept REASON"
+        assert (job, own_change(job, base, run)) == (job, None), hint
+    for metric in baseline.gate.metrics:
+        known = [value for value in values_of(base, metric) if value is not None]
+        found = [value for value in values_of(run, metric) if value is not None]
+        if found or not metric.startswith("latency"):  # a time is void beside other tests
+            assert (metric, judge_fresh(known, found, len(baseline.gate.metrics), direction(metric))) == (metric, "pass")
 
 
 def test_every_metric_of_a_record_is_known_to_expectations(smoke):

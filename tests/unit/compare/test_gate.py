@@ -217,6 +217,18 @@ def test_another_experiment_fails_behind_no_gated_metric_unless_the_study_ignore
         assert (code, rows["distill/mobilebert"], rows[RATIO], rows[LOSS]) == (wanted, verdict, verdict, "pass")
 
 
+def test_a_ratio_of_times_is_compared_on_the_same_processor_alone(place, capsys):
+    for folder in fresh():
+        rewrite(place / folder / "latency/result.json", details={"processor": {"cpu": "another", "isa": "avx2"}})
+    code, rows = gated(capsys, *fresh())
+    assert (code, rows[RATIO], rows[LOSS]) == (1, "not comparable", "pass")
+    assert main(["compare", "base.json", *fresh(), "--gate"]) == 1
+    assert "(on another avx2, the baseline" in capsys.readouterr().out
+    ignoring("latency")
+    code, rows = gated(capsys, *fresh())
+    assert (code, rows[RATIO]) == (0, "ignored")
+
+
 def test_a_void_timing_fails_unless_the_study_ignores_it(place, capsys):
     for folder in fresh():
         rewrite(place / folder / "latency/result.json", status="void", reason="busy")
