@@ -97,7 +97,7 @@ def pages(tmp_path_factory):
     log.parent.mkdir(parents=True)
     log.write_text("epoch 1\n")
     maps = folder / "cpu/attention/mobilebert/result.json"
-    maps.parent.mkdir(parents=True)
+    maps.parent.mkdir(parents=True, exist_ok=True)
     maps.write_text(json.dumps(sealed(ATTENTION)))
     from_records(folder / "cpu", folder / "committed")
     study = Study(schema=1, description=LONG)
