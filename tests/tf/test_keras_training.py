@@ -48,6 +48,9 @@ def test_a_round_trip_through_keras_leaves_every_bit(head, tied, tmp_path):
         ("classification", "ForSequenceClassification"),
         ("answers", "ForQuestionAnswering"),
         ("next-sentence", "ForNextSentencePrediction"),
+        ("masked", "ForMaskedLM"),
+        ("choices", "ForMultipleChoice"),
+        ("tokens", "ForTokenClassification"),
     ],
 )
 def test_an_h5_file_of_transformers_gives_its_outputs(name, head):
