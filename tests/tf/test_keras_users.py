@@ -1,4 +1,4 @@
-"""The Keras classes take what Keras users give them: labels, policies, frozen layers, any length."""
+"""The Keras classes take what Keras users give them: labels, policies, frozen layers, graphs."""
 
 import keras
 import numpy as np
