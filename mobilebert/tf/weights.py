@@ -19,7 +19,7 @@ from mobilebert.modeling.foreign.convert import converted, needs_conversion
 from mobilebert.modeling.loading import check_size, configuration, one_refusal
 from mobilebert.modeling.weight_files import FLOATS, weight_files
 from mobilebert.tf.parts import Named, weights_of_parts
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, allowed
 from mobilebert.util.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,10 @@ def load(
     """
     from safetensors.torch import load_file
 
+    default = MobileBertConfig()
+    if unknown := [name for name in overrides if not hasattr(default, name)]:
+        fields = allowed(("num_labels", *default.to_dict()), unknown[0])
+        raise UserError(f"from_pretrained: {unknown[0]!r} is no field of the configuration; {fields}")
     path = Path(source)
     with converted(path) if needs_conversion(path) else contextlib.nullcontext(source) as place, checked(place) as files:
         with one_refusal(files.source, files.folder):

@@ -131,6 +131,8 @@ def test_a_head_that_the_checkpoint_lacks_is_new_and_a_missing_encoder_is_refuse
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, vocab_size=49)
     with pytest.raises(UserError, match=r"it has no encoder\.layer\.2"):
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"^from_pretrained: 'num_label' is no field of the configuration; allowed: .*num_labels"):
+        keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, num_label=3)
     with pytest.raises(UserError, match=r"no config\.json"):
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path / "..")
 
