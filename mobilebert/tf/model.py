@@ -135,7 +135,7 @@ class TFMobileBertPreTrainedModel(keras.Model):
     def _wanted(self, x: Any, y: Any, logits: Any) -> Any:
         """Return labels in the structure of the logits; they are y, or are among the inputs."""
         labels = x if y is None else y
-        if not isinstance(labels, Mapping) or not all(name in labels for name in self.label_names):
+        if not isinstance(labels, Mapping) or not self.label_names or not set(self.label_names) <= set(labels):
             return y
         found = [labels[name] for name in self.label_names]
         return dict(zip(logits, found)) if isinstance(logits, dict) else found[0]
