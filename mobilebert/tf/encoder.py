@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from mobilebert.modeling.configuration import MobileBertConfig
-from mobilebert.tf.inputs import additive_mask, check_shape, refuse_ids
+from mobilebert.tf.inputs import InputError, additive_mask, check_shape, check_tokens, refuse_ids
 from mobilebert.tf.layers import (
     TFBottleneck,
     TFFFNLayer,
@@ -104,10 +104,11 @@ class TFMobileBertMainLayer(Part):
         """Return the last hidden state, the pooled vector and, if asked for, all layers' outputs.
 
         The inputs are those of `TFMobileBertModel`, as tensors.
-        Raises UserError for a sequence that is too long and, outside tf.function, for ids out of
-        range; ValueError for input of another shape.
+        Raises InputError for a sequence that is too long, for input of another shape and, outside
+        tf.function, for ids out of range.
         """
         check_shape(input_ids, inputs_embeds)
+        check_tokens(inputs_embeds if input_ids is None else input_ids, attention_mask, token_type_ids, position_ids)
         try:
             embedded = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, training=training)
         except tf.errors.InvalidArgumentError:  # from a lookup on the CPU
@@ -130,12 +131,17 @@ class TFMobileBertMainLayer(Part):
             return None
         layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
         if tuple(mask.shape) not in ((heads,), (layers, heads)):
-            raise ValueError(f"head_mask: shape {tuple(mask.shape)}; allowed are ({heads},) and ({layers}, {heads})")
+            raise InputError(f"head_mask: shape {tuple(mask.shape)}; allowed are ({heads},) and ({layers}, {heads})")
         return tf.broadcast_to(mask, (layers, heads))
 
 
-def check_dtype() -> None:
-    """Raise UserError if Keras computes in float16, in which the activations overflow."""
+def check_dtype(dtype: Any) -> None:
+    """Raise UserError if Keras computes in float16, in which the activations overflow.
+
+    dtype: the argument of a Keras layer. Our layers have the global policy, so another is refused.
+    """
     policy = keras.config.dtype_policy()
+    if dtype is not None and keras.dtype_policies.get(dtype).name != policy.name:
+        raise UserError(f"dtype: {dtype}; set it for all layers before: keras.config.set_dtype_policy(...)")
     if "float16" in (policy.compute_dtype, policy.variable_dtype):
         raise UserError("dtype: float16 ends at 65,504 and MobileBERT's activations reach 1e8; use bfloat16 or float32")

@@ -15,6 +15,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from mobilebert.tf.folding import folded_model
 from mobilebert.tf.model import TFMobileBertPreTrainedModel
 from mobilebert.tf.tasks import TFMobileBertForMultipleChoice
+from mobilebert.tf.weights import load_state_dict, state_dict
 from mobilebert.util.errors import UserError, allowed
 from mobilebert.util.files import write_atomically
 
@@ -35,7 +36,8 @@ def export_tflite(
     """Write a model for one shape of input as a .tflite file.
 
     The file has the signature `serving_default`: input_ids, attention_mask and token_type_ids,
-    int32 of (batch, length), and the model's outputs by name.
+    int32 of (batch, length), and the model's outputs by name. It computes in float32 also if the
+    model's dtype policy is another.
     kind: float32; float16 or dynamic int8 (8-bit weights, computed with in float32 where the
         device has no 8-bit product); int8 (weights and activations, with calibration; the
         configuration's mask_value must be "-6").
@@ -57,7 +59,9 @@ def export_tflite(
         raise UserError(f"length, batch: {length}, {batch}; allowed are lengths of 1 to {longest}, batches of at least 1")
     if isinstance(model, TFMobileBertForMultipleChoice):
         raise UserError("export_tflite: a model of multiple choice has no fixed number of choices; export its encoder")
-    run = folded_model(model) if fold else model
+    run = _in_float32(model)
+    if fold:
+        run = folded_model(run)
 
     inputs = [tf.TensorSpec((batch, length), tf.int32, name=name) for name in INPUTS]
 
@@ -85,6 +89,15 @@ def export_tflite(
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
         content = converter.convert()
     write_atomically(Path(path), content)
+
+
+def _in_float32(model: TFMobileBertPreTrainedModel) -> TFMobileBertPreTrainedModel:
+    """Return a model that computes in float32: TensorFlow Lite has no bfloat16 operations."""
+    if model.dtype_policy.name == "float32":
+        return model
+    copy = type(model).from_config(model.get_config() | {"dtype": "float32"})
+    load_state_dict(copy, state_dict(model))
+    return copy
 
 
 def _samples(calibration: Iterable[Mapping[str, Any]], shape: tuple[int, int]):

@@ -9,7 +9,7 @@ import torch
 
 from mobilebert import modeling
 from mobilebert.modeling.folding import Affine, FoldedLayer, fold
-from mobilebert.tf.parts import ACTIVATIONS, Part
+from mobilebert.tf.parts import ACTIVATIONS, Part, dtype_policy
 from mobilebert.tf.weights import load_state_dict, state_dict
 
 
@@ -90,5 +90,6 @@ def folded_model(model: Any) -> Any:
     body = getattr(folded, "mobilebert", folded)
     copy = type(model).from_config(model.get_config())
     load_state_dict(copy, arrays)
-    copy.mobilebert.encoder.layer = [TFFoldedLayer(layer, model.config.hidden_act) for layer in body.encoder.layer]
+    with dtype_policy(model.dtype_policy.name):
+        copy.mobilebert.encoder.layer = [TFFoldedLayer(layer, model.config.hidden_act) for layer in body.encoder.layer]
     return copy

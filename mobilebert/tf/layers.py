@@ -11,8 +11,8 @@ import keras
 import tensorflow as tf
 
 from mobilebert.modeling.configuration import MobileBertConfig
+from mobilebert.tf.inputs import InputError
 from mobilebert.tf.parts import ACTIVATIONS, Dense, Embedding, Part, norm, unset_eps
-from mobilebert.util.errors import UserError
 
 
 class TFMobileBertEmbeddings(Part):
@@ -39,12 +39,17 @@ class TFMobileBertEmbeddings(Part):
         """Return (batch, tokens, hidden_size) for ids (batch, tokens) or for `inputs_embeds`.
 
         inputs_embeds: (batch, tokens, embedding_size), in place of input_ids.
-        Raises UserError for more tokens than there are positions.
+        Raises InputError for more tokens than there are positions, and embeddings of another width.
         """
         words: Any = self._words(input_ids, training) if inputs_embeds is None else inputs_embeds
-        longest = self.position_embeddings.rows
-        if words.shape[1] is not None and words.shape[1] > longest:
-            raise UserError(f"input_ids: {words.shape[1]} tokens, but max_position_embeddings is {longest}")
+        longest, width = self.position_embeddings.rows, self.word_embeddings.width
+        if words.shape[-1] not in (None, width):
+            raise InputError(f"inputs_embeds: {words.shape[-1]} features, but embedding_size is {width}")
+        if words.shape[1] is None:  # a graph for any length
+            says = f"input_ids: more tokens than max_position_embeddings, {longest}"
+            tf.debugging.assert_less_equal(tf.shape(words)[1], longest, message=says)
+        elif words.shape[1] > longest:
+            raise InputError(f"input_ids: {words.shape[1]} tokens, but max_position_embeddings is {longest}")
         if self.trigram_input:
             # Next, current, previous; zeros only at the ends of the tensor.
             following = tf.pad(words[:, 1:], ((0, 0), (0, 1), (0, 0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,8 +11,9 @@ import keras
 from mobilebert.modeling.configuration import MobileBertConfig
 from mobilebert.tf import weights
 from mobilebert.tf.encoder import TFMobileBertMainLayer, check_dtype
-from mobilebert.tf.inputs import gathered
+from mobilebert.tf.inputs import InputError, arrays_of, gathered
 from mobilebert.tf.outputs import TFModelOutput
+from mobilebert.tf.parts import dtype_policy, set_trainable_parts, trainable_parts
 from mobilebert.util.errors import UserError, allowed
 
 
@@ -23,16 +25,23 @@ class TFMobileBertPreTrainedModel(keras.Model):
     """
 
     label_names: tuple[str, ...] = ()
+    dimensions: tuple[str, ...] = ("batch", "tokens")  # of the inputs
 
     def __init__(self, config: MobileBertConfig, **kwargs):
         """Raise UserError unless `config` is of our class, and for a dtype policy of float16."""
         if not isinstance(config, MobileBertConfig):
             raise UserError(f"config: {type(config).__name__} of {type(config).__module__}; allowed: mobilebert.MobileBertConfig")
-        check_dtype()
-        super().__init__(**kwargs)
+        check_dtype(kwargs.get("dtype"))
+        super().__init__(autocast=False, **kwargs)  # labels would be cast; the layers cast what they read
         self.config = config
         self.built = True  # every layer makes its weights at once
-        self.supports_jit = False  # `fit` would compile with XLA, again for every new length
+        self.supports_jit = False  # the default of `fit` would be XLA, which compiles again for every new length
+
+    def __call__(self, *args, **kwargs):
+        """Call the model; see `call`. The first input may also be what a tokenizer returns."""
+        if args:
+            args = (arrays_of(args[0]), *args[1:])
+        return super().__call__(*args, **kwargs)
 
     def call(
         self,
@@ -68,7 +77,7 @@ class TFMobileBertPreTrainedModel(keras.Model):
             "return_dict": return_dict,
         } | dict.fromkeys(self.label_names)
         if unknown := [name for name in labels if name not in self.label_names]:
-            raise UserError(f"{type(self).__name__}: no argument {unknown[0]!r}; {allowed(('input_ids', *named), unknown[0])}")
+            raise InputError(f"{type(self).__name__}: no argument {unknown[0]!r}; {allowed(('input_ids', *named), unknown[0])}")
         given = gathered(input_ids, named | labels)
         return_dict = given.pop("return_dict")
         targets = {name: given.pop(name) for name in self.label_names}
@@ -87,19 +96,27 @@ class TFMobileBertPreTrainedModel(keras.Model):
 
     # ---- compile and fit
 
+    @keras.Model.jit_compile.setter
+    def jit_compile(self, value):
+        """Set whether `fit` compiles with XLA; it does if `compile` was told so."""
+        self.supports_jit = bool(value)
+        keras.Model.jit_compile.fset(self, value)
+        self.supports_jit = False
+
     def compute_loss(self, x=None, y=None, y_pred: Any = None, sample_weight=None, training=True):
         """Return the compiled loss of the logits or, if `compile` was given none, the model's own.
 
         The labels are y, or are among the inputs.
         """
         if self._compile_loss is not None:
-            return super().compute_loss(x, y, self._judged(y_pred), sample_weight, training)
+            logits = self._judged(y_pred)
+            return super().compute_loss(x, self._wanted(x, y, logits), logits, sample_weight, training)
         if y is None:
             if y_pred is None or y_pred.get("loss") is None:
                 raise UserError(f"fit: no labels; give y, or {' and '.join(self.label_names)} among the inputs")
             return y_pred["loss"]
         if sample_weight is not None:
-            raise UserError("fit: the model's own loss takes no sample_weight; compile with a loss that does")
+            raise UserError("fit: the model's own loss takes no sample_weight or class_weight; compile with a loss that does")
         labels = y if isinstance(y, dict) else dict(zip(self.label_names, y if isinstance(y, list | tuple) else [y]))
         if missing := [name for name in self.label_names if labels.get(name) is None]:
             raise UserError(f"fit: no labels {missing[0]}; y must hold {' and '.join(self.label_names)}")
@@ -107,34 +124,70 @@ class TFMobileBertPreTrainedModel(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Return the metrics of the logits."""
-        return super().compute_metrics(x, y, self._judged(y_pred), sample_weight)
+        logits = self._judged(y_pred)
+        return super().compute_metrics(x, self._wanted(x, y, logits), logits, sample_weight)
 
     def _judged(self, y_pred: Any) -> Any:
         """Return what losses and metrics compare with labels: the logits, in a dict if several."""
         logits = {key: value for key, value in y_pred.items() if key.endswith("logits")}
         return next(iter(logits.values())) if len(logits) == 1 else logits
 
+    def _wanted(self, x: Any, y: Any, logits: Any) -> Any:
+        """Return labels in the structure of the logits; they are y, or are among the inputs."""
+        labels = x if y is None else y
+        if not isinstance(labels, Mapping) or not self.label_names or not set(self.label_names) <= set(labels):
+            return y
+        found = [labels[name] for name in self.label_names]
+        return dict(zip(logits, found)) if isinstance(logits, dict) else found[0]
+
     # ---- configuration, loading and saving
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` reads; a `.keras` file holds it."""
-        return {"config": self.config.to_dict(), "name": self.name}
+        own = {"config": self.config.to_dict(), "name": self.name, "dtype": self.dtype_policy.name}
+        return own | {"trainable": self.trainable, "trainable_parts": trainable_parts(self)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """Return a new model, with random weights."""
-        return cls(MobileBertConfig.from_dict(config["config"]), name=config.get("name"))
+        optional = {name: config[name] for name in ("name", "add_pooling_layer") if name in config}
+        with dtype_policy(config.get("dtype")):
+            model = cls(MobileBertConfig.from_dict(config["config"]), **optional)
+        if not config.get("trainable", True):
+            model.trainable = False
+        set_trainable_parts(model, config.get("trainable_parts", {}))
+        return model
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """Write the model for serving, as Keras does.
+
+        input_signature: None for a dictionary of input_ids, attention_mask and token_type_ids,
+            int32, of any batch and length.
+        """
+        if input_signature is None:
+            shape = (None,) * len(self.dimensions)
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            input_signature = [{name: keras.InputSpec(shape=shape, dtype="int32", name=name) for name in names}]
+        super().export(filepath, format, verbose, input_signature, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike, config: MobileBertConfig | None = None, **overrides) -> Any:
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        config: MobileBertConfig | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **overrides,
+    ) -> Any:
         """Return a model loaded from a folder or a hub name, whose weights PyTorch or Keras wrote.
 
         source: also what `mobilebert convert` reads. A head or a pooler that the checkpoint lacks
         is initialised, with a warning; weights of embeddings or encoder must be there.
         config: None for that of the checkpoint. overrides: fields of the configuration.
+        ignore_mismatched_sizes: whether weights of the head that have another shape, as for other
+            labels, are initialised.
         Raises UserError for a checkpoint that cannot be loaded.
         """
-        return weights.load(cls, source, config, overrides)
+        return weights.load(cls, source, config, overrides, ignore_mismatched_sizes)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write config.json and model.safetensors, with PyTorch's names, into a folder.
@@ -170,8 +223,3 @@ class TFMobileBertModel(TFMobileBertPreTrainedModel):
     def get_config(self) -> dict[str, Any]:
         """Return the configuration, and whether there is a pooler."""
         return super().get_config() | {"add_pooling_layer": self.mobilebert.pooler is not None}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """Return a new model, with random weights."""
-        return cls(MobileBertConfig.from_dict(config["config"]), config["add_pooling_layer"], name=config.get("name"))

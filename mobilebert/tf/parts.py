@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -53,14 +54,51 @@ class Part(keras.layers.Layer):
 
 def weights_of_parts(layer: Any, prefix: str = "") -> Iterator[tuple[str, Named]]:
     """Yield the named weights of every part that is an attribute of a layer or a model."""
+    for name, part in _parts(layer):
+        yield from part.named_weights(f"{prefix}{name}.")
+
+
+def _parts(layer: Any) -> Iterator[tuple[str, Part]]:
+    """Yield the parts that are attributes of a layer or a model, with their names in PyTorch."""
     for name, value in vars(layer).items():
         if name.startswith("_"):  # Keras's own lists of layers
             continue
-        parts = [(name.rstrip("_"), value)] if isinstance(value, Part) else []
+        if isinstance(value, Part):
+            yield name.rstrip("_"), value
         if isinstance(value, list | tuple):
-            parts = [(f"{name}.{index}", part) for index, part in enumerate(value) if isinstance(part, Part)]
-        for key, part in parts:
-            yield from part.named_weights(f"{prefix}{key}.")
+            yield from ((f"{name}.{index}", part) for index, part in enumerate(value) if isinstance(part, Part))
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str | None) -> Iterator[None]:
+    """Set Keras's global dtype policy for a block; None leaves it."""
+    before = keras.config.dtype_policy()
+    if name in (None, before.name):
+        yield
+        return
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def trainable_parts(layer: Any, prefix: str = "") -> dict[str, bool]:
+    """Return `trainable` of the parts, at any depth, in which it is not that of the part around."""
+    found = {}
+    for name, part in _parts(layer):
+        if part.trainable != layer.trainable:
+            found[prefix + name] = part.trainable
+        found |= trainable_parts(part, f"{prefix}{name}.")
+    return found
+
+
+def set_trainable_parts(layer: Any, wanted: Mapping[str, bool], prefix: str = "") -> None:
+    """Set `trainable` of parts; the others follow the part around them."""
+    for name, part in _parts(layer):
+        if prefix + name in wanted:
+            part.trainable = wanted[prefix + name]
+        set_trainable_parts(part, wanted, f"{prefix}{name}.")
 
 
 def normal(config: MobileBertConfig, writes_residual: bool = False) -> keras.initializers.Initializer:
@@ -94,7 +132,7 @@ class Embedding(Part):
 
     def __init__(self, config: MobileBertConfig, rows: int, width: int):
         super().__init__()
-        self.rows = rows
+        self.rows, self.width = rows, width
         self.weight = self.add_weight(shape=(rows, width), initializer=normal(config), name="weight")
 
     def own_weights(self) -> dict[str, Named]:

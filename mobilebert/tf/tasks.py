@@ -51,7 +51,7 @@ class TFMobileBertForSequenceClassification(TFMobileBertClassifier):
 
     labels: (batch,) classes or values, or (batch, num_labels). The first labels set
     `config.problem_type` if it is None: regression if `num_labels` is 1, single-label if they are
-    integers, else multi-label.
+    integers or one for each row, else multi-label.
     """
 
     def loss_of(self, outputs: Any, labels: dict[str, Any]) -> Any:
@@ -60,7 +60,7 @@ class TFMobileBertForSequenceClassification(TFMobileBertClassifier):
         if self.config.problem_type is None:
             if self.config.num_labels == 1:
                 self.config.problem_type = "regression"
-            elif given.dtype.is_integer:
+            elif given.dtype.is_integer or len(given.shape) == 1 or given.shape[-1] == 1:
                 self.config.problem_type = "single_label_classification"
             else:
                 self.config.problem_type = "multi_label_classification"
@@ -79,13 +79,15 @@ class TFMobileBertForMultipleChoice(TFMobileBertClassifier):
     labels: (batch,), the right choices.
     """
 
+    dimensions = ("batch", "choices", "tokens")
+
     def outputs_of(self, config: MobileBertConfig) -> int:
         """Return 1: each choice has a score."""
         return 1
 
     def head(self, given: dict[str, Any], training: Any) -> TFLogitsOutput:
         """Return logits (batch, choices)."""
-        check_shape(given["input_ids"], given["inputs_embeds"], ("batch", "choices", "tokens"))
+        check_shape(given["input_ids"], given["inputs_embeds"], self.dimensions)
         first = given["inputs_embeds"] if given["input_ids"] is None else given["input_ids"]
         choices = tf.shape(first)[1] if first.shape[1] is None else first.shape[1]
         flat = {

@@ -19,12 +19,13 @@ from mobilebert.modeling.foreign.convert import converted, needs_conversion
 from mobilebert.modeling.loading import check_size, configuration, one_refusal
 from mobilebert.modeling.weight_files import FLOATS, weight_files
 from mobilebert.tf.parts import Named, weights_of_parts
-from mobilebert.util.errors import UserError
+from mobilebert.util.errors import UserError, allowed
 from mobilebert.util.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "mobilebert."
+BODY = ("embeddings.", "encoder.")  # weights that every checkpoint must have
 
 
 def named_weights(model: Any) -> dict[str, Named]:
@@ -46,12 +47,17 @@ def _array(named: Named) -> np.ndarray:
 
 
 def load_state_dict(
-    model: Any, arrays: Mapping[str, Any], source: object = "load_state_dict", may_lack_head: bool = False
+    model: Any,
+    arrays: Mapping[str, Any],
+    source: object = "load_state_dict",
+    may_lack_head: bool = False,
+    may_differ: bool = False,
 ) -> None:
     """Set a model's weights from arrays with PyTorch's names and shapes.
 
     may_lack_head: whether weights outside embeddings and encoder may be missing or unknown. They
         are reported.
+    may_differ: whether those weights may have another shape; they are then not set, and reported.
     Raises UserError, before any weight is changed, if a weight is missing, unknown, not finite or
     of another shape.
     """
@@ -68,6 +74,9 @@ def load_state_dict(
         array = np.asarray(given[key], np.float32)
         shape = tuple(named.variable.shape)[:: -1 if named.is_transposed else 1]
         if array.shape != shape:
+            if may_differ and not bare.startswith(BODY):
+                missing.append(f"{bare} {shape}, which was {array.shape}")
+                continue
             raise UserError(f"{source}: {name} has shape {array.shape}, the model's is {shape}")
         if not np.isfinite(array).all():
             raise UserError(f"{source}: {name} holds NaN or infinite values; only finite weights can be loaded")
@@ -75,7 +84,7 @@ def load_state_dict(
     known = {name.removeprefix(PREFIX) for name in wanted}
     unknown = sorted(set(given) - known - {key for keys in tied.values() for key in keys})
     for names, says in ((missing, "it has no"), (unknown, "the model has no")):
-        if bad := [name for name in names if not may_lack_head or name.startswith(("embeddings.", "encoder."))]:
+        if bad := [name for name in names if not may_lack_head or name.startswith(BODY)]:
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise UserError(f"{source}: weights of another architecture: {says} {bad[0]}{more}")
     for name, array in found.items():
@@ -94,10 +103,19 @@ def _tied(wanted: Mapping[str, Named]) -> dict[str, list[str]]:
     return {name: [other for other in group if other != name] for group in names.values() if len(group) > 1 for name in group}
 
 
-def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, overrides: dict[str, Any]) -> Any:
-    """Return a model of class `kind` with the weights of a folder or a hub name."""
+def load(
+    kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, overrides: dict[str, Any], may_differ: bool = False
+) -> Any:
+    """Return a model of class `kind` with the weights of a folder or a hub name.
+
+    may_differ: as in `load_state_dict`.
+    """
     from safetensors.torch import load_file
 
+    default = MobileBertConfig()
+    if unknown := [name for name in overrides if not hasattr(default, name)]:
+        fields = allowed(("num_labels", *default.to_dict()), unknown[0])
+        raise UserError(f"from_pretrained: {unknown[0]!r} is no field of the configuration; {fields}")
     path = Path(source)
     with converted(path) if needs_conversion(path) else contextlib.nullcontext(source) as place, checked(place) as files:
         with one_refusal(files.source, files.folder):
@@ -111,7 +129,7 @@ def load(kind: Any, source: str | os.PathLike, config: MobileBertConfig | None, 
         for path in weight_files(files.folder, files.source):
             arrays |= {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
         model = kind(chosen)
-        load_state_dict(model, arrays, source, may_lack_head=True)
+        load_state_dict(model, arrays, source, may_lack_head=True, may_differ=may_differ)
         model.config.name_or_path = str(source)
         for note in files.notes:
             logger.warning("%s", note)

@@ -48,7 +48,10 @@ def write_h5(name: str, head: str, fields: dict, random: np.random.Generator) ->
     """Write config.json and tf_model.h5, and beside them inputs and outputs."""
     model = getattr(transformers, f"TFMobileBert{head}")(transformers.MobileBertConfig(**SIZES | fields))
     ids = random.integers(0, SIZES["vocab_size"], (2, 6))
-    inputs = {"input_ids": ids, "attention_mask": np.array([[1] * 6, [1, 1, 1, 1, 0, 0]]), "token_type_ids": ids % 2}
+    mask = np.array([[1] * 6, [1, 1, 1, 1, 0, 0]])
+    if head == "ForMultipleChoice":  # the second choice is the first one backwards
+        ids, mask = (np.stack([rows, rows[:, ::-1]], axis=1) for rows in (ids, mask))
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
     model(**inputs)
     for variable in model.weights:  # wide, so that each weight matters
         wide = 0.3 if variable.shape.rank == 1 else 0.5
@@ -155,6 +158,10 @@ def main() -> None:
     # Its attention scores are so large that the mask of TensorFlow's classes, -10000, does not hide
     # padding.
     write_h5("next-sentence", "ForNextSentencePrediction", {}, np.random.default_rng(1))
+    write_h5("masked", "ForMaskedLM", {"num_hidden_layers": 1}, np.random.default_rng(2))
+    # LayerNorm: NoNorm with weights this wide multiplies float32's rounding, to 5e-5 of the logits.
+    write_h5("choices", "ForMultipleChoice", LAYER_NORM | {"num_hidden_layers": 1}, np.random.default_rng(3))
+    write_h5("tokens", "ForTokenClassification", TINY | {"num_hidden_layers": 1}, np.random.default_rng(4))
     # transformers cannot build the teacher. Its JSON leaves out what is Google's default.
     write_google("google-teacher", google | {"hidden_act": "gelu", "hidden_dropout_prob": 0.1, "num_hidden_layers": 1}, random)
 

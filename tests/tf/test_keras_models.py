@@ -15,6 +15,7 @@ from mobilebert import tf as keras_models
 from mobilebert.modeling.presets import ACTIVATIONS, MASK_VALUES, NORMS
 from mobilebert.util.errors import UserError
 
+IDS = np.zeros((2, 3), np.int32)
 WANTED = {"output_hidden_states": True, "output_attentions": True}
 TABLE_1 = {"use_bottleneck_attention": False, "key_query_shared_bottleneck": False}
 MODELS = {  # the paper's models in small
@@ -167,17 +168,34 @@ def test_a_functional_model_can_be_built_on_top():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda model: model(np.zeros((1, 17), np.int32)), "input_ids: 17 tokens, but max_position_embeddings is 16"),
-        (lambda model: model(np.full((1, 3), 50)), "input_ids: ids from 50 to 50; allowed are 0 to 49"),
-        (lambda model: model(np.zeros((1, 3), np.float32)), "input_ids: float32; ids must be integers"),
+        (lambda model: model(np.zeros((1, 17), np.int32)), "input_ids: 17 tokens, but max_position_embeddings is 16$"),
+        (lambda model: model(np.full((1, 3), 50)), "input_ids: ids from 50 to 50; allowed are 0 to 49$"),
+        (lambda model: model(np.zeros((1, 3), np.float32)), "input_ids: float32; ids must be integers$"),
         (lambda model: model({"input_id": np.zeros((1, 3), np.int32)}), "inputs: 'input_id' is unknown"),
-        (lambda model: model(np.zeros((1, 3), np.int32), lables=np.zeros(1)), "no argument 'lables'"),
+        (lambda model: model(np.zeros((1, 3), np.int32), lables=np.zeros(1)), ".*no argument 'lables'"),
+        (lambda model: model([[1, 2, 3], [4, 5]]), "input_ids: rows of different lengths; pad them to one length$"),
+        (
+            lambda model: model(np.zeros((0, 3), np.int32)),
+            r"input_ids: shape \(0, 3\); wanted is \(batch, tokens\), each at least 1$",
+        ),
+        (lambda model: model(IDS, np.ones((2, 4))), r"attention_mask: shape \(2, 4\); the input has 2 rows of 3 tokens$"),
+        (lambda model: model(IDS, token_type_ids=np.ones((3, 3), int)), r"token_type_ids: shape \(3, 3\)"),
+        (lambda model: model(IDS, position_ids=np.arange(4)), r"position_ids: shape \(4,\)"),
+        (lambda model: model(inputs_embeds=np.ones((2, 3, 9))), "inputs_embeds: 9 features, but embedding_size is 8$"),
     ],
 )
-def test_bad_inputs_are_named(call, says):
+def test_bad_inputs_are_named_in_one_line(call, says):
     model = keras_models.TFMobileBertForSequenceClassification(MobileBertConfig(**SMALL))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=f"^{says}"):
         call(model)
+
+
+def test_a_sequence_that_is_too_long_for_a_graph_of_any_length_is_named():
+    model = keras_models.TFMobileBertModel(MobileBertConfig(**SMALL))
+    run = tf.function(model, input_signature=[tf.TensorSpec((None, None), tf.int32)])
+    assert run(np.zeros((1, 16), np.int32)).last_hidden_state.shape == (1, 16, 24)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more tokens than max_position_embeddings, 16"):
+        run(np.zeros((1, 17), np.int32))
 
 
 def test_float16_is_refused():

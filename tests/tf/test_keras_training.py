@@ -48,6 +48,9 @@ def test_a_round_trip_through_keras_leaves_every_bit(head, tied, tmp_path):
         ("classification", "ForSequenceClassification"),
         ("answers", "ForQuestionAnswering"),
         ("next-sentence", "ForNextSentencePrediction"),
+        ("masked", "ForMaskedLM"),
+        ("choices", "ForMultipleChoice"),
+        ("tokens", "ForTokenClassification"),
     ],
 )
 def test_an_h5_file_of_transformers_gives_its_outputs(name, head):
@@ -128,8 +131,25 @@ def test_a_head_that_the_checkpoint_lacks_is_new_and_a_missing_encoder_is_refuse
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, vocab_size=49)
     with pytest.raises(UserError, match=r"it has no encoder\.layer\.2"):
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"^from_pretrained: 'num_label' is no field of the configuration; allowed: .*num_labels"):
+        keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path, num_label=3)
     with pytest.raises(UserError, match=r"no config\.json"):
         keras_models.TFMobileBertForMaskedLM.from_pretrained(tmp_path / "..")
+
+
+def test_a_head_for_other_labels_is_new_if_the_caller_allows_it(tmp_path, capsys):
+    ours, _ = pair("ForSequenceClassification")
+    ours.save_pretrained(tmp_path)
+    kind = keras_models.TFMobileBertForSequenceClassification
+    with pytest.raises(UserError, match=r"classifier\.weight has shape \(3, 24\), the model's is \(5, 24\)"):
+        kind.from_pretrained(tmp_path, num_labels=5)
+    model = kind.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert "classifier.weight (5, 24), which was (3, 24)" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        model.state_dict()["mobilebert.pooler.dense.bias"], ours.state_dict()["mobilebert.pooler.dense.bias"]
+    )
+    with pytest.raises(UserError, match="has shape"):
+        kind.from_pretrained(tmp_path, vocab_size=49, ignore_mismatched_sizes=True)
 
 
 def test_integer_weights_are_refused(tmp_path):
@@ -165,16 +185,19 @@ def losses_of_pytorch(model, inputs, labels, steps: int, rate: float) -> list[fl
     return found
 
 
-@pytest.mark.parametrize("labels_are", ["y", "input", "compiled"])
+@pytest.mark.parametrize("labels_are", ["y", "input", "compiled", "for XLA"])
 def test_fit_takes_the_steps_that_pytorch_takes(labels_are):
     ours, theirs, inputs, labels = classifier()
     compiled = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if labels_are == "compiled" else None
-    ours.compile(optimizer=keras.optimizers.SGD(0.2), loss=compiled, metrics=["accuracy"] if labels_are == "y" else None)
+    xla = {"jit_compile": True} if labels_are == "for XLA" else {}
+    ours.compile(keras.optimizers.SGD(0.2), compiled, metrics=["accuracy"] if labels_are in ("y", "input") else None, **xla)
+    assert ours.jit_compile == bool(xla)
     x, y = (inputs | {"labels": labels}, None) if labels_are == "input" else (inputs, labels)
     history = ours.fit(x, y, batch_size=24, epochs=6, shuffle=False, verbose=0).history
     wanted = losses_of_pytorch(theirs, inputs, labels, 6, 0.2)
     assert history["loss"] == pytest.approx(wanted, rel=1e-4)
     assert wanted[-1] < wanted[0] - 0.01  # far more than the tolerance
+    assert ("accuracy" in history) == (labels_are in ("y", "input"))
     predicted = ours.predict(inputs, batch_size=7, verbose=0)
     assert predicted.logits.shape == (24, 2)
     if labels_are == "y":
@@ -205,6 +228,11 @@ def test_answers_and_both_pretraining_losses_fit_with_labels_in_a_dictionary():
         labels = {name: arrays.pop(name) for name in ours.label_names}
         ours.compile(optimizer="sgd")
         assert ours.evaluate(arrays, labels, batch_size=3, verbose=0) == pytest.approx(wanted, rel=1e-5)
+        if head == "ForQuestionAnswering":  # metrics are named by outputs, labels by arguments
+            ours.compile(optimizer="sgd", metrics={"start_logits": ["accuracy"], "end_logits": ["accuracy"]})
+            found = ours.evaluate(arrays, labels, batch_size=3, verbose=0, return_dict=True)
+            right = (ours(arrays).end_logits.numpy().argmax(1) == labels["end_positions"]).mean()
+            assert found["end_logits_accuracy"] == pytest.approx(right)
         assert np.isfinite(ours.fit(arrays, labels, batch_size=3, verbose=0).history["loss"]).all()
 
 
@@ -231,5 +259,5 @@ def test_missing_labels_are_named():
     ours.compile(optimizer="sgd")
     with pytest.raises(UserError, match="fit: no labels; give y, or labels among the inputs"):
         ours.fit(inputs, verbose=0)
-    with pytest.raises(UserError, match="takes no sample_weight"):
+    with pytest.raises(UserError, match="takes no sample_weight or class_weight"):
         ours.fit(inputs, labels, sample_weight=np.ones(24), verbose=0)

@@ -1,5 +1,6 @@
 """A .tflite file gives the outputs of the model that it was written from."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -39,6 +40,20 @@ def test_a_float_file_equals_the_model(head, fold, tmp_path):
     keras_models.export_tflite(ours, tmp_path / "model.tflite", length=7, batch=2, fold=fold)
     wanted, found = ours(batch(0)), outputs(tmp_path / "model.tflite", batch(0))
     assert set(found) == set(wanted)
+    for name in wanted:
+        close(found[name], wanted[name])
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_model_that_computes_in_bfloat16_is_written_in_float32(fold, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        ours, _ = pair("ForQuestionAnswering", num_hidden_layers=1)
+        keras_models.export_tflite(ours, tmp_path / "model.tflite", length=7, batch=2, fold=fold)
+    finally:
+        keras.config.set_dtype_policy(before)
+    wanted, found = pair("ForQuestionAnswering", num_hidden_layers=1)[0](batch(0)), outputs(tmp_path / "model.tflite", batch(0))
     for name in wanted:
         close(found[name], wanted[name])
 

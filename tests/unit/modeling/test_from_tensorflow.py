@@ -29,6 +29,9 @@ H5 = {
     "answers": "MobileBertForQuestionAnswering",
     "encoder": "MobileBertModel",
     "next-sentence": "MobileBertForNextSentencePrediction",
+    "masked": "MobileBertForMaskedLM",
+    "choices": "MobileBertForMultipleChoice",
+    "tokens": "MobileBertForTokenClassification",
 }
 STUDENT, DATA = "google-student", "mobilebert_variables.ckpt.data-00000-of-00001"
 CHECKPOINT = "mobilebert_variables.ckpt.index"
