@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from mobilebert.compare.baseline import Baseline
 from mobilebert.compare.differences import comparable, own_change
 from mobilebert.compare.metrics import Better, better
-from mobilebert.compare.rule import LEAST_SEEDS, judge_fresh
+from mobilebert.compare.rule import LEAST_SEEDS, judge_fresh, judge_times
 from mobilebert.compare.side import Side, is_usable
 from mobilebert.study.sections import TIMING
 from mobilebert.util.errors import UserError
@@ -21,7 +22,10 @@ FAILS = ("worse", "suspicious", "missing", "edited")  # whatever else could not 
 
 @dataclass(frozen=True)
 class GateRow:
-    """The verdict on a gated metric or on a record. base, new: means; None without a value."""
+    """The verdict on a gated metric or on a record.
+
+    base, new: means, or medians of times; None without a value.
+    """
 
     what: str
     verdict: Verdict
@@ -114,9 +118,11 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
     if len(fresh) < (1 if timing else rule.fresh):
         more = f"{len(fresh)} of {rule.fresh} fresh seeds; run more: mobilebert seeds FIRST-LAST --study {baseline.study}"
         return GateRow(metric, "missing", more, mean, sum(values) / len(values))
-    verdict = judge_fresh(known, fresh, len(rule.metrics), direction(metric), timing)
-    reason = f"{len(fresh)} {'runs' if timing else 'fresh seeds'} against {len(known)}"
-    return GateRow(metric, verdict, reason, mean, sum(fresh) / len(fresh))
+    if timing:
+        reason = f"the medians of {len(fresh)} timings against {len(known)}"
+        return GateRow(metric, judge_times(known, fresh, rule.fresh), reason, statistics.median(known), statistics.median(fresh))
+    verdict = judge_fresh(known, fresh, len(rule.metrics), direction(metric))
+    return GateRow(metric, verdict, f"{len(fresh)} fresh seeds against {len(known)}", mean, sum(fresh) / len(fresh))
 
 
 def _other_experiment(job: str, base: Side, new: Side) -> str | None:

@@ -13,7 +13,8 @@ from mobilebert.compare.metrics import Better
 ALPHA = 0.005  # chance of a false `worse`, and of a false `suspicious`, over all metrics together
 LEAST_SEEDS = 10  # of a baseline
 LEAST_VALUES = 4  # different ones: an accuracy at its ceiling has fewer, and no normal spread
-SLOWER = 1.2  # a ratio of times that grew by this factor is worse, whatever its spread
+SLOWER = 1.1  # the median of enough ratios of times that grew by this factor is worse
+FAR = 1.2  # the same of fewer; the median of enough that fell by it is suspicious
 # Two groups explain this share of the variance. One in a thousand normal samples of 20 values
 # reaches it, seven in a thousand of 10.
 TWO_GROUPS = 0.85
@@ -23,7 +24,7 @@ _ROUNDING = 1e-9
 
 
 def judge_fresh(
-    baseline: Sequence[float], fresh: Sequence[float], metrics: int, better: Better, timing: bool = False
+    baseline: Sequence[float], fresh: Sequence[float], metrics: int, better: Better
 ) -> Literal["pass", "worse", "suspicious"]:
     """Return the verdict on the mean of fresh seeds.
 
@@ -31,15 +32,28 @@ def judge_fresh(
     of the baseline's seeds: for n of them with mean m and standard deviation s, and k fresh ones,
     m +- t(n - 1) x s x sqrt(1/n + 1/k), with t exceeded by a share of ALPHA / metrics.
 
-    metrics: the number of gated metrics. timing: the values are ratios of times, of which a growth
-    by SLOWER is worse even inside the interval.
+    metrics: the number of gated metrics.
     """
     mean, now = statistics.fmean(baseline), statistics.fmean(fresh)
     margin = prediction_margin(baseline, len(fresh), ALPHA / metrics) + _ROUNDING * max(1.0, abs(mean))
     gain = now - mean if better == "higher" else mean - now
-    if gain < -margin or (timing and now >= SLOWER * mean * (1 - _ROUNDING)):
+    if gain < -margin:
         return "worse"
     return "suspicious" if gain > margin else "pass"
+
+
+def judge_times(baseline: Sequence[float], fresh: Sequence[float], enough: int) -> Literal["pass", "worse", "suspicious"]:
+    """Return the verdict on ratios of times: their median beside the baseline's.
+
+    A timing that another process disturbs is off by tens of percent, so no mean and no standard
+    deviation describes several. With `enough` of them a growth by SLOWER is `worse` and a fall by
+    FAR `suspicious`; with fewer only a growth by FAR is judged.
+    """
+    before, now = statistics.median(baseline), statistics.median(fresh)
+    is_enough = len(fresh) >= enough
+    if now >= (SLOWER if is_enough else FAR) * before * (1 - _ROUNDING):
+        return "worse"
+    return "suspicious" if is_enough and now * FAR <= before * (1 + _ROUNDING) else "pass"
 
 
 def unfit(values: Sequence[float]) -> str | None:
