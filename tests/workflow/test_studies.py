@@ -19,7 +19,7 @@ from mobilebert.study.tasks import TASKS
 from mobilebert.util.errors import UserError
 from mobilebert.util.files import file_sha256
 
-STUDIES = ("smoke", "cpu", "evening", "gpu", "learning", "small-tasks", "released", "paper", "weekend", "engines")
+STUDIES = ("smoke", "cpu", "evening", "gpu", "learning", "small-tasks", "released", "paper", "weekend", "engines", "int8")
 
 
 @pytest.mark.parametrize("study", STUDIES)
