@@ -64,6 +64,8 @@ def print_comparison(options: argparse.Namespace) -> int:
     base, baseline = open_base(options.base)
     if options.gate and (baseline is None or not baseline.gate.metrics):
         raise UserError(f"{options.base}: --gate needs a baseline with gated metrics; make one: mobilebert baseline OUT.json")
+    if options.gate and (files := [name for name in options.new if Path(name).is_file()]):
+        raise UserError(f"{files[0]}: --gate judges runs; name folders of results, as results/smoke, not a file")
     new = open_new(options.new, options.base)
     report = compare(base, new, baseline if options.gate else None)
     if options.html:

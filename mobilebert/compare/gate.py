@@ -107,22 +107,24 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
     for job in jobs:
         if problem := _other_experiment(job, base, new) or (_other_processor(job, base, new) if timing else None):
             return GateRow(metric, "ignored" if may_lack else "not comparable", problem)
-    mean = sum(known) / len(known)
+    middle = statistics.median if timing else statistics.fmean
+    mean = middle(known)
     twins = dict(zip(base.seeds, before, strict=True))
     runs = [(seed, value) for seed, value in zip(new.seeds, now, strict=True) if value is not None]
     if all(twins.get(seed) == value for seed, value in runs):
-        return GateRow(metric, "same", "the baseline's seeds, equal to the digit", mean, sum(values) / len(values))
-    # A seed decides no time: the times of every run are fresh.
-    # Any other seed counts once, however many runs have it.
-    fresh = values if timing else list({seed: value for seed, value in runs if seed not in twins}.values())
+        return GateRow(metric, "same", "the baseline's seeds, equal to the digit", mean, middle(values))
+    if timing:  # a seed decides no time, but a seed's same digits are the same timing: the baseline's, or a copy
+        fresh = [value for seed, value in dict.fromkeys(runs) if twins.get(seed) != value]
+    else:  # a seed counts once, however many runs have it
+        fresh = list({seed: value for seed, value in runs if seed not in twins}.values())
     if len(fresh) < (1 if timing else rule.fresh):
         more = f"{len(fresh)} of {rule.fresh} fresh seeds; run more: mobilebert seeds FIRST-LAST --study {baseline.study}"
-        return GateRow(metric, "missing", more, mean, sum(values) / len(values))
+        return GateRow(metric, "missing", more, mean, middle(values))
     if timing:
         reason = f"the medians of {len(fresh)} timings against {len(known)}"
-        return GateRow(metric, judge_times(known, fresh, rule.fresh), reason, statistics.median(known), statistics.median(fresh))
+        return GateRow(metric, judge_times(known, fresh, rule.fresh), reason, mean, middle(fresh))
     verdict = judge_fresh(known, fresh, len(rule.metrics), direction(metric))
-    return GateRow(metric, verdict, f"{len(fresh)} fresh seeds against {len(known)}", mean, sum(fresh) / len(fresh))
+    return GateRow(metric, verdict, f"{len(fresh)} fresh seeds against {len(known)}", mean, middle(fresh))
 
 
 def _other_experiment(job: str, base: Side, new: Side) -> str | None:
@@ -157,7 +159,7 @@ def _records(base: Side, new: Side, ignore: Collection[str], judged: Collection[
     """Return a row for each record, behind no gated metric, that was edited, that a run lacks, or
     that is of another experiment."""
     rows = []
-    for job in dict.fromkeys([*base.jobs, *new.edited]):
+    for job in dict.fromkeys([*base.jobs, *new.edited, *new.unsealed]):
         if job in judged:
             continue
         facts = new.jobs.get(job)

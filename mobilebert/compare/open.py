@@ -41,6 +41,8 @@ def open_folder(name: str) -> RecordFolder:
 def open_base(name: str) -> tuple[Side, Baseline | None]:
     """Return the side to compare with, and its baseline if a file holds one."""
     path = Path(name)
+    if not name.startswith(MLFLOW) and not path.exists():
+        raise UserError(f"{name}: no such file or folder")
     if name.startswith(MLFLOW) or not path.is_file():
         return side(name, [open_run(name)]), None
     if is_benchmarks(path):

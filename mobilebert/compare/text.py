@@ -115,11 +115,15 @@ def _gate(rows: Sequence[GateRow]) -> str:
 
 
 def gate_lines(rows: Iterable[GateRow]) -> list[str]:
-    """Return a line for each row of the gate."""
+    """Return a line for each row of the gate; two if one is too long."""
     found = []
     for row in rows:
         values = f" {number(row.base)} → {number(row.new)}" if row.new is not None else ""
-        found.append(cut(f"{row.verdict}: {row.what}{values} ({row.reason})", WIDTH))
+        line = f"{row.verdict}: {row.what}{values} ({row.reason})"
+        if len(line) <= WIDTH:
+            found.append(line)
+        else:  # the reason ends with what to do, so it is not cut off
+            found += [cut(f"{row.verdict}: {row.what}{values}", WIDTH), cut(f"  ({row.reason})", WIDTH)]
     return found
 
 
