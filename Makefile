@@ -44,7 +44,7 @@ test: $(READY)
 	  --durations 25 tests/workflow tests/bench tests/unit
 
 bench: $(READY)
-	pytest -s tests/bench --benchmark-autosave
+	OMP_NUM_THREADS=1 pytest -s tests/bench --benchmark-autosave
 
 test-long: $(READY)
 	python tests/long/kills.py 50

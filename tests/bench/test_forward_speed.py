@@ -9,7 +9,7 @@ import torch
 
 from mobilebert.deployment.int8 import processor
 
-WIDE = ("amx_int8", "avx512_vnni", "avx512bw")  # processors with AVX512
+WIDE = ("amx_int8", "avx512_vnni", "avx512bw")  # Intel's processors with AVX512
 BATCH, LENGTH, WARMUP, ROUNDS = 1, 128, 3, 21
 
 
@@ -44,9 +44,12 @@ def test_forward(benchmark, models, ids, which):
 def test_faster_than_transformers(rounds, models, ids):
     """The ratio depends on the processor. A Xeon with AVX512 and AMX gives 1.11 to 1.14, and 1.45
     to 1.5 folded. An EPYC with AVX2 alone gives 0.98 to 1.02, and 1.11 to 1.20 folded, because its
-    products take longer beside the same calls. The bounds of each kind are below all ratios seen.
+    products take longer beside the same calls; one with AVX512, which MKL does not use on AMD, gives
+    1.00 to 1.01, and 1.07 to 1.09. The bounds of each kind are below all ratios seen.
     """
-    least_ours, least_folded = (1.02, 1.25) if processor()["isa"] in WIDE else (0.95, 1.05)
+    kind = processor()
+    is_wide = kind["isa"] in WIDE and "AMD" not in kind["cpu"]
+    least_ours, least_folded = (1.02, 1.25) if is_wide else (0.95, 1.05)
     with torch.inference_mode():
         versions = {name: lambda _, model=model: model(ids).last_hidden_state for name, model in models.items()}
         samples, hidden = rounds.run(versions, ROUNDS, WARMUP)
