@@ -44,8 +44,8 @@ def test_forward(benchmark, models, ids, which):
 def test_faster_than_transformers(rounds, models, ids):
     """The ratio depends on the processor. A Xeon with AVX512 and AMX gives 1.11 to 1.14, and 1.45
     to 1.5 folded. An EPYC with AVX2 alone gives 0.98 to 1.02, and 1.11 to 1.20 folded, because its
-    products take longer beside the same calls; one with AVX512, which MKL does not use on AMD, gives
-    1.00 to 1.01, and 1.07 to 1.09. The bounds of each kind are below all ratios seen.
+    products take longer beside the same calls. One with AVX512, which MKL does not use on AMD,
+    gives 1.00 to 1.01, and 1.07 to 1.09. The bounds of each kind are below all ratios seen.
     """
     kind = processor()
     is_wide = kind["isa"] in WIDE and "AMD" not in kind["cpu"]
