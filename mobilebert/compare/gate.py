@@ -121,7 +121,7 @@ def _metric(metric: str, baseline: Baseline, base: Side, new: Side) -> GateRow:
         more = f"{len(fresh)} of {rule.fresh} fresh seeds; run more: mobilebert seeds FIRST-LAST --study {baseline.study}"
         return GateRow(metric, "missing", more, mean, middle(values))
     if timing:
-        reason = f"the medians of {len(fresh)} timings against {len(known)}"
+        reason = f"the median of {len(fresh)} against that of {len(known)}" if fresh[1:] else f"one timing against {len(known)}"
         return GateRow(metric, judge_times(known, fresh, rule.fresh), reason, mean, middle(fresh))
     verdict = judge_fresh(known, fresh, len(rule.metrics), direction(metric))
     return GateRow(metric, verdict, f"{len(fresh)} fresh seeds against {len(known)}", mean, middle(fresh))
