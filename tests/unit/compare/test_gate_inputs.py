@@ -23,14 +23,14 @@ def test_the_baselines_own_timings_do_not_hide_slower_ones(place, capsys):
         write_run(place / f"results/mine-seed{seed}", seed=seed, **values(seed) | {"ratio": 2.3 + seed / 1e5})
     for runs in (FRESH, [*OWN, *FRESH]):
         code, rows = gate_rows(capsys, *runs)
-        assert (code, rows[RATIO]["verdict"], rows[RATIO]["reason"]) == (1, "worse", "the medians of 5 timings against 20")
+        assert (code, rows[RATIO]["verdict"], rows[RATIO]["reason"]) == (1, "worse", "the median of 5 against that of 20")
 
 
 def test_a_timing_counts_once_however_many_runs_have_it(place, capsys):
     for loss in (3.1, 3.2):
         write_run(place / f"again-{loss}", seed=101, **values(101) | {"loss": loss})
     _, rows = gate_rows(capsys, *FRESH[:3], "again-3.1", "again-3.2")
-    assert rows[RATIO]["reason"] == "the medians of 3 timings against 20"
+    assert rows[RATIO]["reason"] == "the median of 3 against that of 20"
 
 
 def test_equal_times_show_their_medians(place, capsys):
