@@ -32,9 +32,9 @@ def layer_errors(source: Path, target: Path, row: Mapping[str, np.ndarray]) -> d
     """Return |int8 - float32| / |float32| (2-norms) of each layer's output, by the layer's number.
 
     source: the float32 ONNX file. target: the int8 file that was made from it, ONNX or OpenVINO's
-    (.xml). A layer's output is the last float tensor of the layer that both files have. A layer
-    without one is left out, as are all layers of an architecture that names them otherwise. See
-    also `hidden_errors`.
+    (.xml). A layer's output is the last float tensor of the layer that both files have: with NoNorm
+    the stream before its scale and shift (`modeling.folding`). A layer without one is left out, as
+    are all layers of an architecture that names them otherwise. See also `hidden_errors`.
     """
     import onnx
 

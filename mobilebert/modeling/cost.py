@@ -155,9 +155,10 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
     # output bottleneck, each FFN (with a product and an activation more). 2 (product, norm): input
     # and shared bottleneck.
     kernels = 4 + 3 + 5 * ffns + 2 * (bottleneck + reads_shared) + 3 * bottleneck
-    # Folded: one product before attention (two for TINY), the attention, one product after it; each
-    # FFN has two products and an activation; then the output bottleneck's product and a norm.
-    folded = 3 + (bottleneck and inside) + 3 * ffns + bottleneck + 1
+    # Folded: one product before attention (two for TINY and for a shared bottleneck), the
+    # attention, one product after it; each FFN has two products and an activation; then the output
+    # bottleneck's product.
+    folded = 3 + (bottleneck and (inside or shared)) + 3 * ffns + bottleneck
     lookup = 1 + 2 * config["trigram_input"] + transforms + 3  # the trigram pads and concatenates; 3: position, segment, norm
 
     # A block holds its input, the residual and the shared input throughout. The most of these is
@@ -197,7 +198,7 @@ def _mobilebert(config: Mapping, seq: int) -> Cost:
         encoder_flops=2 * seq * macs,
         mlm_flops_per_prediction=2 * head,
         kernels=lookup + layers * kernels,
-        folded_kernels=lookup + layers * folded if config["normalization_type"] == "no_norm" else None,
+        folded_kernels=lookup + layers * folded + 1 if config["normalization_type"] == "no_norm" else None,
         activation_bytes=4 * seq * live,
         saved_bytes_per_token=4 * (saved + _saved_by_heads(config)),
     )

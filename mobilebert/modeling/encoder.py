@@ -89,9 +89,13 @@ class MobileBertEncoder(nn.Module):
         for index in range(num_layers):
             hidden_states, probabilities = self.layer[index](hidden_states, attention_mask, index in attention_layers)
             if states is not None and states_wanted is not None:
-                states.append(hidden_states if index + 1 in states_wanted else None)
+                states.append(self.state(hidden_states, index + 1) if index + 1 in states_wanted else None)
             attentions.append(probabilities)
-        return hidden_states, None if states is None else tuple(states), tuple(attentions)
+        return self.state(hidden_states, num_layers), None if states is None else tuple(states), tuple(attentions)
+
+    def state(self, stream: torch.Tensor, blocks: int) -> torch.Tensor:
+        """Return the hidden state for what `blocks` blocks made: itself, except in `folding`."""
+        return stream
 
 
 class MobileBertPooler(nn.Module):

@@ -1,7 +1,7 @@
 """Fold a NoNorm model's norms into its weights, exactly: 17 kernels a block in inference, not 34.
 
-NoNorm is affine, so nothing of it need be left at run time. Inside a block the residual stream x is
-kept in coordinates z, with one scale and one shift a channel:
+NoNorm is affine, so nothing of it need be left at run time. A residual stream x, the one inside a
+block and the one between blocks, is kept in coordinates z, with one scale and one shift a channel:
 
     x = s * z + t
 
@@ -11,13 +11,14 @@ its norm, g * (W y + b + x) + c, only adds to z, by one matrix product that star
     g * (W y + b + s z + t) + c  =  s' z' + t'
     with   s' = g s,   t' = g * (b + t) + c,   z' = z + (W / s) y
 
-The products of query, key, value and input bottleneck read the same block input and become one.
-Query and key through their shared bottleneck are two linear maps in a row, so they become one. The
-attention scale goes into the query. All products are formed in float64. Weights are kept as
-(inputs, outputs), the layout of the product.
+The products that read the same input become one: those of the bottlenecks and value, then those of
+query and key. Query and key through their shared bottleneck stay two products: as one they would
+need 4 % more FLOPs in all. The attention scale goes into the query. All products are formed in
+float64. Weights are kept as (inputs, outputs), the layout of the product.
 """
 
 import copy
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any, TypeGuard
 
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mobilebert.modeling.configuration import MobileBertConfig
-from mobilebert.modeling.encoder import MobileBertLayer, MobileBertModel, MobileBertPreTrainedModel
+from mobilebert.modeling.encoder import MobileBertEncoder, MobileBertLayer, MobileBertModel, MobileBertPreTrainedModel
 from mobilebert.modeling.inplace import activate, untouched
 from mobilebert.modeling.layers import ACTIVATIONS, NoNorm
 from mobilebert.util.errors import UserError
@@ -61,7 +62,7 @@ class Affine(nn.Module):
 
 
 class Stream:
-    """Scale and shift of a block's residual stream while its sub-layers are folded one by one.
+    """Scale and shift of a residual stream while the layers that use it are folded one by one.
 
     Both are (width,) in float64.
     """
@@ -70,14 +71,16 @@ class Stream:
         self.scale = torch.ones(width, dtype=torch.float64, device=device)
         self.shift = torch.zeros(width, dtype=torch.float64, device=device)
 
-    def read(self, linear: nn.Linear) -> Affine:
-        """Return the folded form of `linear`, which reads the stream."""
-        weight, bias = _exact(linear)
-        return _affine(linear, weight * self.scale, bias + weight @ self.shift)
+    def read(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight and bias, which are for x, for the stream's z."""
+        return weight * self.scale, bias + weight @ self.shift
 
-    def write(self, linear: nn.Linear, norm: NoNorm | nn.LayerNorm) -> Affine:
-        """Return the folded form of norm(linear(y) + stream), whose result is the new stream."""
-        weight, bias = _exact(linear)
+    def write(self, linear: nn.Linear, norm: NoNorm | nn.LayerNorm, y: "Stream | None" = None) -> Affine:
+        """Return the folded form of norm(linear(y) + stream), whose result is the new stream.
+
+        y: the stream that `linear` reads; None if it reads plain values.
+        """
+        weight, bias = _exact(linear) if y is None else y.read(*_exact(linear))
         gain, offset = _exact(norm)
         scale = gain * self.scale
         far = (scale.abs() > LARGEST_SCALE) | (scale.abs() < 1 / LARGEST_SCALE)
@@ -98,13 +101,22 @@ def _affine(like: nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return Affine(weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
+def _joined(products: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, biases = zip(*products, strict=True)
+    return torch.cat(weights), torch.cat(biases)
+
+
 class FoldedLayer(nn.Module):
-    """A block with its norms folded, called like `MobileBertLayer`."""
+    """A block with its norms folded, called like `MobileBertLayer`.
 
-    gain: torch.Tensor
-    offset: torch.Tensor
+    between: the stream between blocks; the layer reads it, writes to it and changes its scale and
+        shift.
+    """
 
-    def __init__(self, layer: MobileBertLayer, hidden_act: str):
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, layer: MobileBertLayer, hidden_act: str, between: Stream):
         super().__init__()
         attention = layer.attention.self
         self.heads, self.width, self.replaces_scores = attention.heads, attention.query.out_features, attention.replaces_scores
@@ -113,56 +125,54 @@ class FoldedLayer(nn.Module):
         products[0] = tuple(root * part for part in products[0])
         bottleneck = layer.bottleneck
         self.residual = None  # a separate product only if query, key and value read its result
+        self.query_key = None  # the same for query and key, which may read a shared bottleneck
         if bottleneck is not None:
             into = _after(*_exact(bottleneck.input.dense), bottleneck.input.LayerNorm)
             if bottleneck.use_bottleneck_attention:
                 # Not joined: three matrices of (512, 128) in place of (128, 128) would be 30 % more
                 # FLOPs for TINY.
-                self.residual = _affine(attention.query, *into)
+                self.residual = _affine(attention.query, *between.read(*into))
             else:
                 if bottleneck.attention is not None:
-                    shared, shift = _after(*_exact(bottleneck.attention.dense), bottleneck.attention.LayerNorm)
-                    products[:2] = [(weight @ shared, bias + weight @ shift) for weight, bias in products[:2]]
+                    self.query_key = _affine(attention.query, *_joined(products[:2]))
+                    products[:2] = [_after(*_exact(bottleneck.attention.dense), bottleneck.attention.LayerNorm)]
                 products.append(into)
-        weights, biases = zip(*products, strict=True)
-        self.projections = _affine(attention.query, torch.cat(weights), torch.cat(biases))
+        if self.residual is None:
+            products = [between.read(*product) for product in products]
+        self.projections = _affine(attention.query, *_joined(products))
         self.activation = ACTIVATIONS[hidden_act]()
 
-        stream = Stream(self.width, attention.query.weight.device)
+        stream = between if bottleneck is None else Stream(self.width, attention.query.weight.device)
         self.attention = stream.write(layer.attention.output.dense, layer.attention.output.LayerNorm)
         self.up, self.down = nn.ModuleList(), nn.ModuleList()
         ffns: list[Any] = [*layer.ffn, layer]
         for ffn in ffns:
-            self.up.append(stream.read(ffn.intermediate.dense))
+            up = ffn.intermediate.dense
+            self.up.append(_affine(up, *stream.read(*_exact(up))))
             self.down.append(stream.write(ffn.output.dense, ffn.output.LayerNorm))
-        dtype = attention.query.weight.dtype
-        if bottleneck is None:
-            self.output, gain, offset = None, stream.scale, stream.shift
-        else:
+        self.output = None
+        if bottleneck is not None:
             out = layer.output.bottleneck
             assert out is not None
-            weight, bias = _exact(out.dense)
-            self.output = _affine(out.dense, weight * stream.scale, None)
-            gain, offset = _exact(out.LayerNorm)
-            offset = offset + gain * (bias + weight @ stream.shift)
-        # The stream between blocks has no scale or shift, so that hidden states equal the model's:
-        # this costs one kernel a block.
-        self.register_buffer("gain", gain.to(dtype))
-        self.register_buffer("offset", offset.to(dtype))
+            self.output = between.write(out.dense, out.LayerNorm, stream)
+        dtype = attention.query.weight.dtype
+        self.register_buffer("scale", between.scale.to(dtype))
+        self.register_buffer("shift", between.shift.to(dtype))
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, with_probabilities: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the output (batch, tokens, hidden_size), and attention probabilities or None."""
+        """Return the stream (batch, tokens, hidden_size), and attention probabilities or None."""
         batch, tokens = hidden_states.shape[:2]
         block_input = x = hidden_states.reshape(batch * tokens, -1)
         if self.residual is not None:
             x = self.residual(block_input)
-        projected = self.projections(x)
-        split = projected[:, : 3 * self.width].view(batch, tokens, 3, self.heads, self.width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        if projected.shape[1] > 3 * self.width:
-            x = projected[:, 3 * self.width :]
+        parts = self.projections(x).split(self.width, dim=-1)
+        if self.query_key is not None:
+            parts = (*self.query_key(parts[0]).split(self.width, dim=-1), *parts[1:])
+        query, key, value = (part.view(batch, tokens, self.heads, -1).transpose(1, 2) for part in parts[:3])
+        if len(parts) > 3:
+            x = parts[3]
         if self.replaces_scores and attention_mask is not None:
             key = key.masked_fill((attention_mask == -6).transpose(-1, -2), 0)  # see MobileBertSelfAttention
         probabilities = None
@@ -177,7 +187,23 @@ class FoldedLayer(nn.Module):
             x = down(activate(self.activation, up(x), up, made_by=Affine), x)
         if self.output is not None:
             x = self.output(x, block_input)
-        return torch.addcmul(self.offset, x, self.gain).view(batch, tokens, -1), probabilities
+        return x.view(batch, tokens, -1), probabilities
+
+
+class FoldedEncoder(MobileBertEncoder):
+    """Folded blocks, one after the other."""
+
+    def __init__(self, layers: Any, config: MobileBertConfig):
+        nn.Module.__init__(self)
+        between = Stream(config.hidden_size, next(layers.parameters()).device)
+        self.layer = nn.ModuleList(FoldedLayer(layer, config.hidden_act, between) for layer in layers)
+
+    def state(self, stream: torch.Tensor, blocks: int) -> torch.Tensor:
+        """Return the hidden state, as the model that was folded has it."""
+        if not blocks:
+            return stream
+        last: Any = self.layer[blocks - 1]
+        return torch.addcmul(last.shift, stream, last.scale)
 
 
 def _after(weight: torch.Tensor, bias: torch.Tensor, norm: NoNorm | nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,9 +242,9 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     finally:
         base.encoder.layer = layers
     with torch.no_grad():
-        blocks = nn.ModuleList(FoldedLayer(layer, model.config.hidden_act) for layer in layers)
+        encoder = FoldedEncoder(layers, model.config)
     body: Any = getattr(folded, "mobilebert", folded)
-    body.encoder.layer = blocks
+    body.encoder = encoder
     folded.save_pretrained = _refuse_saving
     folded.train = MethodType(_train, folded)
     return folded.requires_grad_(False).eval()

@@ -61,9 +61,13 @@ class TFMobileBertEncoder(Part):
         for index, layer in enumerate(self.layer):
             of_heads = None if head_mask is None else head_mask[index]
             hidden_states, probabilities = layer(hidden_states, attention_mask, head_mask=of_heads, training=training)
-            states.append(hidden_states)
+            states.append(self.state(hidden_states, index + 1))
             attentions.append(probabilities)
         return tuple(states), tuple(attentions)
+
+    def state(self, stream, blocks):
+        """Return the hidden state for what `blocks` blocks made: itself, except in `folding`."""
+        return stream
 
 
 class TFMobileBertPooler(Part):

@@ -8,7 +8,8 @@ import tensorflow as tf
 import torch
 
 from mobilebert import modeling
-from mobilebert.modeling.folding import Affine, FoldedLayer, fold
+from mobilebert.modeling.folding import Affine, FoldedEncoder, FoldedLayer, fold
+from mobilebert.tf.encoder import TFMobileBertEncoder
 from mobilebert.tf.parts import ACTIVATIONS, Part, dtype_policy
 from mobilebert.tf.weights import load_state_dict, state_dict
 
@@ -33,20 +34,23 @@ class TFFoldedLayer(Part):
         super().__init__()
         self.heads, self.width, self.replaces_scores = folded.heads, folded.width, folded.replaces_scores
         self.residual = None if folded.residual is None else TFAffine(folded.residual)
+        self.query_key = None if folded.query_key is None else TFAffine(folded.query_key)
         self.projections, self.attention = TFAffine(folded.projections), TFAffine(folded.attention)
         self.up = [TFAffine(part) for part in folded.up]  # pyrefly: ignore[bad-argument-type]  (a ModuleList of Affine)
         self.down = [TFAffine(part) for part in folded.down]  # pyrefly: ignore[bad-argument-type]
         self.last = None if folded.output is None else TFAffine(folded.output)
-        self.gain, self.offset = _constant(self, folded.gain), _constant(self, folded.offset)
+        self.scale, self.shift = _constant(self, folded.scale), _constant(self, folded.shift)
         self.activation = ACTIVATIONS[hidden_act]
 
     def call(self, hidden_states, attention_mask=None, head_mask=None, training=None):
-        """Return the output (batch, tokens, hidden_size), and attention probabilities."""
+        """Return the stream (batch, tokens, hidden_size), and attention probabilities."""
         x = hidden_states if self.residual is None else self.residual(hidden_states)
-        parts = self.projections(x)
-        query, key, value = (self._split(parts[..., place * self.width : (place + 1) * self.width]) for place in range(3))
-        if parts.shape[-1] > 3 * self.width:
-            x = parts[..., 3 * self.width :]
+        parts = self._parts(self.projections(x))
+        if self.query_key is not None:
+            parts = [*self._parts(self.query_key(parts[0])), *parts[1:]]
+        query, key, value = map(self._split, parts[:3])
+        if len(parts) > 3:
+            x = parts[3]
         if self.replaces_scores and attention_mask is not None:
             key = key * tf.cast(tf.linalg.matrix_transpose(attention_mask) != -6, key.dtype)
         scores = tf.matmul(query, key, transpose_b=True)
@@ -58,10 +62,29 @@ class TFFoldedLayer(Part):
             x = down(self.activation(up(x)), x)
         if self.last is not None:
             x = self.last(x, hidden_states)
-        return x * self.gain + self.offset, probabilities
+        return x, probabilities
+
+    def _parts(self, x):
+        return tf.split(x, x.shape[-1] // self.width, axis=-1)
 
     def _split(self, x):
         return tf.transpose(tf.reshape(x, (*_lengths(x)[:2], self.heads, self.width // self.heads)), (0, 2, 1, 3))
+
+
+class TFFoldedEncoder(TFMobileBertEncoder):
+    """Folded blocks, one after the other."""
+
+    def __init__(self, folded: FoldedEncoder, hidden_act: str):
+        Part.__init__(self)
+        layers: Any = folded.layer
+        self.layer = [TFFoldedLayer(layer, hidden_act) for layer in layers]
+
+    def state(self, stream, blocks):
+        """Return the hidden state, as the model that was folded has it."""
+        if not blocks:
+            return stream
+        last = self.layer[blocks - 1]
+        return stream * last.scale + last.shift
 
 
 def _lengths(x: Any) -> list[Any]:
@@ -91,5 +114,5 @@ def folded_model(model: Any) -> Any:
     copy = type(model).from_config(model.get_config())
     load_state_dict(copy, arrays)
     with dtype_policy(model.dtype_policy.name):
-        copy.mobilebert.encoder.layer = [TFFoldedLayer(layer, model.config.hidden_act) for layer in body.encoder.layer]
+        copy.mobilebert.encoder = TFFoldedEncoder(body.encoder, model.config.hidden_act)
     return copy
