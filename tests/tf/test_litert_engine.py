@@ -67,3 +67,13 @@ def test_a_model_without_a_keras_class_is_refused_in_one_line(rows, tmp_path):
     with pytest.raises(UserError, match=r"^litert: DistilBertModel has no Keras class here; MobileBERT and BERT have$"):
         programs.write(ENGINES["litert"], model, tmp_path / "model.tflite", rows)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_no_product_of_the_int8_file_needs_the_slow_kernel_of_a_batch(body, rows, tmp_path):
+    """Each head has two products of its own: LiteRT computes a batch of them in its reference code."""
+    _, loaded = written(body, "litert-int8", rows, tmp_path)
+    ran = [kernel for kernel in loaded.kernels(rows[0]) if kernel.flops]
+    assert {(kernel.op, kernel.is_int8) for kernel in ran} == {("FULLY_CONNECTED", True)}
+    width = (32 if body != "bert" else 64) // 2  # of a head
+    assert sum(kernel.flops == 2 * LENGTH * LENGTH * width for kernel in ran) >= 2 * 2 * 2 * 2  # layers, rows, heads, two
