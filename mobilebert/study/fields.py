@@ -42,6 +42,7 @@ Engine = Literal[  # of `deployment.engines.table`
     "litert-int8",
     "onnxruntime-fixed",
     "onnxruntime-int8-fixed",
+    "openvino-fixed",
 ]
 
 Quantizer = Literal[  # of `deployment.ways`, without the first

@@ -209,7 +209,7 @@ class Latency(Strict):
     def known_engines(cls, value):
         """Return the engines. Raises ValueError for an unknown one, with the nearest names."""
         for name in value if isinstance(value, list | tuple) else ():
-            if isinstance(name, str) and name not in get_args(Engine):
+            if name not in get_args(Engine):
                 raise ValueError(f"unknown engine {shown(name)}; {allowed(get_args(Engine), name)}")
         return value
 

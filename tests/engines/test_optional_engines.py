@@ -62,6 +62,16 @@ def test_openvino_gives_pytorchs_output_in_float32(model, rows, tmp_path):
     assert error("openvino", model, rows, tmp_path) < 1e-5
 
 
+def test_openvino_fixed_compiles_the_model_for_the_shape_of_each_input(model, rows, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed: make test-engines")
+    free, fixed, torchs = (loaded(name, model, rows, tmp_path) for name in ("openvino", "openvino-fixed", "pytorch"))
+    for batch in (rows[0], {name: np.repeat(array[:, :9], 2, axis=0) for name, array in rows[0].items()}):
+        found, wanted = (one(batch)["last_hidden_state"] for one in (fixed, torchs))
+        assert latency.relative_error(found, wanted) < 1e-5
+    assert len(fixed.kernels(rows[0])) < len(free.kernels(rows[0]))  # it computes no shapes
+    assert (free.ran_with["shapes"], fixed.ran_with["shapes"]) == ("free", "fixed")
+
+
 def test_openvino_runs_nncfs_int8_kernels(model, rows, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed: make test-engines")
     assert 1e-5 < error("openvino-int8", model, rows, tmp_path) < 0.1

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from mobilebert.deployment.engines.table import Engine, Kernel
-from mobilebert.deployment.export import export_onnx
+from mobilebert.deployment.export import OUTPUTS, export_onnx
 from mobilebert.util.errors import UserError, one_line
 from mobilebert.util.files import settle
 
@@ -24,7 +24,11 @@ SCALED = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose")  # between 
 
 
 class OpenVinoModel:
-    """A model in OpenVINO, on the CPU."""
+    """A model in OpenVINO, on the CPU.
+
+    An engine whose name ends in -fixed compiles the model again for each shape of input, so that no
+    shape is computed as it runs.
+    """
 
     def __init__(self, engine: Engine, path: Path, threads: int):
         import openvino
@@ -40,30 +44,42 @@ class OpenVinoModel:
             "NUM_STREAMS": "1",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._path = path
-        self._request = self._compile({})
+        self._path, self._is_fixed = path, engine.name.endswith("-fixed")
+        self._requests: dict[Any, Any] = {} if self._is_fixed else {None: self._compile({}, None)}
         self.bytes = path.stat().st_size + sum(one.stat().st_size for one in [path.with_suffix(".bin")] if one.is_file())
         self.ran_with = {
             "program": f"openvino {version('openvino')}",
-            "threads": int(self._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS")),
+            "threads": threads,
             "precision": precision,
             "file": path.name,
+            "shapes": "fixed" if self._is_fixed else "free",
         }
 
-    def _compile(self, more: dict[str, Any]):
+    def _shape(self, batch: Mapping[str, np.ndarray]) -> Any:
+        return batch["input_ids"].shape if self._is_fixed else None
+
+    def _compile(self, more: dict[str, Any], shape: tuple[int, int] | None) -> Any:
         import openvino
 
+        core = openvino.Core()
         try:
-            compiled = openvino.Core().compile_model(self._path, "CPU", self._settings | more)
+            model = core.read_model(self._path)
+            if shape is not None:
+                model.reshape({port.get_any_name(): list(shape) for port in model.inputs})
+            compiled = core.compile_model(model, "CPU", self._settings | more)
         except RuntimeError as error:
             raise UserError(f"{self._path}: OpenVINO cannot read it ({one_line(error)})") from None
         self._inputs = [port.get_any_name() for port in compiled.inputs]
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
+        known = {name for group in OUTPUTS for name in group}  # a port has the names of inner tensors too
+        self._outputs = [next(iter(known & port.get_names()), port.get_any_name()) for port in compiled.outputs]
         return compiled.create_infer_request()
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name. Raises UserError if the model does not take the batch."""
-        return self._run(self._request, batch)
+        shape = self._shape(batch)
+        if shape not in self._requests:
+            self._requests[shape] = self._compile({}, shape)
+        return self._run(self._requests[shape], batch)
 
     def _run(self, request, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if unknown := [name for name in self._inputs if name not in batch]:
@@ -76,7 +92,7 @@ class OpenVinoModel:
 
     def kernels(self, batch: Mapping[str, np.ndarray]) -> list[Kernel]:
         """Return the nodes of the compiled graph with their times, from a second compilation."""
-        request = self._compile({"PERF_COUNT": True})
+        request = self._compile({"PERF_COUNT": True}, self._shape(batch))
         for _ in range(2):  # OpenVINO keeps the times of the last run; the first warms up
             self._run(request, batch)
         return kernels_of(request.get_compiled_model().get_runtime_model().get_ordered_ops())

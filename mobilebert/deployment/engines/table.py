@@ -127,6 +127,9 @@ _ALL = (
     ),
     Engine("openvino", "OpenVINO, float32", tolerance=FLOAT, file="model.onnx", **_OPENVINO),
     Engine(
+        "openvino-fixed", "OpenVINO, float32, compiled for one shape of input", tolerance=FLOAT, file="model.onnx", **_OPENVINO
+    ),
+    Engine(
         "openvino-bf16", "OpenVINO, bfloat16 (processors with AMX or AVX512-BF16)", tolerance=BF16, file="model.onnx", **_OPENVINO
     ),
     Engine(
