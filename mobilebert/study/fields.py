@@ -43,6 +43,7 @@ Engine = Literal[  # of `deployment.engines.table`
     "onnxruntime-fixed",
     "onnxruntime-int8-fixed",
     "openvino-fixed",
+    "pytorch-cuda",
 ]
 
 Quantizer = Literal[  # of `deployment.ways`, without the first

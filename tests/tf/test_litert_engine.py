@@ -71,7 +71,7 @@ def test_a_model_without_a_keras_class_is_refused_in_one_line(rows, tmp_path):
 
 @pytest.mark.parametrize("body", BODIES)
 def test_no_product_of_the_int8_file_needs_the_slow_kernel_of_a_batch(body, rows, tmp_path):
-    """Each head has two products of its own: LiteRT computes a batch of them in its reference code."""
+    """Each head has its own products: LiteRT computes a batch of them in its reference code."""
     _, loaded = written(body, "litert-int8", rows, tmp_path)
     ran = [kernel for kernel in loaded.kernels(rows[0]) if kernel.flops]
     assert {(kernel.op, kernel.is_int8) for kernel in ran} == {("FULLY_CONNECTED", True)}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig
@@ -315,3 +316,20 @@ def test_a_missing_engine_is_named_with_the_install_command(engine, monkeypatch)
 def test_importing_costs_neither_torch_nor_transformers():
     code = "import sys, mobilebert.deployment.latency; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_gpu_engine_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="PyTorch sees no CUDA device; install its CUDA build"):
+        programs.load(ENGINES["pytorch-cuda"], latency_worker.build({"config": MOBILEBERT}, 0), 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_cpus_output():
+    ids = np.random.default_rng(0).integers(99, size=(2, 8))
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    here, there = (
+        programs.load(ENGINES[name], latency_worker.build({"config": MOBILEBERT}, 0), 1) for name in ("pytorch", "pytorch-cuda")
+    )
+    assert latency.relative_error(there(batch)["last_hidden_state"], here(batch)["last_hidden_state"]) < 1e-4
+    assert all(kernel.us is None for kernel in there.kernels(batch))
