@@ -111,7 +111,7 @@ NOT_RUN = {
     "mobilebert latency bert-base mobilebert --engine pytorch pytorch-folded pytorch-compiled --rounds 200": QUIET,
     "mobilebert latency bert-base mobilebert --engine onnxruntime onnxruntime-fixed --rounds 200": QUIET,
     "mobilebert latency bert-base mobilebert --engine onnxruntime-int8 onnxruntime-int8-fixed --rounds 200": QUIET,
-    "mobilebert latency bert-base mobilebert --engine openvino litert --rounds 200": QUIET,
+    "mobilebert latency bert-base mobilebert --engine openvino openvino-fixed litert --rounds 200": QUIET,
     "mobilebert latency mobilebert.tflite bert-base.tflite --device android --benchmark-binary benchmark_model": PHONE,
     "mobilebert latency mobilebert.tflite --device android:SERIAL1 --device android:SERIAL2 "
     "--benchmark-binary benchmark_model --json": PHONE,
