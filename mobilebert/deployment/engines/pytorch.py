@@ -34,8 +34,7 @@ class PyTorchModel:
         self._device = "cuda" if engine.name == "pytorch-cuda" else "cpu"
         if self._device == "cuda" and not torch.cuda.is_available():
             raise UserError("pytorch-cuda: PyTorch sees no CUDA device; install its CUDA build on a machine with an NVIDIA GPU")
-        self._model: Any = model.eval()
-        self._model.to(self._device)
+        self._model: Any = torch.nn.Module.to(model.eval(), self._device)
         if engine.name != "pytorch" and foldable(model):
             self._model = fold(model)
         self._named = inspect.signature(model.forward).parameters  # DistilBERT, for one, takes no token_type_ids
