@@ -73,8 +73,11 @@ def print_comparison(options: argparse.Namespace) -> int:
     if report.gate and options.junit:
         write_atomically(options.junit.resolve(), ci.junit(report.gate, f"gate of {options.base}"))
     if report.gate and (path := os.environ.get("GITHUB_STEP_SUMMARY")):
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(ci.summary(report.gate, f"Gate of {options.base}"))
+        try:
+            with Path(path).open("a", encoding="utf-8") as stream:
+                stream.write(ci.summary(report.gate, f"Gate of {options.base}"))
+        except OSError as error:  # the verdicts, printed below, must not be lost for it
+            print(f"mobilebert: $GITHUB_STEP_SUMMARY: {path}: cannot be written ({error.strerror})", file=sys.stderr)
     if options.log:
         from mobilebert.compare.log import log_comparison
 

@@ -288,6 +288,14 @@ def test_verdicts_are_written_for_ci(place, capsys, monkeypatch):
     assert 'class="worse"' in Path("gate.html").read_text()
 
 
+def test_a_summary_that_cannot_be_written_costs_no_verdict(place, capsys, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(place / "no folder/summary.md"))
+    assert main(["compare", "base.json", *fresh(), "--gate"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "gate: 3 hold, 0 do not"
+    assert "no folder/summary.md: cannot be written (No such file or directory)" in printed.err
+
+
 def test_a_name_of_odd_characters_leaves_the_xml_valid(place):
     name = "base\x01\udcff<.json"
     shutil.copy("base.json", name)
