@@ -74,7 +74,7 @@ def measure(specs: list[dict], *, length: int, batch: int, threads: int, rounds:
             if key not in prepared:
                 engines = sorted({other["engine"] for other in specs if _key(other) == key})
                 home = folder / str(len(prepared))
-                prepared[key] = _prepare(processes, source_of(spec), engines, home, length, batch, seed)
+                prepared[key] = _prepare(processes, spec, engines, home, length, batch, seed)
         workers: dict[str, Any] = {}
         loaded = {}
         for spec in specs:
@@ -194,10 +194,10 @@ def _key(spec: dict) -> str:
     return json.dumps(source_of(spec), sort_keys=True)
 
 
-def _prepare(processes, source: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> dict:
+def _prepare(processes, spec: dict, engines: list[str], folder: Path, length: int, batch: int, seed: int) -> dict:
     """Return what `latency_worker.prepare` sends for one model, from a process that then ends."""
-    config = source.get("config")
-    name = f"reference of {config['model_type']}" if config else next(iter(source.values()))
+    source = source_of(spec)
+    name = f"reference of {spec['name']}" if "config" in source else next(iter(source.values()))
     with Worker(processes, name, "prepare", (source, engines, folder, length, batch, seed)) as worker:
         return worker.answer()
 

@@ -69,7 +69,8 @@ def cell(row: paper.Row, column: paper.Column, record: Record | None, printed: f
     names = [f"{model}/{engine}" for model in (row.model, column.over) if model]
     if record is None or (record.status == "ok" and any(f"{name}:p50_ms" not in record.metrics for name in names)):
         return Cell(printed, None, "not run", column.unit)
-    setting = [f"{record.config.get('threads')} threads", f"length {record.config.get('length')}", "median of rounds"]
+    threads = record.config.get("threads")
+    setting = [f"{threads} thread{'' if threads == 1 else 's'}", f"length {record.config.get('length')}", "median of rounds"]
     labels = (*reading.labels(record), ", ".join([str(engine), *setting]), *_far_outputs(record, names))
     if record.status != "ok":
         labels += (f"{record.status}: {reading.reason(record)}",)

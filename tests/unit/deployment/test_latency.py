@@ -249,7 +249,7 @@ def test_settings_that_cannot_be_measured_are_refused(specs, changes, message):
 
 
 def test_a_failing_process_is_an_error_not_a_number():
-    with pytest.raises(UserError, match=r"reference of mobilebert: AttributeError: .+"):
+    with pytest.raises(UserError, match=r"reference of student: AttributeError: .+"):
         latency.measure([spec(config=MOBILEBERT | {"id2label": 5})], **SETTINGS)
 
 
