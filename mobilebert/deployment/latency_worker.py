@@ -94,7 +94,7 @@ def prepare(connection: Connection, source: dict, engines: list[str], folder: Pa
         raise UserError(f"length: {length} is not from 2 to {longest}, the model's max_position_embeddings")
     rows = [inputs(model.config.vocab_size) for _ in range(CALIBRATION)]
     for row in rows[1:]:  # the first is timed
-        row["attention_mask"][:, length - length // 4 :] = 0  # or the mask's own range would be empty
+        row["attention_mask"][:, -max(1, length // 4) :] = 0  # or the mask's own range would be empty
     with _refusing(source, "pytorch"):
         reference = programs.load(ENGINES["pytorch"], model, 1)(rows[0])[OUTPUT]
         flops = _flops(model, rows[0])

@@ -91,7 +91,8 @@ class MobileBertEncoder(nn.Module):
             if states is not None and states_wanted is not None:
                 states.append(self.state(hidden_states, index + 1) if index + 1 in states_wanted else None)
             attentions.append(probabilities)
-        return self.state(hidden_states, num_layers), None if states is None else tuple(states), tuple(attentions)
+        last = states[-1] if states and states[-1] is not None else self.state(hidden_states, num_layers)
+        return last, None if states is None else tuple(states), tuple(attentions)
 
     def state(self, stream: torch.Tensor, blocks: int) -> torch.Tensor:
         """Return the hidden state for what `blocks` blocks made: itself, except in `folding`."""

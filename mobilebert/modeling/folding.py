@@ -32,10 +32,13 @@ from mobilebert.modeling.inplace import activate, untouched
 from mobilebert.modeling.layers import ACTIVATIONS, NoNorm
 from mobilebert.util.errors import UserError
 
-# A channel whose scale would be larger than this, or smaller than its inverse, starts again at 1,
-# for one multiplication: a NoNorm weight near zero is then a factor, never a divisor. Within the
-# range float32 and bfloat16 lose nothing, because a scale moves the exponent alone.
+# If a channel's scale would be larger than this, or smaller than its inverse, all channels start
+# again at 1, for one multiplication: a NoNorm weight near zero is then a factor, never a divisor.
+# Within the range float32 and bfloat16 lose nothing, because a scale moves the exponent alone.
 LARGEST_SCALE = 2.0**20
+# The same for the stream between blocks. The norms of 24 blocks may multiply to scales that differ
+# by 1e5 between channels, but an int8 tensor has one range for all its channels.
+LARGEST_BETWEEN = 4.0
 
 
 class Affine(nn.Module):
@@ -65,9 +68,11 @@ class Stream:
     """Scale and shift of a residual stream while the layers that use it are folded one by one.
 
     Both are (width,) in float64.
+    largest: the scales stay between this and its inverse.
     """
 
-    def __init__(self, width: int, device: torch.device):
+    def __init__(self, width: int, device: torch.device, largest: float = LARGEST_SCALE):
+        self.largest = largest
         self.scale = torch.ones(width, dtype=torch.float64, device=device)
         self.shift = torch.zeros(width, dtype=torch.float64, device=device)
 
@@ -83,11 +88,11 @@ class Stream:
         weight, bias = _exact(linear) if y is None else y.read(*_exact(linear))
         gain, offset = _exact(norm)
         scale = gain * self.scale
-        far = (scale.abs() > LARGEST_SCALE) | (scale.abs() < 1 / LARGEST_SCALE)
-        kept = torch.where(far, torch.ones_like(scale), scale)
+        starts_again = not (1 / self.largest <= scale.abs().min() and scale.abs().max() <= self.largest)
+        kept = torch.ones_like(scale) if starts_again else scale
         self.scale, self.shift = kept, gain * (bias + self.shift) + offset
         folded = _affine(linear, weight * (gain / kept)[:, None], None)
-        if far.any():
+        if starts_again:
             folded.keep = (scale / kept).to(linear.weight.dtype)
         return folded
 
@@ -195,7 +200,7 @@ class FoldedEncoder(MobileBertEncoder):
 
     def __init__(self, layers: Any, config: MobileBertConfig):
         nn.Module.__init__(self)
-        between = Stream(config.hidden_size, next(layers.parameters()).device)
+        between = Stream(config.hidden_size, next(layers.parameters()).device, LARGEST_BETWEEN)
         self.layer = nn.ModuleList(FoldedLayer(layer, config.hidden_act, between) for layer in layers)
 
     def state(self, stream: torch.Tensor, blocks: int) -> torch.Tensor:
@@ -225,17 +230,18 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     """Return a faster copy of `model`, with folded blocks; outputs are equal up to rounding.
 
     The copy takes the same arguments. It is in evaluation mode and for inference only: its blocks
-    have no gradients and no dropout. Its `train()` and `save_pretrained` raise UserError; save the
-    original model.
+    have no gradients and no dropout. A hook on a block sees the stream before its scale and shift;
+    hidden states have both. Its `train()` and `save_pretrained` raise UserError; save the original
+    model.
 
-    Raises UserError for a model that is not `foldable` (LayerNorm is not affine), and for blocks
-    with adapters, quantized layers or hooks, which the fold would lose.
+    Raises UserError for a model that is not `foldable` (LayerNorm is not affine), and for an
+    encoder with adapters, quantized layers or hooks, which the fold would lose.
     """
     if not foldable(model):
         raise UserError(f"fold: {type(model).__name__} is not a MobileBERT model with no_norm, or is folded already")
     base: Any = getattr(model, "mobilebert", model)
     layers = base.encoder.layer
-    _check_untouched(layers, model.config)
+    _check_untouched(base.encoder, model.config)
     base.encoder.layer = nn.ModuleList()  # so that the blocks, which are replaced, are not copied
     try:
         folded = copy.deepcopy(model)
@@ -250,18 +256,23 @@ def fold(model: MobileBertPreTrainedModel) -> MobileBertPreTrainedModel:
     return folded.requires_grad_(False).eval()
 
 
-def _check_untouched(layers: nn.ModuleList, config: MobileBertConfig) -> None:
+def _check_untouched(encoder: MobileBertEncoder, config: MobileBertConfig) -> None:
     with torch.device("meta"):
         expected = dict(MobileBertLayer(config).named_modules())
-    for index, layer in enumerate(layers):
+    _check_plain("encoder", encoder, MobileBertEncoder)
+    for index, layer in enumerate(encoder.layer):
         found = dict(layer.named_modules())
         for name, module in expected.items():
-            if name not in found or not untouched(found[name], type(module)):
-                kind = type(found[name]).__name__ if name in found else "missing"
-                raise UserError(
-                    f"fold: encoder.layer.{index}.{name} is no plain {type(module).__name__} (it is {kind}, or has hooks); "
-                    "merge adapters, remove hooks and parametrizations, and fold before quantization"
-                )
+            _check_plain(f"encoder.layer.{index}.{name}", found.get(name), type(module))
+
+
+def _check_plain(name: str, found: nn.Module | None, wanted: type) -> None:
+    if found is None or not untouched(found, wanted):
+        kind = "missing" if found is None else type(found).__name__
+        raise UserError(
+            f"fold: {name} is no plain {wanted.__name__} (it is {kind}, or has hooks); "
+            "merge adapters, remove hooks and parametrizations, and fold before quantization"
+        )
 
 
 def _train(folded: MobileBertPreTrainedModel, mode: bool = True) -> MobileBertPreTrainedModel:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from mobilebert.tf.folding import folded_model
@@ -91,7 +92,24 @@ def export_tflite(
             converter.representative_dataset = lambda: _samples(calibration, (batch, length))
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
         content = converter.convert()
+    if calibration is not None:
+        content = _without_inner_names(content)
     write_atomically(Path(path), content)
+
+
+def _without_inner_names(content: bytes) -> bytes:
+    """Return a file whose tensors have no names, but for inputs and outputs.
+
+    A product of one head is named after those of all heads and rows. With a batch of 8 and 12 heads
+    the names were 13.5 of 13.9 MB of a small BERT.
+    """
+    file = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for graph in file.subgraphs:
+        ends = {*graph.inputs, *graph.outputs}
+        for place, tensor in enumerate(graph.tensors):
+            if place not in ends:
+                tensor.name = b""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(file))
 
 
 def _in_float32(model: TFMobileBertPreTrainedModel) -> TFMobileBertPreTrainedModel:

@@ -77,3 +77,12 @@ def test_no_product_of_the_int8_file_needs_the_slow_kernel_of_a_batch(body, rows
     assert {(kernel.op, kernel.is_int8) for kernel in ran} == {("FULLY_CONNECTED", True)}
     width = (32 if body != "bert" else 64) // 2  # of a head
     assert sum(kernel.flops == 2 * LENGTH * LENGTH * width for kernel in ran) >= 2 * 2 * 2 * 2  # layers, rows, heads, two
+
+
+def test_the_int8_file_names_inputs_and_outputs_alone(rows, tmp_path):
+    """A product of one head is named after those of all heads and rows: more bytes than weights."""
+    _, loaded = written("bert", "litert-int8", rows, tmp_path)
+    details = loaded._interpreter.get_tensor_details()
+    assert sum(bool(one["name"]) for one in details) == 4
+    assert len(details) > 100
+    assert set(loaded(rows[0])) == {"last_hidden_state"}

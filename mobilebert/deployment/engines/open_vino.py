@@ -45,7 +45,6 @@ class OpenVinoModel:
             "PERFORMANCE_HINT": "LATENCY",
         }
         self._path, self._is_fixed = path, engine.name.endswith("-fixed")
-        self._requests: dict[Any, Any] = {} if self._is_fixed else {None: self._compile({}, None)}
         self.bytes = path.stat().st_size + sum(one.stat().st_size for one in [path.with_suffix(".bin")] if one.is_file())
         self.ran_with = {
             "program": f"openvino {version('openvino')}",
@@ -54,9 +53,10 @@ class OpenVinoModel:
             "file": path.name,
             "shapes": "fixed" if self._is_fixed else "free",
         }
+        self._requests: dict[Any, Any] = {} if self._is_fixed else {None: self._compile({}, None)}
 
     def _shape(self, batch: Mapping[str, np.ndarray]) -> Any:
-        return batch["input_ids"].shape if self._is_fixed else None
+        return next(iter(batch.values())).shape if self._is_fixed else None
 
     def _compile(self, more: dict[str, Any], shape: tuple[int, int] | None) -> Any:
         import openvino
@@ -68,7 +68,9 @@ class OpenVinoModel:
                 model.reshape({port.get_any_name(): list(shape) for port in model.inputs})
             compiled = core.compile_model(model, "CPU", self._settings | more)
         except RuntimeError as error:
-            raise UserError(f"{self._path}: OpenVINO cannot read it ({one_line(error)})") from None
+            problem = "OpenVINO cannot read it" if shape is None else f"OpenVINO cannot compile it for inputs of {shape}"
+            raise UserError(f"{self._path}: {problem} ({one_line(error)})") from None
+        self.ran_with["threads"] = int(compiled.get_property("INFERENCE_NUM_THREADS"))  # no more than there are cores
         self._inputs = [port.get_any_name() for port in compiled.inputs]
         known = {name for group in OUTPUTS for name in group}  # a port has the names of inner tensors too
         self._outputs = [next(iter(known & port.get_names()), port.get_any_name()) for port in compiled.outputs]
@@ -99,7 +101,10 @@ class OpenVinoModel:
 
 
 def kernels_of(nodes: Iterable[Any]) -> list[Kernel]:
-    """Return the kernels among the nodes of a compiled graph: those that ran."""
+    """Return the kernels among the nodes of a compiled graph: those that ran, for at least 1 us.
+
+    OpenVINO reports a node that took less as not executed.
+    """
     found = []
     for node in nodes:
         facts = node.get_rt_info()

@@ -177,8 +177,8 @@ def int8_share(found: tuple[int, int], flops: int | None) -> float | None:
     """Return the share of the matrix products' FLOPs that ran in 8 bits; None if none are known.
 
     found: from `int8_flops`. flops: of the model in PyTorch. The whole is the larger of `flops` and
-    the engine's own sum: an engine hides products in fused operators, and a folded model has a few
-    more.
+    the engine's own sum: an engine hides products in fused operators, and a .tflite file that was
+    given may hold another fold, with a few more.
     """
     whole = max(found[1], flops or 0)
     return found[0] / whole if whole else None

@@ -333,3 +333,14 @@ def test_a_gpu_gives_the_cpus_output():
     )
     assert latency.relative_error(there(batch)["last_hidden_state"], here(batch)["last_hidden_state"]) < 1e-4
     assert all(kernel.us is None for kernel in there.kernels(batch))
+
+
+@pytest.mark.parametrize("length", [2, 3, 8])
+def test_calibration_has_padding_at_every_length_and_the_timed_input_has_none(length, monkeypatch, tmp_path):
+    rows, sent = [], []
+    monkeypatch.setattr(programs, "write", lambda engine, source, path, given: (path.touch(), rows.extend(given)))
+    connection = SimpleNamespace(send=sent.append)
+    latency_worker.prepare(connection, {"config": MOBILEBERT}, ["onnxruntime"], tmp_path, length, 1, 0)  # pyrefly: ignore[bad-argument-type]
+    masked = [int((row["attention_mask"] == 0).sum()) for row in rows]
+    assert masked == [0] + [max(1, length // 4)] * (latency_worker.CALIBRATION - 1)
+    assert (sent[0][1]["inputs"]["attention_mask"] == 1).all()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mobilebert
-from mobilebert import MobileBertConfig, fold
-from mobilebert.modeling.folding import FoldedLayer
+from mobilebert import MobileBertConfig, MobileBertModel, fold
+from mobilebert.modeling.encoder import MobileBertEncoder
+from mobilebert.modeling.folding import Affine, FoldedLayer
 from mobilebert.util.errors import UserError
 
 SMALL = {
@@ -125,6 +126,25 @@ def test_scales_near_zero_are_multiplied_by_and_never_divided_by(odd):
     assert error.max() <= 1e-9
 
 
+def test_channels_of_the_stream_between_blocks_keep_one_size_for_int8():
+    """An int8 tensor has one range: with scales that differ by 1e5 most channels would be 0."""
+    model = build(num_hidden_layers=24)
+    for name, parameter in model.named_parameters():
+        if "encoder" in name and name.endswith("LayerNorm.weight"):
+            parameter.data.copy_(torch.exp(0.5 * torch.randn_like(parameter)))
+    folded = fold(model)
+    for block in folded.encoder.layer:
+        assert block.scale.min() >= 1 / 4
+        assert block.scale.max() <= 4
+    with torch.no_grad():
+        close(folded(**inputs()).last_hidden_state, model(**inputs()).last_hidden_state)
+
+
+def test_norms_near_one_never_cost_a_multiplication():
+    folded = fold(MobileBertModel(MobileBertConfig(**SMALL | {"num_hidden_layers": 24})))
+    assert not any(part.keep is not None for part in folded.modules() if isinstance(part, Affine))
+
+
 def test_float32_is_as_near_to_the_truth_as_the_unfolded_model():
     exact = build("Model", spread=0.5, num_hidden_layers=12)
     single = copy.deepcopy(exact).float()
@@ -155,6 +175,9 @@ def test_a_block_of_four_ffns_takes_seventeen_kernels(layout, kernels, before):
     of a shared bottleneck, and TINY's input bottleneck, are one more product."""
     inside, shared = layout
     model = build(use_bottleneck_attention=inside, key_query_shared_bottleneck=shared, num_feedforward_networks=4)
+    for name, parameter in model.named_parameters():
+        if name.endswith("LayerNorm.weight"):
+            parameter.data.fill_(1.1)  # far from 1 the stream is multiplied
     layer, x = fold(model).encoder.layer[0], torch.randn(1, 7, 24, dtype=torch.float64)
     with torch.no_grad(), Kernels() as counted:
         layer(x, None, False)
@@ -178,6 +201,23 @@ def test_folding_does_not_change_the_model():
     assert all(torch.equal(after[key], before[key]) for key in before)
     model.mobilebert.encoder.layer[0].output.dense.weight.data.zero_()
     assert not torch.equal(fold(model)(**inputs()).logits, folded(**inputs()).logits)
+
+
+def test_the_last_hidden_state_is_made_once():
+    found = fold(build())(**inputs(), output_hidden_states=True)
+    assert found.hidden_states[-1] is found.last_hidden_state
+
+
+def test_an_encoder_with_hooks_or_of_another_class_is_refused():
+    class Other(MobileBertEncoder):
+        pass
+
+    hooked, other = build(), build()
+    hooked.encoder.register_forward_hook(lambda *given: None)
+    other.encoder.__class__ = Other
+    for model in (hooked, other):
+        with pytest.raises(UserError, match=r"fold: encoder is no plain MobileBertEncoder \(it is \w+, or has hooks\)"):
+            fold(model)
 
 
 def test_models_that_cannot_be_folded_are_refused(tmp_path):
