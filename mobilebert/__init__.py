@@ -3,7 +3,10 @@
 Names are imported on first use, so that `import mobilebert` and the command line stay quick.
 """
 
+import sys
 from importlib import import_module
+
+from mobilebert.util.packages import load_triton
 
 __version__ = "0.1.0"
 
@@ -27,6 +30,8 @@ __all__ = sorted(("__version__", *_MODELING, *_TOKENIZERS))
 
 
 def __getattr__(name: str):
+    if "tensorflow" in sys.modules:
+        load_triton()
     if name in _MODELING:
         value = getattr(import_module("mobilebert.modeling"), name)
     elif name in _TOKENIZERS:

@@ -6,7 +6,7 @@ it is missing.
 
 from importlib import import_module
 
-from mobilebert.util.packages import not_installed
+from mobilebert.util.packages import load_triton, not_installed
 
 _HOME = {
     "TFMobileBertForMaskedLM": "heads",
@@ -29,6 +29,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    load_triton()  # before TensorFlow
     try:
         value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
